@@ -1,0 +1,47 @@
+# make demo | test | lint | lock     on any machine with Python >= 3.11 and make
+#   JAX=cuda13, JAX=tpu    install JAX for that accelerator (default: cpu)
+#   PYTHON=python3.12      interpreter of a new environment (default: first that fits)
+#   VENV=.venv312          folder of the environment (default: .venv)
+#   ARGS="--smoke"         further arguments for the demo or for pytest
+
+JAX ?= cpu
+VENV ?= .venv
+FITS = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	if $$p -c '$(FITS)' 2>/dev/null; then echo $$p; break; fi; done)
+
+extras = dev$(if $(filter-out cpu,$(JAX)),$(comma)$(JAX))
+comma = ,
+bin = $(VENV)/bin
+installed = $(VENV)/.installed-$(JAX)
+
+.PHONY: demo test lint lock
+demo: $(installed)
+	$(bin)/python -m experiments.kl_metric $(ARGS)
+
+test: $(installed)
+	$(bin)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(installed)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/pyright
+
+# Needs Python 3.11 and one of 3.12 or later on the path; writes constraints.txt.
+lock:
+	python3.11 .ci/lock.py python3.11 $(or $(NEWER),python3.12)
+
+$(installed): pyproject.toml constraints.txt
+	@$(if $(filter cpu cuda13 tpu,$(JAX)),:,echo "JAX=$(JAX): use cpu, cuda13 or tpu"; exit 1)
+	@if command -v uv >/dev/null; then \
+		set -ex; \
+		test -x $(bin)/python || uv venv --python "$(or $(PYTHON),>=3.11)" $(VENV); \
+		uv pip install --python $(bin)/python -c constraints.txt -e '.[$(extras)]'; \
+	elif test -n "$(PYTHON)"; then \
+		set -ex; \
+		test -x $(bin)/pip || $(PYTHON) -m venv $(VENV); \
+		$(bin)/python -m pip install -q -c constraints.txt -e '.[$(extras)]'; \
+	else \
+		echo "robjax needs Python 3.11 or later: make PYTHON=/path/to/python"; exit 1; \
+	fi
+	@touch $@

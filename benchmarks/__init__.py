@@ -1,0 +1,1 @@
+"""Speed, measured: `python -m benchmarks.attack_throughput` and its neighbours."""

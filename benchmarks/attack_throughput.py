@@ -1,0 +1,100 @@
+"""Throughput of the attacks against their floor: k steps cost k input gradients.
+
+    python -m benchmarks.attack_throughput [--models cnn resnet20 …] [--peers]
+
+For each network, batch size and step count: seconds of the first call (tracing and
+compilation), images/s, milliseconds a step, and the ratio of the whole attack to
+k × the standalone jitted input gradient: of the model as it is ("plain"), and of the
+fastest form known (the smaller of plain and `lowering.fast`). A ratio below 1 against
+"plain" means that the compiled loop is faster than what `jax.grad` gives a user.
+"""
+
+import argparse
+
+import jax
+
+from benchmarks import networks, timing
+from robjax import attacks, losses, lowering
+from robjax.balls import Linf
+
+EPS, STEP = 0.1, 0.01
+
+
+def input_gradient(logits_fn, x, y):
+    """The gradient of the summed cross-entropy with respect to the images."""
+    return jax.grad(lambda v: losses.cross_entropy(logits_fn(v), y).sum())(x)
+
+
+def fast_input_gradient(logits_fn, x, y):
+    """The same, rewritten for the CPU."""
+    return lowering.fast(input_gradient)(logits_fn, x, y)
+
+
+def measure(name: str, size: int, steps: int, rounds: int, peers: bool) -> list[str]:
+    """Table rows for one network, batch size and step count."""
+    network = networks.build(name)
+    x, y = networks.batch(network, size)
+    logits, key = network.logits, jax.random.key(1)
+    plain, fast = jax.jit(input_gradient), jax.jit(fast_input_gradient)
+    forward = jax.jit(lambda fn, v: fn(v))
+
+    def pgd():
+        ball = Linf(EPS)
+        return attacks.pgd(
+            logits, x, y, key=key, ball=ball, steps=steps, step_size=STEP
+        )
+
+    candidates = {
+        "forward": lambda: forward(logits, x),
+        "gradient, plain": lambda: plain(logits, x, y),
+        "gradient, fast": lambda: fast(logits, x, y),
+        f"robjax PGD-{steps}": pgd,
+    }
+    if peers:
+        from benchmarks.peers import pgd as peer_pgd
+
+        candidates |= peer_pgd.candidates(
+            network, x, y, eps=EPS, step_size=STEP, steps=steps
+        )
+    times = timing.compare(candidates, rounds)
+    single = times["gradient, plain"].best
+    fastest = min(single, times["gradient, fast"].best)
+    rows = []
+    for candidate, t in times.items():
+        alone = "gradient" in candidate or candidate == "forward"
+        calls = 1 if alone else steps
+        rows.append(
+            f"| {name} | {size} | {candidate} | {t.first:.1f} | "
+            f"{1e3 * t.best / calls:.1f} | {1e3 * t.median / calls:.1f} | "
+            f"{size / t.best:.0f} | {t.best / calls / single:.2f} | "
+            f"{t.best / calls / fastest:.2f} |"
+        )
+    return rows
+
+
+def main() -> None:
+    """Prints one Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    choices = list(networks.BUILDERS)
+    defaults = ["flax_cnn", "cnn", "resnet20"]
+    parser.add_argument("--models", nargs="+", choices=choices, default=defaults)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128])
+    parser.add_argument("--steps", nargs="+", type=int, default=[40])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", action="store_true", help="other libraries too")
+    args = parser.parse_args()
+    print(f"Measured on {timing.environment()}\n")
+    print(
+        "| network | batch | what | first call s | ms per call or step (best) | (median)"
+        " | images/s | ÷ plain gradient | ÷ fastest gradient |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in args.models:
+        for size in args.batch_sizes:
+            for steps in args.steps:
+                for row in measure(name, size, steps, args.rounds, args.peers):
+                    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The same attack by other libraries, on the same weights."""

@@ -1,0 +1,81 @@
+"""PGD of other libraries on one network: name -> thunk that runs one attack.
+
+Each takes the same start-to-end job: k sign steps in L∞ from a random start. Foolbox
+gets the jitted JAX function; torchattacks and the plain loop get PyTorch twins.
+A library that is not installed is left out, with a line that says so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+Candidates = dict[str, Callable[[], Any]]
+
+
+def candidates(
+    network, x, y, *, eps: float, step_size: float, steps: int
+) -> Candidates:
+    """Every installed peer, checked to compute the network's logits."""
+    found: Candidates = {}
+    for add in (_foolbox, _torch):
+        try:
+            found |= add(network, x, y, eps, step_size, steps)
+        except ImportError as error:
+            print(
+                f"left out: {error.name} is not installed (pip install robjax[bench])"
+            )
+    return found
+
+
+def _foolbox(network, x, y, eps, step_size, steps) -> Candidates:
+    import foolbox
+
+    logits = jax.jit(network.logits)
+    model = foolbox.JAXModel(
+        lambda v: logits(v), bounds=(0, 1), data_format="channels_last"
+    )
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=step_size, steps=steps)
+    return {"foolbox (jax)": lambda: attack(model, x, y, epsilons=eps)[1]}
+
+
+def _torch(network, x, y, eps, step_size, steps) -> Candidates:
+    import torch
+
+    from benchmarks.peers.torch_models import to_torch
+
+    model = to_torch(network.model, network.variables)
+    if model is None:
+        return {}
+    images = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(np.array(y, np.int64))
+    with torch.no_grad():
+        difference = np.abs(model(images).numpy() - np.asarray(network.logits(x))).max()
+    assert difference < 1e-3, f"the PyTorch twin differs by {difference}"
+
+    def gradient(v):
+        v = v.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(v), labels, reduction="sum")
+        return torch.autograd.grad(loss, v)[0]
+
+    def loop():
+        v = images + eps * (2 * torch.rand_like(images) - 1)
+        v = v.clamp(0, 1)
+        for _ in range(steps):
+            v = v + step_size * gradient(v).sign()
+            v = torch.minimum(torch.maximum(v, images - eps), images + eps).clamp(0, 1)
+        return v
+
+    found: Candidates = {
+        "torch input gradient": lambda: gradient(images),
+        "torch loop": loop,
+    }
+    try:
+        import torchattacks
+
+        attack = torchattacks.PGD(model, eps=eps, alpha=step_size, steps=steps)
+        found["torchattacks"] = lambda: attack(images, labels)
+    except ImportError as error:
+        print(f"left out: torchattacks needs {error.name}")
+    return found

@@ -1,0 +1,65 @@
+"""What every experiment needs: verdicts on claims, computed from seeds.
+
+A claim is judged on one number for each seed. It *held* if the one-sided 95 %
+confidence bound of the mean (Student's t over the seeds) is beyond the threshold
+that the claim names, *did not hold* otherwise, and is *not testable* with fewer than
+two seeds or where a number is missing.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+HELD = "held"
+FAILED = "did not hold"
+UNTESTABLE = "not testable with these settings"
+
+
+class Claim(NamedTuple):
+    """A statement, what was measured for it (mean ± s.e.) and the verdict."""
+
+    statement: str
+    measured: str
+    verdict: str
+
+
+def is_above(values: Any, threshold: float) -> str:
+    """Verdict on "the mean over seeds [n] lies above the threshold"."""
+    values = np.asarray(values, float)
+    if values.size < 2 or not np.isfinite(values).all():
+        return UNTESTABLE
+    quantile = scipy.stats.t.ppf(0.95, values.size - 1)
+    bound = values.mean() - quantile * values.std(ddof=1) / np.sqrt(values.size)
+    return HELD if bound > threshold else FAILED
+
+
+def is_below(values: Any, threshold: float) -> str:
+    """Verdict on "the mean over seeds [n] lies below the threshold"."""
+    return is_above(-np.asarray(values, float), -threshold)
+
+
+def all_held(verdicts: list[str]) -> str:
+    """One verdict for a claim with several parts: the worst of them."""
+    return next((v for v in (UNTESTABLE, FAILED) if v in verdicts), HELD)
+
+
+def rank_correlation(x: Any, y: Any) -> np.ndarray:
+    """Spearman's ρ of x and y over epochs, for each seed.
+
+    Args:
+        x: [seeds, epochs].
+        y: [seeds, epochs].
+
+    Returns:
+        ρ [seeds]; NaN for fewer than four epochs or a constant series.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    return np.array([_spearman(a, b) for a, b in zip(x, y, strict=True)])
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    if a.size < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    ranks = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
+    return float(np.corrcoef(*ranks)[0, 1])

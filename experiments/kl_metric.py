@@ -1,0 +1,326 @@
+"""The KL metric and its non-robust part, over standard and robust training.
+
+Claim (Shi et al., arXiv 1906.02494): the mean divergence M between the predictions
+for images of different classes measures how well a network performs. Standard
+training raises M through its non-robust part, half the quadratic form of the Fisher
+information F of the input, and stays vulnerable; robust training cuts that part, and
+the robust accuracy rises.
+
+Commands:
+    python -m experiments.kl_metric                                    digits
+    python -m experiments.kl_metric --dataset mnist --objectives standard madry
+    python -m experiments.kl_metric --dataset cifar10                  accelerator
+With --resume and the same options the latest run goes on where it was stopped.
+
+COST_AND_NUMBERS
+
+Every run writes results/kl_metric/<run>/: config.json, metrics.jsonl (a record for
+each model, seed and epoch), figures/ (PNG and SVG), summary.md with the claims and
+their computed verdicts, and for each model a folder with its own metrics.jsonl,
+checkpoints and per-sample arrays (robustness.npz, fisher.npz).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.tree_util import Partial
+
+from experiments import kl_metric_report as report
+from experiments.kl_metric_report import PARTS, TITLES
+from robjax import attacks, data, evaluation, metrics, models, storage, training
+from robjax.balls import Linf
+from robjax.training import TRACKING, FitConfig, objectives
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "linear": models.Linear,
+    "mlp": models.MLP,
+    "small_cnn": functools.partial(models.CNN, kernel=3),
+    "cnn": models.CNN,
+    "vgg11": models.vgg11,
+    "vgg13": models.vgg13,
+    "resnet20": models.resnet20,
+}
+ModelName = Literal["linear", "mlp", "small_cnn", "cnn", "vgg11", "vgg13", "resnet20"]
+ObjectiveName = Literal["standard", "madry", "fisher"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that decides the outcome; stored in config.json.
+
+    The attack in training takes `steps` of `step_size`; robust accuracy is that under
+    PGD-20 with steps of eps / 4 from the image itself, as in the authors' code.
+    """
+
+    dataset: str
+    model: str
+    eps: float
+    steps: int
+    step_size: float
+    fit: FitConfig
+    beta: float = 5.0
+    objectives: tuple[str, ...] = tuple(TITLES)
+    seeds: int = 3
+    train_images: int | None = None
+    tracked_images: int = 360
+    minutes_per_epoch: float | None = None
+
+
+PLANS = {
+    "digits": Plan(
+        dataset="digits",
+        model="small_cnn",
+        eps=0.2,
+        steps=7,
+        step_size=0.05,
+        fit=FitConfig(
+            epochs=12,
+            batch_size=64,
+            optimizer="adam",
+            learning_rate=2e-3,
+            schedule="constant",
+            warmup_epochs=4,
+        ),
+    ),
+    "mnist": Plan(
+        dataset="mnist",
+        model="cnn",
+        eps=0.3,
+        steps=7,
+        step_size=0.1,
+        fit=FitConfig(
+            epochs=10,
+            optimizer="adam",
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup_epochs=3,
+        ),
+        tracked_images=500,
+    ),
+    "cifar10": Plan(
+        dataset="cifar10",
+        model="vgg13",
+        eps=8 / 255,
+        steps=10,
+        step_size=2 / 255,
+        fit=dataclasses.replace(TRACKING, pad=4, flip=True),
+        tracked_images=500,
+    ),
+}
+SMOKE = {"model": "linear", "seeds": 1, "train_images": 128, "tracked_images": 40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Follow the KL metric and its parts over standard and robust training."""
+
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """Digits needs nothing; the others must have been prepared with TFDS."""
+    model: ModelName | None = None
+    """Default: the one that suits the data set (small_cnn, cnn, vgg13)."""
+    objectives: tuple[ObjectiveName, ...] = ("standard", "madry", "fisher")
+    """What to train: standard, madry (adversarial), fisher (regularised, TRADES)."""
+    epochs: int | None = None
+    """Passes over the training set. Default: that of the data set."""
+    seeds: int | None = None
+    """Repetitions, at least 2 for verdicts. Default: 3."""
+    smoke: bool = False
+    """A few seconds on a linear model, to see that everything works."""
+    results: Path = Path("results")
+    """Folder of all results."""
+    run: str | None = None
+    """Name of the run's folder. Default: the time; with --resume the latest run."""
+    resume: bool = False
+    """Go on with a run that was stopped, with the arguments it was started with."""
+
+
+def make_plan(arguments: Arguments) -> Plan:
+    """The data set's plan with what the command line changes.
+
+    Raises:
+        ValueError: fewer than one seed or epoch, or no objective.
+    """
+    plan = PLANS[arguments.dataset]
+    if arguments.smoke:
+        fit = dataclasses.replace(plan.fit, epochs=1, batch_size=64)
+        plan = dataclasses.replace(plan, fit=fit, minutes_per_epoch=None, **SMOKE)
+    if arguments.epochs is not None:
+        fit = dataclasses.replace(plan.fit, epochs=arguments.epochs)
+        plan = dataclasses.replace(plan, fit=fit)
+    if arguments.model not in (None, plan.model):
+        plan = dataclasses.replace(plan, model=arguments.model, minutes_per_epoch=None)
+    seeds = plan.seeds if arguments.seeds is None else arguments.seeds
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    chosen = tuple(name for name in TITLES if name in arguments.objectives)
+    if not chosen:
+        raise ValueError(f"objectives must name some of {list(TITLES)}, got none")
+    return dataclasses.replace(plan, seeds=seeds, objectives=chosen)
+
+
+def make_objective(plan: Plan, name: str) -> objectives.Objective:
+    """The training objective of that name, at the plan's threat model."""
+    attack = {
+        "ball": Linf(plan.eps),
+        "steps": plan.steps,
+        "step_size": plan.step_size,
+    }
+    if name == "madry":
+        return functools.partial(objectives.adversarial, **attack)
+    if name == "fisher":
+        return functools.partial(objectives.trades, beta=plan.beta, **attack)
+    return objectives.standard
+
+
+def make_attacks(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attack that is followed over training, and those on the final models."""
+    pgd = functools.partial(attacks.pgd, ball=Linf(plan.eps))
+    tracked = functools.partial(
+        pgd, steps=20, step_size=plan.eps / 4, random_start=False
+    )
+    final = {
+        "PGD-40, step ε/30": functools.partial(pgd, steps=40, step_size=plan.eps / 30),
+        "PGD-40, step ε/15": functools.partial(pgd, steps=40, step_size=plan.eps / 15),
+    }
+    return {"PGD-20": tracked}, {"PGD-20": tracked, **final}
+
+
+def follow(plan: Plan, model: Any, tracked: data.Dataset) -> Callable[..., dict]:
+    """A function (epoch, variables) -> everything measured on the tracked images."""
+    attack, _ = make_attacks(plan)
+    images = data.to_float(tracked.images, tracked.scale)
+    labels = jnp.asarray(tracked.labels)
+
+    def measure(epoch: int, variables: Any) -> dict[str, float]:
+        del epoch
+        logits_fn = Partial(model.apply, variables)
+        result = evaluation.evaluate(
+            logits_fn,
+            tracked,
+            attack,
+            key=jax.random.key(0),
+            batch_size=len(tracked.labels),
+        )
+        pairs = metrics.pairwise_kl(logits_fn, images, labels)
+        norms = metrics.fisher_spectrum(logits_fn, images).frobenius
+        total = pairs.mean
+        parts = {part: getattr(pairs, part) for part in PARTS}
+        return {
+            "test_accuracy": result.accuracy.mean,
+            "robust_accuracy": result.robust_accuracy().mean,
+            "metric": total,
+            "metric_stderr": pairs.stderr,
+            **parts,
+            **{f"{part}_share": value / total for part, value in parts.items()},
+            "fisher_norm": float(jnp.mean(norms)),
+        }
+
+    return measure
+
+
+def train_one(plan: Plan, objective: str, seed: int, folder: Path, splits) -> None:
+    """Train one model, or go on with it, and attack the final weights in full.
+
+    Its records are in <folder>/metrics.jsonl; robustness.npz is written last, and
+    says that the model is done.
+    """
+    if (folder / "robustness.npz").exists():
+        return
+    train, test, tracked = splits
+    model = MODELS[plan.model](train.num_classes)
+    state = training.fit(
+        model,
+        train,
+        objective=make_objective(plan, objective),
+        config=dataclasses.replace(plan.fit, seed=seed),
+        run_dir=folder,
+        resume=True,
+        on_epoch=follow(plan, model, tracked),
+    )
+    logits_fn = Partial(model.apply, state.weights)
+    images = data.to_float(tracked.images, tracked.scale)
+    spectrum = metrics.fisher_spectrum(logits_fn, images)
+    columns = {"label": tracked.labels, **spectrum._asdict()}
+    storage.save_npz(folder / "fisher.npz", columns)
+    _, final = make_attacks(plan)
+    result = evaluation.evaluate(logits_fn, test, final, key=jax.random.key(1))
+    print(f"{TITLES[objective]}, seed {seed}, all test images: {result.table()}")
+    result.save(folder / "robustness.npz")
+
+
+def load_splits(plan: Plan) -> tuple[data.Dataset, data.Dataset, data.Dataset]:
+    """Training images, test images and the test images followed over training."""
+    train, test = (data.load(plan.dataset, split) for split in ("train", "test"))
+    if plan.train_images is not None:
+        train = data.subset(train, plan.train_images)
+        test = data.subset(test, plan.tracked_images)
+    tracked = data.subset(test, min(plan.tracked_images, len(test.labels)))
+    return train, test, tracked
+
+
+def open_folder(arguments: Arguments, plan: Plan) -> Path:
+    """The run's folder: a new one, or with --resume the one that was begun.
+
+    Raises:
+        ValueError: nothing to resume, a run of that name exists already, or it was
+            started with other arguments.
+    """
+    parent = arguments.results / "kl_metric"
+    run = arguments.run
+    if arguments.resume and run is None:
+        begun = sorted(parent.glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+        if not begun:
+            raise ValueError(f"resume: there is no run in {parent}")
+        run = begun[-1].parent.name
+    exists = run is not None and (parent / run / "config.json").exists()
+    if exists and not arguments.resume:
+        raise ValueError(f"run={run!r} exists in {parent}; pass --resume to go on")
+    return storage.open_run(arguments.results, "kl_metric", plan, run=run)
+
+
+def describe(plan: Plan, splits) -> str:
+    """What the run will do and what it will cost, in words."""
+    train, test, tracked = splits
+    epochs, runs = plan.fit.epochs, plan.seeds * len(plan.objectives)
+    cost = "not measured for this choice"
+    if plan.minutes_per_epoch is not None:
+        minutes = plan.minutes_per_epoch * epochs * runs
+        cost = f"about {minutes:.1f} minutes on 2 CPU cores"
+    return (
+        f"{__doc__.splitlines()[0]}\n"
+        f"Claim: {report.CLAIM}\n"
+        f"Here: {plan.model} on {plan.dataset}, {len(train.labels)} training images, "
+        f"Linf eps = {plan.eps:.3g}, {epochs} epochs, {runs} models "
+        f"({', '.join(plan.objectives)}; {plan.seeds} seeds each); followed on "
+        f"{len(tracked.labels)} test images, attacked in the end on all "
+        f"{len(test.labels)}.\n"
+        f"Cost: {cost}."
+    )
+
+
+def main(arguments: Arguments) -> Path:
+    """Run the experiment and return its folder."""
+    plan = make_plan(arguments)
+    splits = load_splits(plan)
+    print(describe(plan, splits), flush=True)
+    folder = open_folder(arguments, plan)
+    for seed in range(plan.seeds):
+        for objective in plan.objectives:
+            train_one(plan, objective, seed, folder / f"{objective}-{seed}", splits)
+    classes = splits[0].num_classes
+    history = report.collect(folder, plan.objectives, plan.seeds, classes)
+    report.write(folder, history, describe(plan, splits))
+    print((folder / "summary.md").read_text())
+    print(f"Figures: {folder / 'figures'}")
+    return folder
+
+
+if __name__ == "__main__":
+    program = "python -m experiments.kl_metric"
+    main(tyro.cli(Arguments, prog=program, description=__doc__))

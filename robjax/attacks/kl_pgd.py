@@ -1,0 +1,101 @@
+"""Ascent of the Kullback-Leibler divergence from a reference prediction.
+
+The inner problem of TRADES (Zhang et al., ICML 2019, eq. 5) and of Fisher
+regularisation (Shi et al., arXiv 1906.02494): max over the ball of
+D_KL( p(x_ref) ‖ p(·) ), which needs no labels.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from robjax import inputs, losses
+from robjax.attacks import ascent
+from robjax.attacks.ascent import AttackResult
+from robjax.balls import Ball, per_sample
+from robjax.inputs import Bounds
+
+
+def kl_pgd(
+    logits_fn: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    ball: Ball,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 10,
+    step_size: Any = None,
+    reference: str = "natural",
+    keep_best: bool = True,
+) -> AttackResult:
+    """Steepest ascent of D_KL(p(x_ref) ‖ p(·)) inside ball ∩ box.
+
+    The divergence and its gradient vanish at x_ref itself, so the ascent always
+    starts from a random point of the ball.
+
+    Args:
+      logits_fn, x, ball, bounds, keep_best: as in `pgd`.
+      key: one key, or one for each sample.
+      steps: k ≥ 1, static.
+      step_size: α, a number or [B]; by default 2.5 ε/k.
+      reference: "natural": x_ref = x. "start": x_ref = the random start, as in the
+        code of arXiv 1906.02494; there the first gradient is rounding noise, here the
+        first step has random signs of its own, which is the same in distribution.
+
+    Returns:
+      AttackResult; `loss` is the divergence in nats, `success` means that the
+      prediction differs from the one at x_ref.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
+    """
+    problem = ascent.check(logits_fn, x, ball, bounds)
+    inputs.count_classes(problem.logits_fn, problem.x)
+    inputs.check_count("steps", steps)
+    if reference not in ("natural", "start"):
+        raise ValueError(f"reference must be 'natural' or 'start', got {reference!r}")
+    if step_size is None:
+        step_size = 2.5 * problem.ball.eps / steps
+    return _kl_pgd(
+        problem,
+        inputs.sample_keys(key, x.shape[0]),
+        ascent.check_step_size(step_size, problem.x),
+        steps=steps,
+        reference=reference,
+        keep_best=bool(keep_best),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "reference", "keep_best"))
+def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
+    logits_fn, x, ball, bounds = jax.lax.stop_gradient(problem)
+    pairs = jax.vmap(jax.random.split)(keys)
+    start = ball.project(x + ball.sample(pairs[:, 0], x), x, bounds)
+    x_ref = x
+    if reference == "start":
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
+        direction = ball.steepest(noise(pairs[:, 1]), start, bounds)
+        x_ref, steps = start, steps - 1
+        moved = start + per_sample(step_size, x) * direction
+        start = ball.project(moved, x, bounds)
+    reference_logits = logits_fn(x_ref)
+
+    def objective(v):
+        logits = logits_fn(v)
+        changed = jnp.argmax(logits, axis=1) != jnp.argmax(reference_logits, axis=1)
+        return losses.kl(reference_logits, logits), changed
+
+    best = ascent.ascend(
+        objective,
+        start,
+        x,
+        ascent.Best.none(x, reference_logits.dtype),
+        ball=ball,
+        bounds=bounds,
+        step_size=step_size,
+        steps=steps,
+        keep_best=keep_best,
+    )
+    return best.result(x, ball)

@@ -1,0 +1,240 @@
+"""Threat models: the sets B(x) = {x + δ : ‖δ‖ ≤ ε} an attack may move in.
+
+A ball is a frozen value whose radius ε is traced: a scalar, or [B] for one radius
+for each sample. All methods act on batches [B, *S], each sample alone.
+
+    norm(δ)                [B]    ‖δ‖ of each sample
+    project(v, x, bounds)  [B,*S] the point of B(x) ∩ [low, high]^S nearest to v (L2)
+    sample(keys, x)        [B,*S] uniform draws from the ball around 0
+    steepest(g, v, bounds) [B,*S] argmax ⟨g, δ⟩ over ‖δ‖ ≤ 1, the step to take from v; 0
+                                  for g = 0 (L1: over the pixels that have room)
+
+Projections onto the intersection are exact, not one projection after the other:
+with d = v − x and the room m_i that the box leaves in the direction of d_i,
+
+    Linf   δ_i = clip(d_i, −ε, ε), then the box
+    L2     δ_i = sign(d_i) min(t |d_i|, m_i),             t ∈ [0, 1] with ‖δ‖₂ = ε
+    L1     δ_i = sign(d_i) clip(|d_i| − α, 0, m_i),       α ≥ 0     with ‖δ‖₁ = ε
+
+(t = 1, α = 0 if that already lies in the ball); the L1 form is Croce & Hein,
+"Mind the box", ICML 2021, Prop. 2.1. The box holds exactly, the ball up to 1e-7 (L∞)
+or a relative 1e-6 (L2, L1), the rounding of float32.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from robjax.inputs import Bounds
+
+_L1_ITERATIONS = 64
+
+
+class Ball(Protocol):
+    """What Linf, L2 and L1 have in common."""
+
+    eps: Any
+
+    def norm(self, delta: jax.Array) -> jax.Array: ...
+    def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array: ...
+    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array: ...
+    def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array: ...
+
+
+def per_sample(value: Any, x: jax.Array) -> jax.Array:
+    """Shapes a scalar or [B] so that it multiplies x [B, *S] sample by sample."""
+    value = jnp.asarray(value, x.dtype)
+    return (
+        value if value.ndim == 0 else value.reshape(value.shape + (1,) * (x.ndim - 1))
+    )
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def _room(d: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
+    """How far x may move in the direction of d before it leaves the box; ≥ 0."""
+    return jnp.where(d > 0, bounds[1] - x, x - bounds[0])
+
+
+def _draw(sampler, keys: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key: sampler(key, x.shape[1:], x.dtype))(keys)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linf:
+    """Every pixel moves by at most ε (in units of the image)."""
+
+    eps: Any
+
+    def norm(self, delta: jax.Array) -> jax.Array:
+        return jnp.max(jnp.abs(_flat(delta)), axis=1)
+
+    def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
+        eps = per_sample(self.eps, x)
+        return jnp.clip(jnp.clip(v, x - eps, x + eps), *bounds)
+
+    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+        return per_sample(self.eps, x) * (2 * _draw(jax.random.uniform, keys, x) - 1)
+
+    def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
+        del v, bounds  # the projection undoes what leaves the box
+        return jnp.sign(g)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the change is at most ε."""
+
+    eps: Any
+
+    def norm(self, delta: jax.Array) -> jax.Array:
+        return _length(_flat(delta))[:, 0]
+
+    def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
+        d, x_flat = _flat(v - x), _flat(x)
+        t = _l2_scale(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
+        return jnp.clip(x_flat + t * d, *bounds).reshape(x.shape)
+
+    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+        # radius ~ ε U^{1/d}, direction uniform on the sphere
+        pairs = jax.vmap(jax.random.split)(keys)
+        direction = _unit(_draw(jax.random.normal, pairs[:, 0], x))
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (), x.dtype))(
+            pairs[:, 1]
+        )
+        radius = self.eps * uniform ** (1 / _flat(x).shape[1])
+        return per_sample(radius, x) * direction
+
+    def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
+        del v, bounds
+        return _unit(g)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class L1:
+    """The absolute changes of all pixels add up to at most ε.
+
+    `steepest` spreads the unit step evenly over the `density` share of pixels with
+    the largest |g| among those with room in the box (at least one), because one pixel a step is slow: SLIDE,
+    Tramèr & Boneh, NeurIPS 2019. density = 0 is the exact steepest step.
+    """
+
+    eps: Any
+    density: float = dataclasses.field(default=0.01, metadata={"static": True})
+
+    def norm(self, delta: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.abs(_flat(delta)), axis=1)
+
+    def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
+        d, x_flat = _flat(v - x), _flat(x)
+        room = _room(d, x_flat, bounds)
+        alpha = _l1_threshold(jnp.abs(d), room, per_sample(self.eps, d))
+        size = jnp.clip(jnp.abs(d) - alpha, 0, room)
+        return jnp.clip(x_flat + jnp.sign(d) * size, *bounds).reshape(x.shape)
+
+    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+        # |δ_i|/ε = E_i / (E_0 + Σ E_j) with E ~ Exp(1) is uniform on the simplex
+        triples = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        size = _draw(jax.random.exponential, triples[:, 0], x)
+        sign = _draw(jax.random.rademacher, triples[:, 1], x)
+        rest = jax.vmap(lambda key: jax.random.exponential(key, (), x.dtype))(
+            triples[:, 2]
+        )
+        total = rest + jnp.sum(_flat(size), axis=1)
+        return per_sample(self.eps / total, x) * sign * size
+
+    def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
+        flat = _flat(g)
+        # a pixel that the box stops would take the whole step and lose it
+        size = jnp.where(_room(flat, _flat(v), bounds) > 0, jnp.abs(flat), 0)
+        count = max(1, round(self.density * size.shape[1]))
+        threshold = jax.lax.top_k(size, count)[0][:, -1:]
+        chosen = (size >= threshold) & (size > 0)
+        # argmax breaks ties, so that density = 0 moves one coordinate
+        first = jnp.arange(size.shape[1])[None] == jnp.argmax(size, axis=1)[:, None]
+        chosen = chosen & first if count == 1 else chosen
+        share = chosen / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
+        return (jnp.sign(flat) * share.astype(flat.dtype)).reshape(g.shape)
+
+
+def _length(flat: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(flat * flat, axis=1, keepdims=True))
+
+
+def _unit(g: jax.Array) -> jax.Array:
+    """g / ‖g‖₂ for each sample; 0 for g = 0."""
+    flat = _flat(g)
+    # dividing by the largest entry first keeps tiny gradients from underflowing
+    largest = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
+    scaled = flat / jnp.where(largest > 0, largest, 1)
+    length = _length(scaled)
+    return (scaled / jnp.where(length > 0, length, 1)).reshape(g.shape)
+
+
+@jax.jit
+def _l2_scale(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
+    """t ∈ [0, 1] with ‖min(t d, room)‖₂ = ε, [B, 1]; 1 where already ≤ ε.
+
+    The pixels that the box stops are those with t d_i ≥ m_i. Solving for t with the
+    stopped set of the previous t gives a sequence that rises to the solution and
+    stops in as many rounds as the set grows: a handful.
+    """
+    eps = jnp.broadcast_to(eps, (d.shape[0], 1))
+    inside = _length(jnp.minimum(d, room)) <= eps
+
+    def solve(stopped):
+        spent = jnp.sum(jnp.where(stopped, room, 0) ** 2, axis=1, keepdims=True)
+        free = jnp.sum(jnp.where(stopped, 0, d) ** 2, axis=1, keepdims=True)
+        left = jnp.maximum(eps**2 - spent, 0)
+        return jnp.sqrt(left / jnp.where(free > 0, free, 1))
+
+    def grow(carry):
+        stopped, _ = carry
+        grown = stopped | (solve(stopped) * d >= room)
+        return grown, jnp.any((grown != stopped) & ~inside)
+
+    start = jnp.zeros(d.shape, bool)
+    stopped, _ = jax.lax.while_loop(lambda carry: carry[1], grow, (start, True))
+    return jnp.where(inside, 1, jnp.minimum(solve(stopped), 1))
+
+
+@jax.jit
+def _l1_threshold(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
+    """α ≥ 0 with Σ clip(d − α, 0, room) = ε, [B, 1]; 0 where already ≤ ε.
+
+    The sum falls piecewise linearly in α. Newton's step is exact once α is on the
+    right piece; a bracket [low, high] that only shrinks makes it safe before.
+    """
+    eps = jnp.broadcast_to(eps, (d.shape[0], 1))
+
+    def excess(alpha):
+        return jnp.sum(jnp.clip(d - alpha, 0, room), axis=1, keepdims=True) - eps
+
+    def refine(carry):
+        alpha, low, high, _, count = carry
+        above = excess(alpha)
+        low, high = jnp.where(above > 0, alpha, low), jnp.where(above > 0, high, alpha)
+        moving = (d > alpha) & (d - alpha < room)
+        slope = jnp.sum(moving, axis=1, keepdims=True).astype(d.dtype)
+        newton = alpha + above / jnp.maximum(slope, 1)
+        safe = (slope > 0) & (newton > low) & (newton <= high)
+        proposal = jnp.where(safe, newton, (low + high) / 2)
+        moved = (proposal != alpha) & (above != 0)
+        return jnp.where(moved, proposal, alpha), low, high, moved.any(), count + 1
+
+    def unsettled(carry):
+        return carry[3] & (carry[4] < _L1_ITERATIONS)
+
+    low = jnp.zeros((d.shape[0], 1), d.dtype)
+    high = jnp.max(d, axis=1, keepdims=True)
+    inside = excess(low) <= 0
+    carry = (low, low, jnp.where(inside, 0, high), jnp.array(True), 0)
+    alpha = jax.lax.while_loop(unsettled, refine, carry)[0]
+    return jnp.where(inside, 0, alpha)

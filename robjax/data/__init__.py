@@ -1,0 +1,22 @@
+"""Labelled images in memory, batches of them, and augmentation on the device.
+
+train = data.load("digits", "train")       # embedded; or any prepared TFDS name
+rows = data.batch_indices(len(train.labels), 128, seed=0, epoch=3)[step]
+x = data.to_float(train.images[rows], train.scale)
+"""
+
+from robjax.data.augmentation import augment
+from robjax.data.batching import batch_indices, to_float
+from robjax.data.dataset import Dataset, from_arrays, load, subset
+from robjax.data.tfds import NotPreparedError
+
+__all__ = [
+    "Dataset",
+    "NotPreparedError",
+    "augment",
+    "batch_indices",
+    "from_arrays",
+    "load",
+    "subset",
+    "to_float",
+]

@@ -1,0 +1,47 @@
+"""Random crops and flips on the device, drawn for each sample by its own key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robjax.inputs import check_count, sample_keys
+
+
+def augment(
+    images: jax.Array | np.ndarray, key: jax.Array, *, pad: int = 4, flip: bool = True
+) -> jax.Array:
+    """Pads with zeros, crops back at a random place, flips left-right at random.
+
+    The usual augmentation of CIFAR-10 (He et al., arXiv 1512.03385, section 4.2).
+    Sample i depends on its own key only, whatever else is in the batch.
+
+    Args:
+      images: [B, H, W, C] of any dtype; zero is black.
+      key: one key, or B keys (see `robjax.inputs.sample_keys`).
+      pad: pixels on each side, so that the image moves by up to `pad`; 0: no crop.
+      flip: whether half of the images, at random, are mirrored left-right.
+
+    Returns:
+      [B, H, W, C] of the same dtype.
+
+    Raises:
+      ValueError: `images` is not [B, H, W, C], `pad` is not a whole number of at
+        least 0, or `key` is neither one key nor B keys.
+    """
+    if jnp.ndim(images) != 4:
+        raise ValueError(f"images must be [B, H, W, C], got shape {jnp.shape(images)}")
+    check_count("pad", pad, minimum=0)
+    keys = sample_keys(key, images.shape[0])
+    return jax.vmap(lambda image, key: _augment_one(image, key, pad, flip))(
+        jnp.asarray(images), keys
+    )
+
+
+def _augment_one(image: jax.Array, key: jax.Array, pad: int, flip: bool) -> jax.Array:
+    crop_key, flip_key = jax.random.split(key)
+    row, column = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    moved = jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+    if not flip:
+        return moved
+    return jnp.where(jax.random.bernoulli(flip_key), moved[:, ::-1], moved)

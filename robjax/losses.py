@@ -1,0 +1,55 @@
+"""Losses of one sample: logits [B, K] and labels [B] to [B], to be *maximised*.
+
+z = logits, y = label, z_(1) ≥ z_(2) ≥ … the sorted logits.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from robjax.numerics import kl_from_logits as kl
+
+__all__ = ["cross_entropy", "dlr", "kl", "margin", "targeted_dlr"]
+
+_TINY = 1e-12
+
+
+def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """−log softmax(z)_y, nats."""
+    return jax.nn.logsumexp(logits, axis=1) - _at(logits, labels)
+
+
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """max_{i≠y} z_i − z_y: positive exactly where the sample is misclassified.
+
+    Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017,
+    f_6 with κ = ∞ and the sign of a loss to be maximised.
+    """
+    is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
+    others = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)
+    return others - _at(logits, labels)
+
+
+def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Difference of logits ratio: (max_{i≠y} z_i − z_y) / (z_(1) − z_(3)), K ≥ 3.
+
+    Invariant to shift and scale of the logits. Croce & Hein, ICML 2020, eq. 6.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"dlr needs at least 3 classes, got {logits.shape[1]}")
+    top = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
+
+
+def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """(z_t − z_y) / (z_(1) − ½(z_(3) + z_(4))), K ≥ 4. Croce & Hein 2020, eq. 7."""
+    if logits.shape[1] < 4:
+        raise ValueError(
+            f"targeted_dlr needs at least 4 classes, got {logits.shape[1]}"
+        )
+    top = jax.lax.top_k(logits, 4)[0]
+    spread = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _TINY
+    return (_at(logits, targets) - _at(logits, labels)) / spread

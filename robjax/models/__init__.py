@@ -1,0 +1,40 @@
+"""Image classifiers in flax.linen, the models of the papers.
+
+Every model is used in the same way, in inference mode unless told otherwise:
+
+    model = vgg13(num_classes=10)
+    variables = model.init(jax.random.key(0), images)
+    logits = model.apply(variables, images)                      # [B, K]
+    logits, updates = model.apply(                               # batch norm trains
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+    logits_fn = jax.tree_util.Partial(model.apply, variables)    # for attacks, metrics
+
+Parameters are float32 and the computation follows the images: float64 images give
+float64 logits under ``jax_enable_x64``. Images live in the bounds of the attacks;
+normalisation (`mean`, `std`) is part of the model.
+"""
+
+from robjax.models import taps
+from robjax.models.cnn import CNN
+from robjax.models.linear import Linear
+from robjax.models.mlp import MLP
+from robjax.models.resnet import ResNet, resnet20, resnet32
+from robjax.models.vgg import VGG, vgg11, vgg13, vgg16
+from robjax.models.wide_resnet import WideResNet, wide_resnet_28_10
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "VGG",
+    "Linear",
+    "ResNet",
+    "WideResNet",
+    "resnet20",
+    "resnet32",
+    "taps",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "wide_resnet_28_10",
+]

@@ -1,0 +1,56 @@
+"""A small convolutional network for MNIST-like images."""
+
+import flax.linen as nn
+import jax
+
+from robjax.models.normalisation import normalise_maps
+
+
+class CNN(nn.Module):
+    """Blocks of convolutions with ReLU, a 2×2 max-pool after each, one dense layer.
+
+    The defaults are the MNIST network of Madry et al. (arXiv 1706.06083) with half
+    the channels and a tenth of the dense layer. The network
+    32-32-pool-64-64-pool-200-K is
+    ``CNN(K, blocks=((32, 32), (64, 64)), kernel=3, hidden=200)``.
+
+    Attributes:
+      num_classes: K.
+      blocks: for each block the channels of its convolutions.
+      kernel: side of the convolution kernels in pixels (stride 1, zero padding that
+        keeps the size).
+      hidden: units of the dense layer.
+      mean: input normalisation per channel, in the units of the images; empty: none.
+      std: as `mean`.
+    """
+
+    num_classes: int
+    blocks: tuple[tuple[int, ...], ...] = ((16,), (32,))
+    kernel: int = 5
+    hidden: int = 100
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images [B, H, W, C] -> logits [B, K]; `train` changes nothing.
+
+        Raises:
+          ValueError: the images are smaller than 2^len(blocks) pixels a side.
+        """
+        x = normalise_maps(x, self.mean, self.std)
+        smallest = 2 ** len(self.blocks)
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"x must be at least {smallest} pixels a side for {len(self.blocks)} "
+                f"poolings, got shape {list(x.shape)}"
+            )
+        for block, widths in enumerate(self.blocks, start=1):
+            for index, width in enumerate(widths, start=1):
+                name = f"conv{block}_{index}"
+                x = nn.relu(nn.Conv(width, (self.kernel, self.kernel), name=name)(x))
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape((x.shape[0], -1))
+        x = nn.relu(nn.Dense(self.hidden, name="dense")(x))
+        self.sow("intermediates", "features", x)
+        return nn.Dense(self.num_classes, name="logits")(x)

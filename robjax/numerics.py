@@ -1,0 +1,116 @@
+"""Numerics that stay accurate in float32: KL divergence, norms, chunked maps.
+
+Notation: logits z, z' [..., K]; p = softmax z, q = softmax z';
+u = (z' - z) - E_p[z' - z], the centred change of the logits.
+
+The textbook sum p (log p - log q) subtracts nearly equal numbers: in float32 its
+relative error is 1.6e-2, 0.2 and 6.4 at logit changes of 1e-2, 1e-3 and 1e-4. Since
+E_p[u] = 0, exactly
+
+    KL(p || q) = log E_p[e^u] = log1p(E_p[e^u - 1 - u]),
+
+a sum of non-negative terms that loses nothing when u is small.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Above this KL the log-softmax form loses nothing, and below it e^u cannot overflow.
+SMALL_KL = 0.25
+
+
+def exp_remainder(u: jax.Array, order: int) -> jax.Array:
+    """e^u minus its Taylor polynomial below `order`, by the series, for |u| <= 1.
+
+    Args:
+        u: any shape, |u| <= 1 (beyond, the series is truncated too early).
+        order: first power kept: 2 gives e^u - 1 - u, 3 also takes off u^2 / 2.
+
+    Returns:
+        Same shape as `u`, relative error at rounding level.
+    """
+    last = order + (18 if u.dtype == jnp.float64 else 10)
+    series = jnp.ones_like(u)
+    for n in range(last, order, -1):
+        series = 1 + series * u / n
+    return series * u**order / math.factorial(order)
+
+
+def centre(values: jax.Array, probabilities: jax.Array, axis: int = -1) -> jax.Array:
+    """`values` minus their mean under `probabilities`, also for large common shifts.
+
+    The probabilities sum to 1 up to rounding only, so one subtraction leaves an error
+    of one rounding of the *shift*; the second one removes it.
+    """
+    rough = jnp.sum(probabilities * values, axis, keepdims=True)
+    shifted = values - jax.lax.stop_gradient(rough)
+    return shifted - jnp.sum(probabilities * shifted, axis, keepdims=True)
+
+
+def kl_from_logits(
+    logits_p: jax.Array, logits_q: jax.Array, axis: int = -1
+) -> jax.Array:
+    """D_KL(softmax(logits_p) || softmax(logits_q)), in nats.
+
+    Relative error at most 1e-4 in float32 from logit changes of 1e-5 to saturation;
+    gradients of every order are finite for all finite logits, also at equality.
+
+    Args:
+        logits_p: [..., K] finite logits of the reference distribution.
+        logits_q: logits of the other one; shapes broadcast.
+        axis: the class axis.
+
+    Returns:
+        The broadcast shape without the class axis; at least float32.
+    """
+    dtype = jnp.promote_types(jnp.result_type(logits_p, logits_q), jnp.float32)
+    logits_p, logits_q = jnp.asarray(logits_p, dtype), jnp.asarray(logits_q, dtype)
+    log_p = jax.nn.log_softmax(logits_p, axis)
+    log_q = jax.nn.log_softmax(logits_q, axis)
+    p = jnp.exp(log_p)
+    direct = jnp.sum(p * (log_p - log_q), axis, keepdims=True)
+    small = jax.lax.stop_gradient(direct) < SMALL_KL
+    u = centre(logits_q - logits_p, p, axis)
+    # p e^u = q e^KL; the right-hand side neither overflows nor loses tiny p.
+    p_exp_u = jnp.exp(jnp.where(small, log_q + direct, 0))
+    near = small & (jnp.abs(u) < 1)
+    terms = jnp.where(
+        near,
+        p * exp_remainder(jnp.where(near, u, 0), 2),
+        p_exp_u - p * (1 + jnp.where(small, u, 0)),
+    )
+    excess = jnp.sum(jnp.where(small, terms, 0), axis, keepdims=True)
+    return jnp.squeeze(jnp.where(small, jnp.log1p(excess), direct), axis)
+
+
+def safe_norm(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """Euclidean norm over `axis` whose gradient at 0 is 0, not NaN."""
+    square = jnp.sum(x * x, axis)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def map_batched(fn: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
+    """`fn` over chunks of the leading axis, to bound memory; works under jit.
+
+    Args:
+        fn: maps arrays [b, ...] to arrays [b, ...], each row on its own.
+        xs: array or pytree of arrays [B, ...], B >= 1.
+        batch_size: rows per chunk; the last chunk is padded with copies of the last
+            row, so that one compiled body serves every chunk.
+
+    Returns:
+        What `fn(xs)` returns.
+    """
+    size = jax.tree.leaves(xs)[0].shape[0]
+    if size <= batch_size:
+        return fn(xs)
+    chunks = -(-size // batch_size)
+    rows = jnp.minimum(jnp.arange(chunks * batch_size), size - 1)
+    rows = rows.reshape(chunks, batch_size)
+    out = jax.lax.map(lambda row: fn(jax.tree.map(lambda a: a[row], xs)), rows)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:size], out)

@@ -1,0 +1,179 @@
+"""Figures as functions of plain arrays, in colours that the colour-blind can tell.
+
+A quantity followed over training is an array [seeds, epochs + 1], epoch 0 (before
+training) first; it is drawn as its mean with a band of ± one standard error over
+the seeds. Each line has its own dash pattern as well as its own colour.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from robjax import storage
+from robjax.reporting.tables import mean_stderr
+
+# Okabe & Ito, "Color Universal Design" (2008).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+STYLE = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 2.2,
+    "legend.frameon": False,
+    # Text stays text, and two runs give the same bytes.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robjax",
+}
+
+
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write ``<path>.png`` and ``<path>.svg``, each all or nothing."""
+    written = []
+    for suffix in ("png", "svg"):
+        target = Path(f"{path}.{suffix}")
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if suffix == "svg" else None
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+        with storage.atomic_write(target) as file:
+            file.write(buffer.getvalue())
+        written.append(target)
+    return written
+
+
+class Panel(NamedTuple):
+    """One set of axes of `curves`.
+
+    series: name -> values [seeds, epochs + 1].
+    ylabel: what is drawn and its unit.
+    scale: of the vertical axis; "symlog" is linear within ± ``linear_to`` and shows
+        both signs beyond.
+    """
+
+    series: Mapping[str, Any]
+    title: str
+    ylabel: str
+    scale: Literal["linear", "log", "symlog", "percent"] = "linear"
+    linear_to: float = 1.0
+
+
+def curves(rows: Sequence[Sequence[Panel]], *, title: str) -> Figure:
+    """Quantities over training, as a grid of panels.
+
+    The panels of a row share their vertical axis and one legend, at its right.
+
+    Args:
+        rows: rows of panels, all of the same length.
+        title: what the figure shows, in words.
+    """
+    with matplotlib.rc_context(STYLE):
+        columns = len(rows[0])
+        figure, grid = _grid(len(rows), columns, title)
+        for axes_row, panels in zip(grid, rows, strict=True):
+            for axes, panel in zip(axes_row, panels, strict=True):
+                _draw_panel(axes, panel)
+                axes.label_outer()
+            if axes_row is grid[0] or list(panels[0].series) != list(rows[0][0].series):
+                _legend_right(axes_row)
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        figure.align_ylabels(grid[:, 0])
+    return figure
+
+
+def metric_parts(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
+    """The parts of the KL metric over training above the accuracies, model by model.
+
+    Args:
+        models: name -> {"fisher", "softmax", "network", "total": nats;
+            "accuracy", "robust_accuracy": shares}, each [seeds, epochs + 1].
+        title: what the figure shows, in words.
+    """
+    parts = {
+        "total M": "total",
+        "Fisher (non-robust)": "fisher",
+        "softmax (robust)": "softmax",
+        "network (robust)": "network",
+    }
+    rates = {"clean": "accuracy", "robust": "robust_accuracy"}
+    above, below = [], []
+    for name, values in models.items():
+        series = {label: values[part] for label, part in parts.items()}
+        above.append(Panel(series, name, "mean over pairs [nats]", "symlog"))
+        series = {label: values[rate] for label, rate in rates.items()}
+        below.append(Panel(series, "", "accuracy [%]", "percent"))
+    return curves([above, below], title=title)
+
+
+def scatter(
+    series: Mapping[str, tuple[Any, Any]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Robust accuracy (shares, in %) against a positive quantity on a log axis.
+
+    Args:
+        series: name -> (x, y), each [seeds, epochs + 1]; one dot per seed and epoch,
+            the last epoch filled.
+        title: what the figure shows, in words.
+        xlabel: the quantity and its unit.
+        ylabel: the accuracy and how it was measured.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _grid(1, 1, title)
+        axes = grid[0, 0]
+        for (name, (x, y)), colour, marker in zip(
+            series.items(), COLOURS, MARKERS, strict=False
+        ):
+            x, y = np.asarray(x, float), 100 * np.asarray(y, float)
+            style = {"marker": marker, "linestyle": "none", "color": colour}
+            axes.plot(x[:, :-1].ravel(), y[:, :-1].ravel(), fillstyle="none", **style)
+            axes.plot(x[:, -1], y[:, -1], markersize=10, label=name, **style)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", ylim=(-3, 103))
+        _legend_right(grid[0])
+    return figure
+
+
+def _grid(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
+    width = 4.2 * columns + (3.6 if columns > 1 else 5.5)
+    figure = Figure(figsize=(width, 3.7 * rows + 0.7), layout="constrained")
+    figure.suptitle(title, fontsize=16, fontweight="bold")
+    return figure, figure.subplots(
+        rows, columns, squeeze=False, sharex=True, sharey="row"
+    )
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for (name, values), colour, dashes in zip(
+        panel.series.items(), COLOURS, DASHES, strict=False
+    ):
+        values = np.asarray(values, float) * (100 if panel.scale == "percent" else 1)
+        mean, stderr = mean_stderr(values)
+        epochs = np.arange(len(mean))
+        axes.plot(epochs, mean, color=colour, linestyle=dashes, label=name)
+        band = np.nan_to_num(stderr)
+        axes.fill_between(
+            epochs, mean - band, mean + band, color=colour, alpha=0.2, linewidth=0
+        )
+    axes.set(title=panel.title, ylabel=panel.ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.scale == "percent":
+        axes.set_ylim(-3, 103)
+    elif panel.scale == "symlog":
+        axes.set_yscale("symlog", linthresh=panel.linear_to)
+    else:
+        axes.set_yscale(panel.scale)
+
+
+def _legend_right(axes_row: Sequence[Axes]) -> None:
+    axes_row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))

@@ -1,0 +1,13 @@
+"""Training: objectives, the compiled step, the loop over devices and epochs.
+
+    state = training.fit(model, data, objective=training.objectives.standard)
+
+`objectives` says what is minimised, `state` holds the configuration and the step,
+`parallel` the devices and hosts, `journal` the files of a run, `fit` the loop.
+"""
+
+from robjax.training import objectives
+from robjax.training.fit import fit
+from robjax.training.state import TRACKING, FitConfig, TrainState
+
+__all__ = ["TRACKING", "FitConfig", "TrainState", "fit", "objectives"]

@@ -1,0 +1,148 @@
+"""What a training run leaves on disk, and how it is taken up again.
+
+    <run_dir>/metrics.jsonl   one record for each epoch, epoch 0 = before training
+    <run_dir>/checkpoints/    the latest states, see `robjax.storage`
+    <run_dir>/tensorboard/    the same scalars
+
+A record is written before the checkpoint at its step. A run that is taken up at step
+s drops the records after s, so the file ends up as if nothing had happened. With
+several hosts process 0 writes and all read.
+"""
+
+import pathlib
+import re
+import warnings
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from robjax import storage
+from robjax.data import Dataset
+from robjax.training.objectives import Objective
+from robjax.training.state import FitConfig, TrainState
+
+
+def describe_run(
+    model: Any, data: Dataset, objective: Objective, config: FitConfig
+) -> dict[str, Any]:
+    """Everything a user chose that decides the result, as JSON values."""
+    checksum = zlib.crc32(data.labels.tobytes(), zlib.crc32(data.images.tobytes()))
+    text = {
+        "model": repr(model),
+        "objective": _describe_function(objective),
+        "data": f"{data.name} {list(data.images.shape)} crc32 {checksum:08x}",
+    }
+    # functions among the fields print their address, which changes with the process
+    plain_text = {k: re.sub(r" at 0x[0-9a-f]+", "", v) for k, v in text.items()}
+    return storage.plain(config) | plain_text
+
+
+def _describe_function(function: Any) -> str:
+    if not isinstance(function, partial):
+        return getattr(function, "__qualname__", repr(function))
+    bound = [repr(value) for value in function.args]
+    bound += [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
+    return f"{_describe_function(function.func)}({', '.join(bound)})"
+
+
+class Journal:
+    """The files of one run; does nothing if `run_dir` is None."""
+
+    def __init__(self, run_dir: storage.PathLike | None, description: dict[str, Any]):
+        self._description = description
+        self._folder = None if run_dir is None else pathlib.Path(run_dir)
+        self._writes = self._folder is not None and jax.process_index() == 0
+        self._tensorboard: Any = None
+
+    def open(
+        self, like: TrainState, *, resume: bool
+    ) -> tuple[TrainState, Mapping[str, Any]]:
+        """Returns the state to go on from and what was stored beside it.
+
+        That is `like` and {} where there is no checkpoint.
+
+        Raises:
+          ValueError: the folder is not writable; it holds a checkpoint and `resume`
+            is False; the checkpoint is corrupt, or is of a run set up in another way.
+        """
+        if self._folder is None:
+            if resume:
+                raise ValueError("run_dir must be given with resume=True, got None")
+            return like, {}
+        if self._writes:
+            storage.check_writable(self._folder, "run_dir")
+        found = storage.list_checkpoints(self._folder / "checkpoints")
+        if found and not resume:
+            raise ValueError(
+                f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
+                "to go on with it, or name another folder"
+            )
+        state, extra = like, {}
+        if found:
+            manifest = storage.load_manifest(found[-1])
+            self._check_same_run(manifest)
+            state = storage.load_checkpoint(found[-1], like)
+            extra = manifest["config"]["extra"]
+        if self._writes:
+            self._take_up(int(state.step), fresh=not found)
+        return state, extra
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends the record of one epoch; its numbers go to TensorBoard too."""
+        if not self._writes:
+            return
+        storage.append_json_line(self._metrics_file(), record)
+        for name, value in record.items():
+            if name not in ("epoch", "step") and np.ndim(value) == 0:
+                self._tensorboard.add_scalar(name, float(value), record["step"])
+        self._tensorboard.flush()
+
+    def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+        """Saves a state, and JSON values beside it."""
+        if self._writes:
+            assert self._folder is not None
+            config = {"run": self._description, "extra": extra}
+            folder = self._folder / "checkpoints"
+            storage.save_checkpoint(folder, int(state.step), state, config=config)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _metrics_file(self) -> pathlib.Path:
+        assert self._folder is not None
+        return self._folder / "metrics.jsonl"
+
+    def _take_up(self, step: int, *, fresh: bool) -> None:
+        assert self._folder is not None
+        # tensorboardX takes half a second to import
+        from tensorboardX import SummaryWriter
+
+        records = [] if fresh else storage.load_json_lines(self._metrics_file())
+        kept = [record for record in records if record["step"] <= step]
+        storage.save_json_lines(self._metrics_file(), kept)
+        self._tensorboard = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=0 if fresh else step + 1
+        )
+
+    def _check_same_run(self, manifest: Mapping[str, Any]) -> None:
+        then, now = manifest["config"]["run"], self._description
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                raise ValueError(
+                    f"run_dir={str(self._folder)!r} holds a run with another {name}: "
+                    f"{then.get(name)!r} there, {now.get(name)!r} here"
+                )
+        then, now = manifest["versions"], storage.versions()
+        names = ("python", "packages", "backend", "device", "processes", "x64")
+        changed = [name for name in names if then.get(name) != now.get(name)]
+        if changed:
+            warnings.warn(
+                f"resuming with different {', '.join(changed)}: the run goes on, but "
+                "not bit for bit as it would have",
+                stacklevel=4,
+            )

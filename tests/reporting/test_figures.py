@@ -1,0 +1,88 @@
+"""What the figures show, read back from their axes and files."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from robjax.reporting import figures
+
+EPOCHS, SEEDS = 5, 3
+
+
+def drawn(values):
+    """A one-panel figure of one series and its axes."""
+    panel = figures.Panel({"a": values}, "panel", "y [unit]")
+    figure = figures.curves([[panel]], title="title")
+    return figure, figure.axes[0]
+
+
+def test_curves_draw_the_mean_and_a_band_of_one_standard_error():
+    values = np.random.default_rng(0).normal(size=(SEEDS, EPOCHS))
+    _, axes = drawn(values)
+    mean = values.mean(0)
+    stderr = np.sqrt(((values - mean) ** 2).sum(0) / (SEEDS - 1) / SEEDS)
+    line = axes.lines[0]
+    np.testing.assert_allclose(line.get_xdata(), np.arange(EPOCHS))
+    np.testing.assert_allclose(line.get_ydata(), mean)
+    corners = axes.collections[0].get_paths()[0].vertices
+    for epoch in range(EPOCHS):
+        heights = corners[corners[:, 0] == epoch, 1]
+        assert heights.min() == pytest.approx(mean[epoch] - stderr[epoch])
+        assert heights.max() == pytest.approx(mean[epoch] + stderr[epoch])
+
+
+def test_one_seed_has_no_band():
+    _, axes = drawn(np.ones((1, EPOCHS)))
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights == 1).all()
+
+
+def test_metric_parts_has_a_column_for_each_model_with_accuracies_beneath():
+    names = ("total", "fisher", "softmax", "network", "accuracy", "robust_accuracy")
+    models = {
+        model: {
+            name: np.full((SEEDS, EPOCHS), i + 0.1 * j) for i, name in enumerate(names)
+        }
+        for j, model in enumerate(("one", "two", "three"))
+    }
+    figure = figures.metric_parts(models, title="parts")
+    assert len(figure.axes) == 6
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["one", "two", "three"]
+    for column, model in enumerate(models):
+        above, below = figure.axes[column], figure.axes[3 + column]
+        for line, name in zip(above.lines, names[:4], strict=True):
+            np.testing.assert_allclose(line.get_ydata(), models[model][name][0])
+        for line, name in zip(below.lines, names[4:], strict=True):
+            np.testing.assert_allclose(line.get_ydata(), 100 * models[model][name][0])
+
+
+def test_scatter_draws_every_seed_and_epoch_once():
+    x = np.arange(1, 1 + SEEDS * EPOCHS, dtype=float).reshape(SEEDS, EPOCHS)
+    y = x / x.max()
+    figure = figures.scatter({"a": (x, y)}, title="t", xlabel="x", ylabel="y")
+    points = np.concatenate([line.get_xydata() for line in figure.axes[0].lines])
+    expected = np.stack([x.ravel(), 100 * y.ravel()], axis=1)
+    np.testing.assert_allclose(np.sort(points, axis=0), expected)
+
+
+def test_lines_differ_in_dashes_and_colour():
+    series = {str(i): np.full((2, EPOCHS), i) for i in range(5)}
+    figure = figures.curves([[figures.Panel(series, "", "y")]], title="t")
+    lines = figure.axes[0].lines
+    assert len({to_hex(line.get_color()) for line in lines}) == 5
+    assert len({repr(line._dash_pattern) for line in lines}) == 5
+
+
+def test_saves_both_formats_the_same_way_each_time(tmp_path):
+    values = np.random.default_rng(0).normal(size=(SEEDS, EPOCHS))
+    first = figures.save(drawn(values)[0], tmp_path / "a")
+    again = figures.save(drawn(values)[0], tmp_path / "b")
+    assert [path.name for path in first] == ["a.png", "a.svg"]
+    assert first[1].read_bytes() == again[1].read_bytes()
+    assert b"y [unit]" in first[1].read_bytes()
+    with Image.open(first[0]) as image:
+        assert min(image.size) > 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.png", "a.svg", "b.png", "b.svg")
+    ]

@@ -1,0 +1,241 @@
+"""The losses against NumPy, their gradients against finite differences."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from robjax import attacks
+from robjax.balls import Linf
+from robjax.models import MLP, Linear
+from robjax.training import objectives
+from robjax.training.objectives import Network
+
+BATCH, SIZE, CLASSES = 6, 4, 3
+
+
+class NormNet(nn.Module):
+    """One batch norm between two dense layers."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(5)(x.reshape((x.shape[0], -1)))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(CLASSES)(nn.tanh(x))
+
+
+def problem(model, dtype=jnp.float32, seed=0):
+    """A network, images in [.2, .8], labels and keys."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.uniform(keys[0], (BATCH, 2, 2, 1), dtype, 0.2, 0.8)
+    y = jax.random.randint(keys[1], (BATCH,), 0, model.num_classes)
+    variables = jax.tree.map(lambda a: a.astype(dtype), model.init(keys[2], x))
+    return Network(model, variables), x, y, jax.random.split(keys[0], BATCH)
+
+
+def log_softmax(z):
+    z = np.asarray(z, np.float64)
+    return z - np.log(np.sum(np.exp(z), axis=1, keepdims=True))
+
+
+def linear_logits(network, x):
+    layer = network.variables["params"]["logits"]
+    weights = np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"])
+    return np.asarray(x, np.float64).reshape(len(x), -1) @ weights[0] + weights[1]
+
+
+def cross_entropy(z, y):
+    return -log_softmax(z)[np.arange(len(y)), y]
+
+
+def kl(z, z_moved):
+    p = np.exp(log_softmax(z))
+    return np.sum(p * (log_softmax(z) - log_softmax(z_moved)), axis=1)
+
+
+def attack_that_returns(monkeypatch, name, move):
+    """Replaces attacks.<name> by images -> move(logits_fn, images); returns its calls."""
+    calls = []
+
+    def fake(logits_fn, x, *labels, **options):
+        calls.append({"logits_fn": logits_fn, **options})
+        moved = move(logits_fn, x)
+        empty = jnp.zeros(len(x), jnp.int32)
+        zeros = jnp.zeros(len(x))
+        return attacks.AttackResult(moved, empty > 0, zeros, empty, zeros, empty)
+
+    monkeypatch.setattr(attacks, name, fake)
+    return calls
+
+
+def test_standard_is_the_cross_entropy():
+    network, x, y, keys = problem(Linear(CLASSES))
+    losses, metrics, _ = objectives.standard(network, x, y, keys=keys, strength=1.0)
+    z = linear_logits(network, x)
+    np.testing.assert_allclose(losses, cross_entropy(z, y), rtol=1e-5)
+    np.testing.assert_array_equal(metrics["accuracy"], np.argmax(z, 1) == y)
+
+
+def test_adversarial_is_the_loss_at_the_worst_corner_of_a_linear_model():
+    # With two classes the gradient of the loss has the constant direction
+    # ±(w_1 − w_0), so ascent by signs ends in the corner x + ε sign(·) of the ball.
+    network, x, y, keys = problem(Linear(2))
+    eps = 0.1
+    losses, metrics, _ = objectives.adversarial(
+        network, x, y, keys=keys, strength=1.0, ball=Linf(eps), steps=5, step_size=0.05
+    )
+    kernel = np.asarray(network.variables["params"]["logits"]["kernel"])
+    up = np.sign(kernel[:, 1] - kernel[:, 0]).reshape(1, 2, 2, 1)
+    towards_wrong = np.where(np.asarray(y) == 0, 1.0, -1.0)[:, None, None, None]
+    z = linear_logits(network, np.asarray(x) + eps * towards_wrong * up)
+    np.testing.assert_allclose(losses, cross_entropy(z, y), rtol=1e-5)
+    np.testing.assert_array_equal(metrics["adversarial_accuracy"], np.argmax(z, 1) == y)
+
+
+def test_adversarial_at_strength_zero_is_the_standard_loss():
+    network, x, y, keys = problem(MLP(CLASSES, widths=(5,)))
+    arguments = {"keys": keys, "strength": 0.0}
+    losses = objectives.adversarial(network, x, y, **arguments)[0]
+    expected = objectives.standard(network, x, y, **arguments)[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+def test_trades_reaches_an_end_of_the_segment_of_a_linear_model():
+    # KL(p(x) ‖ p(·)) of a two-class linear model is convex along w_1 − w_0 with its
+    # minimum at x: ascent ends in one of two corners.
+    network, x, y, keys = problem(Linear(2))
+    eps, beta = 0.1, 3.0
+    losses, metrics, _ = objectives.trades(
+        network,
+        x,
+        y,
+        keys=keys,
+        strength=1.0,
+        ball=Linf(eps),
+        beta=beta,
+        steps=8,
+        step_size=0.05,
+    )
+    kernel = np.asarray(network.variables["params"]["logits"]["kernel"])
+    up = eps * np.sign(kernel[:, 1] - kernel[:, 0]).reshape(1, 2, 2, 1)
+    z = linear_logits(network, x)
+    ends = [kl(z, linear_logits(network, np.asarray(x) + s * up)) for s in (1, -1)]
+    divergence = np.asarray(metrics["divergence"])
+    gap = np.min([np.abs(divergence - end) / end for end in ends], axis=0)
+    assert np.max(gap) < 1e-4
+    np.testing.assert_allclose(
+        losses, cross_entropy(z, y) + beta * divergence, rtol=1e-5
+    )
+
+
+def test_trades_formula_with_a_known_attack(monkeypatch):
+    network, x, y, keys = problem(Linear(CLASSES))
+    attack_that_returns(monkeypatch, "kl_pgd", lambda f, x: x + 0.07)
+    losses, metrics, _ = objectives.trades(
+        network, x, y, keys=keys, strength=1.0, beta=5.0
+    )
+    z, z_moved = linear_logits(network, x), linear_logits(network, np.asarray(x) + 0.07)
+    np.testing.assert_allclose(metrics["divergence"], kl(z, z_moved), rtol=1e-3)
+    np.testing.assert_allclose(
+        losses, cross_entropy(z, y) + 5.0 * kl(z, z_moved), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["standard", "adversarial", "trades"])
+def test_gradient_is_that_of_the_loss_with_the_attacked_images_held(monkeypatch, name):
+    # The fake attacks depend strongly on the weights; were the attacked images not
+    # constant, the gradient would differ from that of the loss at fixed images.
+    def move(logits_fn, x):
+        return x + 0.1 * jnp.tanh(logits_fn(x)).sum(1)[:, None, None, None]
+
+    with jax.enable_x64(True):
+        network, x, y, keys = problem(MLP(CLASSES, widths=(5,)), jnp.float64)
+        flat, unravel = ravel_pytree(network.variables["params"])
+        objective = getattr(objectives, name)
+
+        def mean_loss(weights, move):
+            attack_that_returns(monkeypatch, "pgd", move)
+            attack_that_returns(monkeypatch, "kl_pgd", move)
+            here = network._replace(variables={"params": unravel(weights)})
+            return objective(here, x, y, keys=keys, strength=1.0)[0].mean()
+
+        gradient = jax.grad(mean_loss)(flat, move)
+        held = move(network.logits_fn("eval"), x)
+        at_fixed_images = jax.jit(lambda weights: mean_loss(weights, lambda f, x: held))
+        directions = jax.random.normal(jax.random.key(1), (8, len(flat)), jnp.float64)
+        differences = [
+            at_fixed_images(flat + 1e-6 * d) - at_fixed_images(flat - 1e-6 * d)
+            for d in directions
+        ]
+        np.testing.assert_allclose(
+            directions @ gradient, np.array(differences) / 2e-6, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("attack", ["pgd", "kl_pgd"])
+def test_strength_scales_radius_and_step(monkeypatch, attack):
+    calls = attack_that_returns(monkeypatch, attack, lambda f, x: x)
+    name = {"pgd": "adversarial", "kl_pgd": "trades"}[attack]
+    network, x, y, keys = problem(Linear(CLASSES))
+    getattr(objectives, name)(
+        network, x, y, keys=keys, strength=0.25, ball=Linf(0.4), step_size=0.2
+    )
+    assert float(calls[0]["ball"].eps) == pytest.approx(0.1)
+    assert float(calls[0]["step_size"]) == pytest.approx(0.05)
+    assert calls[0]["key"] is keys
+
+
+class TestBatchNorm:
+    def network(self):
+        model = NormNet()
+        object.__setattr__(model, "num_classes", CLASSES)
+        network, x, y, keys = problem(model)
+        stats = jax.tree.map(lambda a: a + 0.5, network.variables["batch_stats"])
+        variables = {**network.variables, "batch_stats": stats}
+        return network._replace(variables=variables), x, y, keys
+
+    @pytest.mark.parametrize("name", ["adversarial", "trades"])
+    @pytest.mark.parametrize("mode", ["eval", "train"])
+    def test_attack_sees_the_chosen_mode(self, monkeypatch, name, mode):
+        attack = {"adversarial": "pgd", "trades": "kl_pgd"}[name]
+        calls = attack_that_returns(monkeypatch, attack, lambda f, x: x)
+        network, x, y, keys = self.network()
+        objective = functools.partial(getattr(objectives, name), attack_mode=mode)
+        objective(network, x, y, keys=keys, strength=1.0)
+        seen = calls[0]["logits_fn"](x)
+        expected = {
+            "eval": network.model.apply(network.variables, x),
+            "train": network.train(x)[0],
+        }
+        np.testing.assert_allclose(seen, expected[mode], rtol=1e-6)
+        other = expected["train" if mode == "eval" else "eval"]
+        assert np.max(np.abs(seen - other)) > 0.01
+
+    @pytest.mark.parametrize("name", ["standard", "adversarial", "trades"])
+    def test_running_statistics_move_towards_the_batch(self, monkeypatch, name):
+        attack_that_returns(monkeypatch, "pgd", lambda f, x: x)
+        attack_that_returns(monkeypatch, "kl_pgd", lambda f, x: x)
+        network, x, y, keys = self.network()
+        objective = getattr(objectives, name)
+        updated = objective(network, x, y, keys=keys, strength=1.0)[2].variables
+        dense = network.variables["params"]["Dense_0"]
+        batch_mean = (
+            x.reshape(BATCH, -1) @ dense["kernel"] + dense["bias"][None]
+        ).mean(0)
+        before = network.variables["batch_stats"]["BatchNorm_0"]["mean"]
+        forwards = 2 if name == "trades" else 1
+        kept = 0.9**forwards
+        np.testing.assert_allclose(
+            updated["batch_stats"]["BatchNorm_0"]["mean"],
+            kept * before + (1 - kept) * batch_mean,
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+    def test_unknown_mode_is_an_error(self):
+        with pytest.raises(ValueError, match="attack_mode.*'evaluate'"):
+            self.network()[0].logits_fn("evaluate")

@@ -1,0 +1,229 @@
+"""N devices, or two processes, do what one device does on the whole batch."""
+
+import dataclasses
+import functools
+import pathlib
+import socket
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robjax import data, training
+from robjax.balls import Linf
+from robjax.models import MLP
+from robjax.training import objectives, parallel, state
+
+CONFIG = training.FitConfig(
+    epochs=1, batch_size=32, learning_rate=0.05, schedule="constant", pad=1, flip=True
+)
+ADVERSARIAL = functools.partial(
+    objectives.adversarial, ball=Linf(0.1), steps=3, step_size=0.05
+)
+
+
+class NormNet(nn.Module):
+    """A convolution and a batch norm, whose statistics are those of the whole batch."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), strides=2)(x)
+        x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name)(x)
+        return nn.Dense(10)(nn.tanh(x).reshape((x.shape[0], -1)))
+
+
+def take_steps(model, objective, count, *, devices):
+    """The replicated state after `count` steps on different batches of digits."""
+    dataset = data.subset(data.load("digits", "train"), 32 * count)
+    model = parallel.join_batch_norm(model)
+    optimizer = state.make_optimizer(CONFIG, count)
+    example = data.to_float(dataset.images[:1], dataset.scale)
+    now = state.create_state(model, example, optimizer, CONFIG)
+    step = state.make_step(
+        model, objective, optimizer, CONFIG, steps_per_epoch=count, scale=dataset.scale
+    )
+    step = parallel.data_parallel(step, devices)
+    now = parallel.replicate(now, devices)
+    for batch in data.batch_indices(len(dataset.labels), 32, seed=0, epoch=0):
+        rows = parallel.own_rows(batch, devices).astype(np.int32)
+        now, metrics = step(now, dataset.images[rows], dataset.labels[rows], rows)
+    return now, metrics
+
+
+def assert_same(tree, other, tolerance):
+    def compare(path, a, b):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(
+            a, b, rtol=tolerance, atol=tolerance, err_msg=name, verbose=False
+        )
+
+    jax.tree_util.tree_map_with_path(
+        compare, jax.device_get(tree), jax.device_get(other)
+    )
+
+
+@pytest.mark.parametrize("objective", [objectives.standard, ADVERSARIAL])
+def test_eight_devices_take_the_step_of_one(objective):
+    # With a smooth model no gradient is near a kink; a sign(g) of the attack that
+    # flips would show, and for these draws none does.
+    eight = take_steps(NormNet(), objective, 1, devices=jax.devices()[:8])
+    one = take_steps(NormNet(), objective, 1, devices=jax.devices()[:1])
+    assert_same(eight, one, 1e-5)
+
+
+def test_batch_norm_inside_the_attack_sees_the_whole_batch():
+    objective = functools.partial(ADVERSARIAL, attack_mode="train")
+    four = take_steps(NormNet(), objective, 1, devices=jax.devices()[:4])
+    one = take_steps(NormNet(), objective, 1, devices=jax.devices()[:1])
+    assert_same(four, one, 1e-5)
+
+
+def test_devices_hold_the_same_state_after_several_steps():
+    # `out_axes=None` would hide a forgotten pmean behind the value of device 0.
+    now, _ = take_steps(NormNet(), objectives.standard, 4, devices=jax.devices()[:4])
+    for leaf in jax.tree.leaves(now):
+        first, *others = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(others) == 3
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+
+
+def test_seeds_share_one_trace():
+    traces = []
+
+    def counted(network, images, labels, **options):
+        traces.append(images.shape)
+        return objectives.standard(network, images, labels, **options)
+
+    states = [
+        training.fit(
+            MLP(10, widths=(8,)),
+            data.subset(data.load("digits", "train"), 64),
+            objective=counted,
+            config=dataclasses.replace(CONFIG, seed=seed),
+            devices=jax.devices()[:1],
+            progress=False,
+        )
+        for seed in (0, 1, 0)
+    ]
+    assert len(traces) == 1
+    kernels = [s.variables["params"]["logits"]["kernel"] for s in states]
+    assert not np.array_equal(kernels[0], kernels[1])
+    np.testing.assert_array_equal(kernels[0], kernels[2])
+
+
+def test_that_check_finds_a_forgotten_mean():
+    devices = jax.devices()[:2]
+    step = parallel.data_parallel(
+        lambda s, x, y, i: (s + jnp.mean(x), jnp.mean(x)), devices
+    )
+    x = np.arange(4.0, dtype=np.float32).reshape(2, 2)
+    now, _ = step(parallel.replicate(jnp.float32(0), devices), x, x, x)
+    first, second = [np.asarray(shard.data) for shard in now.addressable_shards]
+    assert first != second
+
+
+def test_one_trace_for_a_whole_run():
+    traces = []
+
+    def counted(network, images, labels, **options):
+        traces.append(images.shape)
+        return objectives.standard(network, images, labels, **options)
+
+    training.fit(
+        MLP(10, widths=(8,)),
+        data.subset(data.load("digits", "train"), 100),
+        objective=counted,
+        config=dataclasses.replace(CONFIG, epochs=3, ema_decay=0.9, warmup_epochs=2),
+        devices=jax.devices()[:4],
+        progress=False,
+    )
+    assert traces == [(8, 8, 8, 1)]
+
+
+def test_kept_copies_survive_the_donated_state():
+    devices = jax.devices()[:2]
+    step = parallel.data_parallel(lambda s, x, y, i: (s + 1, s), devices)
+    placed = parallel.replicate(jnp.zeros(3), devices)
+    kept = parallel.one_copy(placed)
+    x = np.zeros((2, 1))
+    now, _ = step(placed, x, x, x)
+    assert placed.is_deleted()
+    np.testing.assert_array_equal(kept, np.zeros(3))
+    np.testing.assert_array_equal(parallel.one_copy(now), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "message"),
+    [
+        ([], 8, "devices"),
+        ([0, 0], 8, "devices"),
+        ([0, 1, 2], 8, "batch_size must be a multiple .* 3, got 8"),
+    ],
+)
+def test_devices_that_cannot_share_a_batch(devices, batch_size, message):
+    chosen = [jax.devices()[i] for i in devices]
+    with pytest.raises(ValueError, match=message):
+        parallel.check_devices(chosen, batch_size)
+
+
+def test_batch_norm_without_an_axis_name_is_refused_on_several_devices():
+    class Local(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            return nn.Dense(10)(x.reshape((x.shape[0], -1)))
+
+    dataset = data.subset(data.load("digits", "train"), 40)
+    with pytest.raises(ValueError, match="axis_name"):
+        training.fit(Local(), dataset, config=CONFIG, devices=jax.devices()[:2])
+
+
+def test_two_processes_train_like_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = pathlib.Path(__file__).with_name("two_processes.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(port), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    alone = two_process_run(tmp_path / "alone", devices=jax.devices()[:1])
+    expected = jax.tree.leaves(jax.device_get(alone.variables))
+    for rank in range(2):
+        with np.load(tmp_path / f"weights{rank}.npz") as found:
+            for name, leaf in zip(found.files, expected, strict=True):
+                np.testing.assert_allclose(found[name], leaf, rtol=1e-5, atol=1e-5)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+
+
+def two_process_run(run_dir, *, devices=None, resume=False):
+    """The run that the test compares; also called by each of the two processes."""
+    return training.fit(
+        NormNet(),
+        data.subset(data.load("digits", "train"), 96),
+        config=dataclasses.replace(CONFIG, epochs=2),
+        run_dir=run_dir,
+        resume=resume,
+        devices=devices,
+        progress=False,
+    )
