@@ -85,8 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     print(f"Measured on {timing.environment()}\n")
     print(
-        "| network | batch | what | first call s | ms per call or step (best) | (median)"
-        " | images/s | ÷ plain gradient | ÷ fastest gradient |"
+        "| network | batch | what | first call s | ms per call or step (best) |"
+        " (median) | images/s | ÷ plain gradient | ÷ fastest gradient |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.models:

@@ -36,6 +36,7 @@ class TorchCNN(torch.nn.Module):
         ]
 
     def forward(self, x):
+        """Images [B, C, H, W] -> logits [B, K]."""
         for index, (kernel, bias) in enumerate(self.convs, start=1):
             x = F.relu(F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2))
             if index % self.pool_after == 0:
@@ -74,6 +75,7 @@ class TorchResNet(torch.nn.Module):
         return F.relu(shortcut + x)
 
     def forward(self, x):
+        """Images [B, C, H, W] -> logits [B, K]."""
         x = self._conv(x, self.params["conv"])
         x = F.relu(self._norm(x, self.params["bn"], self.stats["bn"]))
         for name in sorted(n for n in self.params if n.startswith("group")):
