@@ -74,7 +74,7 @@ def measure(name: str, size: int, steps: int, rounds: int, peers: bool) -> list[
 
 def main() -> None:
     """Prints one Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     choices = list(networks.BUILDERS)
     defaults = ["flax_cnn", "cnn", "resnet20"]
     parser.add_argument("--models", nargs="+", choices=choices, default=defaults)

@@ -13,6 +13,7 @@ backward passes for the Jacobian are in all three. `--data` names an .npz with `
 import argparse
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def fisher_rows(name: str, size: int, rounds: int) -> list[str]:
     )
     runs = {way: functools.partial(f, network.logits, x) for way, f in ways.items()}
     best = {way: t.best for way, t in timing.compare(runs, rounds).items()}
-    memory = [f.memory_analysis().temp_size_in_bytes / 2**20 for f in ways.values()]
+    analyses: list[Any] = [f.memory_analysis() for f in ways.values()]
+    memory = [analysis.temp_size_in_bytes / 2**20 for analysis in analyses]
     cells = [
         name,
         int(np.prod(network.shape)),
@@ -115,7 +117,7 @@ def fisher_rows(name: str, size: int, rounds: int) -> list[str]:
 
 def main() -> None:
     """Prints three Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     choices = list(networks.BUILDERS)
     defaults = ["flax_cnn", "cnn", "resnet20", "vgg13"]
     parser.add_argument("--models", nargs="+", choices=choices, default=defaults)
@@ -137,7 +139,8 @@ def main() -> None:
 
     print(
         "\n| network | d | batch | Gram ms/image | d×d | with eigenvalues |"
-        " d×d ÷ Gram | eigenvalues ÷ Gram | Gram MiB | d×d | with eigenvalues | difference |"
+        " d×d ÷ Gram | eigenvalues ÷ Gram | Gram MiB | d×d | with eigenvalues |"
+        " difference |"
     )
     print("|" + "---|" * 12)
     for name in args.models:

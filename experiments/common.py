@@ -39,11 +39,6 @@ def is_below(values: Any, threshold: float) -> str:
     return is_above(-np.asarray(values, float), -threshold)
 
 
-def all_held(verdicts: list[str]) -> str:
-    """One verdict for a claim with several parts: the worst of them."""
-    return next((v for v in (UNTESTABLE, FAILED) if v in verdicts), HELD)
-
-
 def rank_correlation(x: Any, y: Any) -> np.ndarray:
     """Spearman's ρ of x and y over epochs, for each seed.
 

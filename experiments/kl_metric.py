@@ -12,7 +12,21 @@ Commands:
     python -m experiments.kl_metric --dataset cifar10                  accelerator
 With --resume and the same options the latest run goes on where it was stopped.
 
-COST_AND_NUMBERS
+Cost: digits 3.5 minutes of CPU time (9 models of 12 epochs, compilation included).
+
+Numbers, digits, small_cnn, Linf ε = 0.2, 3 seeds, mean ± s.e.:
+
+    training             clean %      PGD-20 %     M, nats      Fisher part    ‖F‖_F
+    standard             97.9 ± 0.1    0.5 ± 0.2   11.4 ± 0.2   0.97 ± 0.03   4.0
+    adversarial          95.6 ± 0.9   34.5 ± 0.5   3.96 ± 0.06  0.69 ± 0.02   1.5
+    Fisher-regularised   96.0 ± 1.0   37.1 ± 2.9   0.47 ± 0.01  0.19 ± 0.01   0.31
+
+M rises with accuracy in all three, standard training ends without robustness, and
+robust training cuts the Fisher part and ‖F‖_F (12.9 times for the regularised one).
+Not held: the *share* of the Fisher part rises under robust training, from 9 % to 17 %
+and 40 %, because saturation and the non-linearity of the network carry most of M in
+the standard one; its Fisher part itself falls again once accuracy saturates; and the
+relation of ‖F‖_F and robust accuracy over the epochs is weak (rank correlation −0.33).
 
 Every run writes results/kl_metric/<run>/: config.json, metrics.jsonl (a record for
 each model, seed and epoch), figures/ (PNG and SVG), summary.md with the claims and
@@ -69,7 +83,6 @@ class Plan:
     seeds: int = 3
     train_images: int | None = None
     tracked_images: int = 360
-    minutes_per_epoch: float | None = None
 
 
 PLANS = {
@@ -95,11 +108,11 @@ PLANS = {
         steps=7,
         step_size=0.1,
         fit=FitConfig(
-            epochs=10,
+            epochs=6,
             optimizer="adam",
             learning_rate=1e-3,
-            schedule="constant",
-            warmup_epochs=3,
+            schedule="cosine",
+            warmup_epochs=2,
         ),
         tracked_images=500,
     ),
@@ -113,12 +126,18 @@ PLANS = {
         tracked_images=500,
     ),
 }
+# About how many minutes an epoch of one model takes on 2 CPU cores, final attacks and
+# all, averaged over the objectives.
+MINUTES = {("digits", "small_cnn"): 0.025, ("mnist", "cnn"): 1.8}
 SMOKE = {"model": "linear", "seeds": 1, "train_images": 128, "tracked_images": 40}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Follow the KL metric and its parts over standard and robust training."""
+    """Follow the KL metric and its parts over standard and robust training.
+
+    Tests the claims of arXiv 1906.02494 and writes results/kl_metric/<run>/.
+    """
 
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Digits needs nothing; the others must have been prepared with TFDS."""
@@ -149,12 +168,12 @@ def make_plan(arguments: Arguments) -> Plan:
     plan = PLANS[arguments.dataset]
     if arguments.smoke:
         fit = dataclasses.replace(plan.fit, epochs=1, batch_size=64)
-        plan = dataclasses.replace(plan, fit=fit, minutes_per_epoch=None, **SMOKE)
+        plan = dataclasses.replace(plan, fit=fit, **SMOKE)
     if arguments.epochs is not None:
         fit = dataclasses.replace(plan.fit, epochs=arguments.epochs)
         plan = dataclasses.replace(plan, fit=fit)
     if arguments.model not in (None, plan.model):
-        plan = dataclasses.replace(plan, model=arguments.model, minutes_per_epoch=None)
+        plan = dataclasses.replace(plan, model=arguments.model)
     seeds = plan.seeds if arguments.seeds is None else arguments.seeds
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
@@ -180,13 +199,16 @@ def make_objective(plan: Plan, name: str) -> objectives.Objective:
 
 def make_attacks(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """The attack that is followed over training, and those on the final models."""
-    pgd = functools.partial(attacks.pgd, ball=Linf(plan.eps))
+    pgd = functools.partial(attacks.pgd, ball=Linf(plan.eps), early_exit=True)
     tracked = functools.partial(
         pgd, steps=20, step_size=plan.eps / 4, random_start=False
     )
+    # As arrays the step sizes are traced: both attacks share one compilation.
     final = {
-        "PGD-40, step ε/30": functools.partial(pgd, steps=40, step_size=plan.eps / 30),
-        "PGD-40, step ε/15": functools.partial(pgd, steps=40, step_size=plan.eps / 15),
+        f"PGD-40, step ε/{part}": functools.partial(
+            pgd, steps=40, step_size=jnp.asarray(plan.eps / part)
+        )
+        for part in (30, 15)
     }
     return {"PGD-20": tracked}, {"PGD-20": tracked, **final}
 
@@ -289,11 +311,11 @@ def describe(plan: Plan, splits) -> str:
     train, test, tracked = splits
     epochs, runs = plan.fit.epochs, plan.seeds * len(plan.objectives)
     cost = "not measured for this choice"
-    if plan.minutes_per_epoch is not None:
-        minutes = plan.minutes_per_epoch * epochs * runs
-        cost = f"about {minutes:.1f} minutes on 2 CPU cores"
+    if (plan.dataset, plan.model) in MINUTES:
+        minutes = MINUTES[plan.dataset, plan.model] * epochs * runs
+        cost = f"about {minutes:.0f} minutes on 2 CPU cores"
     return (
-        f"{__doc__.splitlines()[0]}\n"
+        "The KL metric and its non-robust part, over standard and robust training.\n"
         f"Claim: {report.CLAIM}\n"
         f"Here: {plan.model} on {plan.dataset}, {len(train.labels)} training images, "
         f"Linf eps = {plan.eps:.3g}, {epochs} epochs, {runs} models "
@@ -322,5 +344,4 @@ def main(arguments: Arguments) -> Path:
 
 
 if __name__ == "__main__":
-    program = "python -m experiments.kl_metric"
-    main(tyro.cli(Arguments, prog=program, description=__doc__))
+    main(tyro.cli(Arguments, prog="python -m experiments.kl_metric"))

@@ -131,7 +131,7 @@ def evaluate(
     key: jax.Array,
     batch_size: int = 256,
     bounds: inputs.Bounds = (0.0, 1.0),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Measure clean and robust accuracy, sample by sample.
@@ -156,7 +156,7 @@ def evaluate(
 
     Raises:
         ValueError: an argument has a wrong shape, type or value. The message names
-            it; nothing has been compiled by then.
+            it; the model has not been compiled by then.
     """
     logits_fn = inputs.as_logits_fn(logits_fn)
     bounds = inputs.check_bounds(bounds)
@@ -181,14 +181,17 @@ def evaluate(
         index = np.minimum(np.arange(start, start + batch), len(labels) - 1)
         x = _prepare(place(images[index]), scale)
         y, sample_keys = place((labels[index], keys[index]))
-        row = {"": _predict(logits_fn, x, bounds)}
+        clean, attacked = _predict(logits_fn, x, bounds)[0], {}
         for name, (numbers, options) in split.items():
             result = _attack(logits_fn, x, y, sample_keys, numbers, options, bounds)
-            row[name] = (*_predict(logits_fn, result.x_adv, bounds), *result[1:5])
+            verdict = _predict(logits_fn, result.x_adv, bounds)
+            attacked[name] = (*verdict, *result[1:5])
         real = min(batch, len(labels) - start)
-        rows.append(jax.tree.map(lambda a, n=real: np.asarray(a)[:n], row))
-    columns = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    return _assemble(labels, attacks, columns)
+        rows.append(
+            jax.tree.map(lambda a, n=real: np.asarray(a)[:n], (clean, attacked))
+        )
+    clean, attacked = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    return _assemble(labels, clean, {name: attacked[name] for name in attacks})
 
 
 def _split(attack: Callable[..., Any]) -> tuple[tuple, tuple]:
@@ -226,9 +229,8 @@ def _predict(logits_fn, x: jax.Array, bounds: inputs.Bounds):
     return jnp.where(finite, jnp.argmax(logits, axis=-1), -1), ~inside
 
 
-def _assemble(labels: np.ndarray, names, columns: dict[str, tuple]) -> Evaluation:
+def _assemble(labels, predictions, attacked: dict[str, tuple]) -> Evaluation:
     """Turn the raw columns into verdicts and warnings."""
-    predictions, _ = columns[""]
     correct = predictions == labels
     notes = []
     if lost := np.count_nonzero(predictions < 0):
@@ -236,8 +238,8 @@ def _assemble(labels: np.ndarray, names, columns: dict[str, tuple]) -> Evaluatio
     if len(labels) > 1 and np.ptp(predictions) == 0 and np.ptp(labels) > 0:
         notes.append(f"every image is classified as {predictions[0]}")
     tables = {}
-    for name in names:
-        adversarial, outside, success, loss, first, distance = columns[name]
+    for name, columns in attacked.items():
+        adversarial, outside, success, loss, first, distance = columns
         robust = correct & (adversarial == labels)
         tables[name] = AttackTable(robust, first, loss, distance)
         if bad := np.count_nonzero(outside):
@@ -285,7 +287,7 @@ def _check_batch_size(batch_size: int, count: int, num_devices: int) -> int:
     return -(-batch // num_devices) * num_devices
 
 
-def _check_model(logits_fn, x: jax.ShapeDtypeStruct, labels: np.ndarray) -> None:
+def _check_model(logits_fn, x: Any, labels: np.ndarray) -> None:
     """Trace the model once (nothing compiles); its classes must cover the labels."""
     classes = inputs.count_classes(logits_fn, x)
     if labels.max() >= classes:

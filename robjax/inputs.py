@@ -13,6 +13,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -196,7 +197,7 @@ def check_images(x: Any, *, bounds: Bounds | None = None, name: str = "x") -> ja
                 f"{name} must lie inside bounds {bounds}, got values from {low:.6g} to "
                 f"{high:.6g}"
             )
-    return x
+    return jnp.asarray(x)
 
 
 def check_labels(
@@ -289,7 +290,7 @@ def _checked_logits(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
     return check_logits(logits_fn(x), x.shape[0])
 
 
-def count_classes(logits_fn: LogitsFn, x: jax.Array) -> int:
+def count_classes(logits_fn: LogitsFn, x: jax.Array | jax.ShapeDtypeStruct) -> int:
     """K of the logits [B, K]: traces the model once per shape and compiles nothing."""
     return _checked_logits.eval_shape(logits_fn, x).shape[1]
 
@@ -316,4 +317,4 @@ def sample_keys(key: Any, batch_size: int) -> jax.Array:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
     if key.shape != (batch_size,):
         raise ValueError(f"key must be {expected}, got an array of keys {key.shape}")
-    return key
+    return jnp.asarray(key)

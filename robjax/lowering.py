@@ -95,11 +95,15 @@ def _rewrite(param: Any) -> Any:
         return param
     if not _touches(body):
         return param
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.invars]
+    shapes = [_shape(variable.aval) for variable in body.invars]
     closed = jax.make_jaxpr(lambda *args: _evaluate(body, consts, args))(*shapes)
     if isinstance(param, core.ClosedJaxpr):
         return closed
     return param if closed.consts else closed.jaxpr
+
+
+def _shape(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _touches(jaxpr) -> bool:
@@ -148,7 +152,7 @@ def _nhwc_convolution(
             return product(images, kernel[0, 0])
         out = _pad(product(images, kernel[0, 0]), padding, lhs_dilation)
         return out[:, :: window_strides[0], :: window_strides[1]]
-    if dense and dilated and not strided:
+    if dense and dilated and not strided and 0 not in images.shape + kernel.shape:
         return _phases(images, kernel, padding, lhs_dilation, params)
     if dense and not dilated and not strided and kernel.shape[3] <= _FEW_CHANNELS:
         return _taps(images, kernel, padding, product)
@@ -186,11 +190,11 @@ def _taps(images, kernel, padding, product):
     out_h, out_w = padded.shape[1] - height + 1, padded.shape[2] - width + 1
     columns = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
     responses = _pad(product(images, columns), padding, (1, 1))
-    total = 0
-    for tap, (i, j) in enumerate(np.ndindex(height, width)):
-        of_tap = slice(tap * channels, (tap + 1) * channels)
-        total = total + responses[:, i : i + out_h, j : j + out_w, of_tap]
-    return total
+    shifted = [
+        responses[:, i : i + out_h, j : j + out_w, tap * channels :][..., :channels]
+        for tap, (i, j) in enumerate(np.ndindex(height, width))
+    ]
+    return functools.reduce(jnp.add, shifted)
 
 
 def _phases(images, kernel, padding, dilation, params):
@@ -215,8 +219,6 @@ def _phases(images, kernel, padding, dilation, params):
         count = -(-out // step)
         dense_padding.append((-start, count - 1 + length - 1 + start - (pixels - 1)))
         out_size.append((out, count))
-    if min(out for out, _ in out_size) < 1:
-        return None
     (rows, cols), (s_h, s_w) = columns, dilation
     # slices rather than a gather: no array constants, and cheap
     padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))

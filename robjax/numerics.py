@@ -51,6 +51,17 @@ def centre(values: jax.Array, probabilities: jax.Array, axis: int = -1) -> jax.A
     return shifted - jnp.sum(probabilities * shifted, axis, keepdims=True)
 
 
+def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rounded a − b and exactly what the rounding lost (Knuth's two-sum).
+
+    Large common parts of the logits hide in the rounding, and KL does not see them.
+    """
+    difference = a - b
+    minus_b = difference - a
+    lost = (a - (difference - minus_b)) - (b + minus_b)
+    return difference, jax.lax.stop_gradient(lost)
+
+
 def kl_from_logits(
     logits_p: jax.Array, logits_q: jax.Array, axis: int = -1
 ) -> jax.Array:
@@ -74,7 +85,8 @@ def kl_from_logits(
     p = jnp.exp(log_p)
     direct = jnp.sum(p * (log_p - log_q), axis, keepdims=True)
     small = jax.lax.stop_gradient(direct) < SMALL_KL
-    u = centre(logits_q - logits_p, p, axis)
+    change, lost = _difference(logits_q, logits_p)
+    u = centre(change, p, axis) + centre(lost, p, axis)
     # p e^u = q e^KL; the right-hand side neither overflows nor loses tiny p.
     p_exp_u = jnp.exp(jnp.where(small, log_q + direct, 0))
     near = small & (jnp.abs(u) < 1)

@@ -30,13 +30,12 @@ def candidates(
 
 
 def _foolbox(network, x, y, eps, step_size, steps) -> Candidates:
-    import foolbox
+    from foolbox import attacks
+    from foolbox.models import JAXModel
 
     logits = jax.jit(network.logits)
-    model = foolbox.JAXModel(
-        lambda v: logits(v), bounds=(0, 1), data_format="channels_last"
-    )
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=step_size, steps=steps)
+    model = JAXModel(lambda v: logits(v), bounds=(0, 1), data_format="channels_last")
+    attack = attacks.LinfPGD(abs_stepsize=step_size, steps=steps)
     return {"foolbox (jax)": lambda: attack(model, x, y, epsilons=eps)[1]}
 
 

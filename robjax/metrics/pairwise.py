@@ -34,7 +34,7 @@ from robjax.metrics.kl import kl_components, split_kl
 from robjax.numerics import map_batched
 
 # Logits of pairs held at a time: a few arrays of this size stay in a CPU's cache.
-_BLOCK = 2**18
+_BLOCK = 2**17
 
 
 class PairwiseKL(NamedTuple):
@@ -68,7 +68,7 @@ class PairwiseKL(NamedTuple):
 def pairwise_kl(
     logits_fn,
     x: jax.Array,
-    y: jax.Array,
+    y: jax.Array | np.ndarray,
     *,
     partners: int | None = None,
     key: jax.Array | None = None,

@@ -23,7 +23,7 @@ from robjax.reporting.tables import mean_stderr
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-STYLE = {
+STYLE: Any = {
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.spines.top": False,
@@ -66,13 +66,14 @@ class Panel(NamedTuple):
     title: str
     ylabel: str
     scale: Literal["linear", "log", "symlog", "percent"] = "linear"
-    linear_to: float = 1.0
+    linear_to: float = 0.1
 
 
 def curves(rows: Sequence[Sequence[Panel]], *, title: str) -> Figure:
     """Quantities over training, as a grid of panels.
 
-    The panels of a row share their vertical axis and one legend, at its right.
+    The panels of a row share their vertical axis and one legend, at its right; a row
+    with the names of the row above does without.
 
     Args:
         rows: rows of panels, all of the same length.
@@ -81,11 +82,13 @@ def curves(rows: Sequence[Sequence[Panel]], *, title: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         columns = len(rows[0])
         figure, grid = _grid(len(rows), columns, title)
+        named = None
         for axes_row, panels in zip(grid, rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
                 _draw_panel(axes, panel)
                 axes.label_outer()
-            if axes_row is grid[0] or list(panels[0].series) != list(rows[0][0].series):
+            if list(panels[0].series) != named:
+                named = list(panels[0].series)
                 _legend_right(axes_row)
         for axes in grid[-1]:
             axes.set_xlabel("epoch")

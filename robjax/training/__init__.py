@@ -8,6 +8,6 @@
 
 from robjax.training import objectives
 from robjax.training.fit import fit
-from robjax.training.state import TRACKING, FitConfig, TrainState
+from robjax.training.state import FULL, TRACKING, FitConfig, TrainState
 
-__all__ = ["TRACKING", "FitConfig", "TrainState", "fit", "objectives"]
+__all__ = ["FULL", "TRACKING", "FitConfig", "TrainState", "fit", "objectives"]

@@ -29,6 +29,7 @@ from robjax.training import objectives, parallel
 from robjax.training.journal import Journal, describe_run
 from robjax.training.objectives import Objective
 from robjax.training.state import (
+    FULL,
     FitConfig,
     TrainState,
     attack_strength,
@@ -48,12 +49,12 @@ def fit(
     data: Dataset,
     *,
     objective: Objective = objectives.standard,
-    config: FitConfig = FitConfig(),
+    config: FitConfig = FULL,
     optimizer: optax.GradientTransformation | None = None,
     run_dir: storage.PathLike | None = None,
     resume: bool = False,
     on_epoch: OnEpoch | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> TrainState:
     """Trains `model` on `data`, data-parallel over the devices.
@@ -86,6 +87,10 @@ def fit(
     """
     devices = parallel.check_devices(devices, config.batch_size)
     _check_model(model, data, config, len(devices))
+    description = describe_run(model, data, objective, config)
+    if optimizer is not None:
+        description["optimizer"] = "given to fit"
+    journal = Journal(run_dir, description, resume=resume)
     trained = parallel.join_batch_norm(model)
     steps_per_epoch = len(data.labels) // config.batch_size
     step = _compiled_step(
@@ -104,13 +109,10 @@ def fit(
         optimizer or make_optimizer(config, steps_per_epoch),
         config,
     )
-    description = describe_run(model, data, objective, config)
-    if optimizer is not None:
-        description["optimizer"] = "given to fit"
     measure = on_epoch or (lambda epoch, variables: {})
 
-    with contextlib.closing(Journal(run_dir, description)) as journal:
-        state, extra = journal.open(state, resume=resume)
+    with contextlib.closing(journal):
+        state, extra = journal.open(state)
         meter, done = _Meter(**extra), int(state.step)
         loop = _Loop(step, data, config, devices, journal)
         if done == 0:
@@ -142,7 +144,7 @@ def _compiled_step(
     config: FitConfig,
     steps_per_epoch: int,
     scale: float,
-    devices: tuple[jax.Device, ...],
+    devices: tuple[Any, ...],
 ) -> Callable:
     optimizer = optimizer or make_optimizer(config, steps_per_epoch)
     step = make_step(
@@ -159,7 +161,7 @@ def _compiled_step(
 def _check_model(
     model: nn.Module, data: Dataset, config: FitConfig, num_devices: int
 ) -> None:
-    """Raises ValueError unless the model can be trained on the data; compiles nothing."""
+    """Raises ValueError unless `model` can learn `data`; compiles nothing."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model must be a flax.linen module, got {type(model).__name__}"
@@ -178,14 +180,14 @@ def _check_model(
     inputs.check_logits(logits, 1)
     if logits.shape[1] < data.num_classes:
         raise ValueError(
-            f"model must have an output for each of the {data.num_classes} classes, got "
-            f"{logits.shape[1]}"
+            f"model must have an output for each of the {data.num_classes} classes, "
+            f"got {logits.shape[1]}"
         )
     separate = "batch_stats" in variables and not hasattr(model, "axis_name")
     if separate and num_devices > 1:
         raise ValueError(
-            "model must have a field axis_name, handed to its batch norm, to be trained "
-            f"on {num_devices} devices"
+            "model must have a field axis_name, handed to its batch norm, to be "
+            f"trained on {num_devices} devices"
         )
 
 
@@ -216,9 +218,9 @@ class _Meter:
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(
-                        f"training stopped: {name} is {value} in step {self.count} of "
-                        f"epoch {epoch}; a lower learning_rate, a clip_norm or a longer "
-                        "warm-up may help"
+                        f"training stopped: {name} is {value} in step {self.count} "
+                        f"of epoch {epoch}; a lower learning_rate, a clip_norm or a "
+                        "longer warm-up may help"
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.pending.clear()
@@ -238,7 +240,7 @@ class _Loop:
     step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
     data: Dataset
     config: FitConfig
-    devices: Sequence[jax.Device]
+    devices: Sequence[Any]
     journal: Journal
 
     def run_epoch(

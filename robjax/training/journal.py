@@ -30,7 +30,9 @@ def describe_run(
     model: Any, data: Dataset, objective: Objective, config: FitConfig
 ) -> dict[str, Any]:
     """Everything a user chose that decides the result, as JSON values."""
-    checksum = zlib.crc32(data.labels.tobytes(), zlib.crc32(data.images.tobytes()))
+    checksum = 0
+    for array in (data.images, data.labels):
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
     text = {
         "model": repr(model),
         "objective": _describe_function(objective),
@@ -50,29 +52,29 @@ def _describe_function(function: Any) -> str:
 
 
 class Journal:
-    """The files of one run; does nothing if `run_dir` is None."""
+    """The files of one run; does nothing if `run_dir` is None.
 
-    def __init__(self, run_dir: storage.PathLike | None, description: dict[str, Any]):
+    Raises:
+      ValueError: the folder is not writable; it holds a checkpoint and `resume` is
+        False; the checkpoint is corrupt, or is of a run set up in another way.
+    """
+
+    def __init__(
+        self,
+        run_dir: storage.PathLike | None,
+        description: dict[str, Any],
+        *,
+        resume: bool,
+    ):
         self._description = description
         self._folder = None if run_dir is None else pathlib.Path(run_dir)
         self._writes = self._folder is not None and jax.process_index() == 0
         self._tensorboard: Any = None
-
-    def open(
-        self, like: TrainState, *, resume: bool
-    ) -> tuple[TrainState, Mapping[str, Any]]:
-        """Returns the state to go on from and what was stored beside it.
-
-        That is `like` and {} where there is no checkpoint.
-
-        Raises:
-          ValueError: the folder is not writable; it holds a checkpoint and `resume`
-            is False; the checkpoint is corrupt, or is of a run set up in another way.
-        """
+        self._latest, self._manifest = None, {}
         if self._folder is None:
             if resume:
                 raise ValueError("run_dir must be given with resume=True, got None")
-            return like, {}
+            return
         if self._writes:
             storage.check_writable(self._folder, "run_dir")
         found = storage.list_checkpoints(self._folder / "checkpoints")
@@ -81,14 +83,22 @@ class Journal:
                 f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
                 "to go on with it, or name another folder"
             )
-        state, extra = like, {}
         if found:
-            manifest = storage.load_manifest(found[-1])
-            self._check_same_run(manifest)
-            state = storage.load_checkpoint(found[-1], like)
-            extra = manifest["config"]["extra"]
+            self._latest = found[-1]
+            self._manifest = storage.load_manifest(self._latest)
+            self._check_same_run(self._manifest)
+
+    def open(self, start: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
+        """Returns the state to go on from and what was stored beside it.
+
+        That is `start` and {} where there is no checkpoint.
+        """
+        state, extra = start, {}
+        if self._latest is not None:
+            state = storage.load_checkpoint(self._latest, start)
+            extra = self._manifest["config"]["extra"]
         if self._writes:
-            self._take_up(int(state.step), fresh=not found)
+            self._take_up(int(state.step), fresh=self._latest is None)
         return state, extra
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -110,6 +120,7 @@ class Journal:
             storage.save_checkpoint(folder, int(state.step), state, config=config)
 
     def close(self) -> None:
+        """Closes the TensorBoard file."""
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -144,5 +155,5 @@ class Journal:
             warnings.warn(
                 f"resuming with different {', '.join(changed)}: the run goes on, but "
                 "not bit for bit as it would have",
-                stacklevel=4,
+                stacklevel=5,
             )

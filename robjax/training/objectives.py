@@ -33,6 +33,7 @@ from robjax import attacks, losses
 from robjax.balls import Ball, Linf
 
 AttackMode = Literal["eval", "train"]
+AUTHORS_BALL = Linf(8 / 255)
 Objective = Callable[..., tuple[jax.Array, Mapping[str, jax.Array], "Network"]]
 
 
@@ -85,7 +86,7 @@ def standard(
     labels: jax.Array,
     *,
     keys: jax.Array,
-    strength: jax.Array,
+    strength: jax.Array | float,
 ):
     """CE(x, y). Logs "accuracy"."""
     del keys, strength
@@ -100,8 +101,8 @@ def adversarial(
     labels: jax.Array,
     *,
     keys: jax.Array,
-    strength: jax.Array,
-    ball: Ball = Linf(8 / 255),
+    strength: jax.Array | float,
+    ball: Ball = AUTHORS_BALL,
     steps: int = 10,
     step_size: float = 2 / 255,
     attack_mode: AttackMode = "eval",
@@ -111,11 +112,9 @@ def adversarial(
     Madry et al., "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, eq. 2.1. Logs "adversarial_accuracy", on x̃ in train mode.
 
-    Args:
-      ball: threat model at full strength.
-      steps: gradient steps of the attack.
-      step_size: length of a step at full strength, in units of the image.
-      attack_mode: batch norm inside the attack, see `Network.logits_fn`.
+    `ball` is the threat model and `step_size` the length of a step, in units of the
+    image, both at full strength; `steps` counts the gradients of the attack, and
+    `attack_mode` is the batch norm inside it, see `Network.logits_fn`.
     """
     attacked = attacks.pgd(
         network.logits_fn(attack_mode),
@@ -138,8 +137,8 @@ def trades(
     labels: jax.Array,
     *,
     keys: jax.Array,
-    strength: jax.Array,
-    ball: Ball = Linf(8 / 255),
+    strength: jax.Array | float,
+    ball: Ball = AUTHORS_BALL,
     beta: float = 5.0,
     steps: int = 10,
     step_size: float = 2 / 255,
@@ -153,10 +152,8 @@ def trades(
     running statistics take up x, then x̃. Logs "accuracy", "adversarial_accuracy" and
     "divergence" (the KL term, before β).
 
-    Args:
-      ball, steps, step_size, attack_mode: as for `adversarial`.
-      beta: weight β of the divergence.
-      reference: x_ref, "natural" x or the perturbed "start", see `attacks.kl_pgd`.
+    `ball`, `steps`, `step_size` and `attack_mode` are as in `adversarial`; `reference`
+    is x_ref: "natural" for x, "start" for the perturbed start (`attacks.kl_pgd`).
     """
     attacked = attacks.kl_pgd(
         network.logits_fn(attack_mode),
@@ -179,7 +176,7 @@ def trades(
     return losses.cross_entropy(natural, labels) + beta * divergence, metrics, network
 
 
-def _scaled(ball: Ball, strength: jax.Array) -> Ball:
+def _scaled(ball: Ball, strength: jax.Array | float) -> Ball:
     return dataclasses.replace(ball, eps=ball.eps * strength)  # type: ignore
 
 

@@ -28,9 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "batch"
 
 
-def check_devices(
-    devices: Sequence[jax.Device] | None, batch_size: int
-) -> list[jax.Device]:
+def check_devices(devices: Sequence[Any] | None, batch_size: int) -> list[Any]:
     """Returns the devices to train on, all by default.
 
     Raises:
@@ -54,7 +52,7 @@ def join_batch_norm(model: nn.Module) -> nn.Module:
     return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+def replicate(tree: Any, devices: Sequence[Any]) -> Any:
     """Places a copy of every array on every device, as the step returns it."""
     mesh = Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -65,14 +63,14 @@ def one_copy(tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.copy(a.addressable_data(0)), tree)
 
 
-def own_rows(batch: np.ndarray, devices: Sequence[jax.Device]) -> np.ndarray:
+def own_rows(batch: np.ndarray, devices: Sequence[Any]) -> np.ndarray:
     """Rows [local devices, B / devices, ...] of a batch [B, ...] for this process."""
     shards = batch.reshape(len(devices), -1, *batch.shape[1:])
     own = [d.process_index == jax.process_index() for d in devices]
     return shards[np.asarray(own)]
 
 
-def data_parallel(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+def data_parallel(step: Callable, devices: Sequence[Any]) -> Callable:
     """Compiles step(state, images, labels, indices) -> (state, metrics).
 
     The last three arguments come as [local devices, B / devices, ...]; state and

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from robjax.training.objectives import Network, Objective
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """How to train. Defaults: the full CIFAR-10 runs of arXiv 1906.02494 (code).
+    """How to train. The defaults are `FULL`.
 
     Attributes:
       epochs: passes over the data set.
@@ -99,6 +100,9 @@ class FitConfig:
         raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
+FULL = FitConfig()
+"""The full CIFAR-10 runs of arXiv 1906.02494 (code)."""
+
 TRACKING = FitConfig(epochs=10, learning_rate=0.01, momentum=0.5, schedule="constant")
 """The short runs of arXiv 1906.02494 (code), whose every epoch is measured."""
 
@@ -126,7 +130,7 @@ class TrainState(NamedTuple):
         return self.variables if self.ema is None else self.ema
 
 
-def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> optax.Schedule:
+def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> Callable:
     """Learning rate as a function of the number of steps taken."""
     if config.schedule == "cosine":
         total = config.epochs * steps_per_epoch
@@ -154,7 +158,7 @@ def make_optimizer(
 def attack_strength(
     step: jax.Array | int, config: FitConfig, steps_per_epoch: int
 ) -> jax.Array:
-    """Share of ε in step number `step` (from 0): rises by 1/W each step, W = warm-up."""
+    """Share of ε in step `step` (from 0): up by 1/W each step, W = warm-up steps."""
     warmup_steps = max(config.warmup_epochs * steps_per_epoch, 1.0)
     return jnp.minimum((step + 1) / warmup_steps, 1.0)
 
@@ -224,6 +228,7 @@ def make_step(
             losses, metrics, network = objective(
                 network, x, labels, keys=keys[:, 1], strength=strength
             )
+            chex.assert_shape([losses, *metrics.values()], labels.shape)
             means = {name: jnp.mean(values) for name, values in metrics.items()}
             return jnp.mean(losses), (means, network.variables)
 

@@ -25,3 +25,14 @@ def smooth(classes, shape, scale=1.0, seed=0, dtype=jnp.float32):
 
 def _smooth(hidden, out, x):
     return out(jnp.tanh(hidden(x)))
+
+
+def flax(model, x, scale=1.0):
+    """A linen model with parameters drawn, scaled and cast in one compilation."""
+
+    @jax.jit
+    def init(x):
+        variables = model.init(jax.random.key(0), x)
+        return jax.tree.map(lambda a: (scale * a).astype(x.dtype), variables)
+
+    return jax.tree_util.Partial(model.apply, init(x[:1]))

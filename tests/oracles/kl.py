@@ -8,8 +8,8 @@ import numpy as np
 
 
 def _log_softmax(logits, context):
-    exponentials = [z.exp(context) for z in logits]
-    log_partition = sum(exponentials).ln(context)
+    partition = sum((z.exp(context) for z in logits), decimal.Decimal(0))
+    log_partition = partition.ln(context)
     return [z - log_partition for z in logits]
 
 
@@ -29,6 +29,7 @@ def kl(logits_p, logits_q):
     return result
 
 
+@jax.jit
 def fisher_matrix(logits_fn, x):
     """F = Σ_k p_k g_k g_kᵀ, g_k = ∇ log p_k, of one image x [*S]; [d, d]."""
 
@@ -37,15 +38,22 @@ def fisher_matrix(logits_fn, x):
 
     g = jax.jacrev(log_probabilities)(x).reshape(-1, x.size)
     p = jnp.exp(log_probabilities(x))
-    return sum(p[k] * jnp.outer(g[k], g[k]) for k in range(len(p)))
+    return jnp.einsum("k,ki,kj->ij", p, g, g)
+
+
+@jax.jit
+def _logits(logits_fn, x, x_prime):
+    def of_one(image):
+        return logits_fn(image[None])[0]
+
+    change = jnp.tensordot(jax.jacfwd(of_one)(x), x_prime - x, x.ndim)
+    return of_one(x), of_one(x) + change, of_one(x_prime)
 
 
 def kl_parts(logits_fn, x, x_prime):
     """total, fisher, softmax, network of one pair, each by its definition."""
     delta = (x_prime - x).reshape(-1)
-    z, z_prime = logits_fn(x[None])[0], logits_fn(x_prime[None])[0]
-    jacobian = jax.jacfwd(lambda image: logits_fn(image[None])[0])(x)
-    z_lin = z + jacobian.reshape(-1, x.size) @ delta
+    z, z_lin, z_prime = _logits(logits_fn, x, x_prime)
     fisher = float(delta @ fisher_matrix(logits_fn, x) @ delta) / 2
     total, linear = kl(z, z_prime), kl(z, z_lin)
     return np.array([total, fisher, linear - fisher, total - linear])

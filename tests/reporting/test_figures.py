@@ -23,9 +23,9 @@ def test_curves_draw_the_mean_and_a_band_of_one_standard_error():
     mean = values.mean(0)
     stderr = np.sqrt(((values - mean) ** 2).sum(0) / (SEEDS - 1) / SEEDS)
     line = axes.lines[0]
-    np.testing.assert_allclose(line.get_xdata(), np.arange(EPOCHS))
-    np.testing.assert_allclose(line.get_ydata(), mean)
-    corners = axes.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(np.asarray(line.get_xdata()), np.arange(EPOCHS))
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), mean)
+    corners = np.asarray(axes.collections[0].get_paths()[0].vertices)
     for epoch in range(EPOCHS):
         heights = corners[corners[:, 0] == epoch, 1]
         assert heights.min() == pytest.approx(mean[epoch] - stderr[epoch])
@@ -34,7 +34,7 @@ def test_curves_draw_the_mean_and_a_band_of_one_standard_error():
 
 def test_one_seed_has_no_band():
     _, axes = drawn(np.ones((1, EPOCHS)))
-    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    heights = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1]
     assert (heights == 1).all()
 
 
@@ -52,9 +52,13 @@ def test_metric_parts_has_a_column_for_each_model_with_accuracies_beneath():
     for column, model in enumerate(models):
         above, below = figure.axes[column], figure.axes[3 + column]
         for line, name in zip(above.lines, names[:4], strict=True):
-            np.testing.assert_allclose(line.get_ydata(), models[model][name][0])
+            np.testing.assert_allclose(
+                np.asarray(line.get_ydata()), models[model][name][0]
+            )
         for line, name in zip(below.lines, names[4:], strict=True):
-            np.testing.assert_allclose(line.get_ydata(), 100 * models[model][name][0])
+            np.testing.assert_allclose(
+                np.asarray(line.get_ydata()), 100 * models[model][name][0]
+            )
 
 
 def test_scatter_draws_every_seed_and_epoch_once():
@@ -71,7 +75,8 @@ def test_lines_differ_in_dashes_and_colour():
     figure = figures.curves([[figures.Panel(series, "", "y")]], title="t")
     lines = figure.axes[0].lines
     assert len({to_hex(line.get_color()) for line in lines}) == 5
-    assert len({repr(line._dash_pattern) for line in lines}) == 5
+    dashes = {repr(vars(line)["_dash_pattern"]) for line in lines}
+    assert len(dashes) == 5
 
 
 def test_saves_both_formats_the_same_way_each_time(tmp_path):

@@ -118,16 +118,26 @@ def test_an_objective_of_ones_own(few):
     assert accuracy(Linear(10), state, few) > 0.9
 
 
+def test_an_objective_that_returns_a_mean_is_refused(few):
+    def mean(network, images, labels, **options):
+        losses, metrics, network = objectives.standard(
+            network, images, labels, **options
+        )
+        return losses.mean(), metrics, network
+
+    with pytest.raises(AssertionError, match="shape"):
+        fit(Linear(10), few, objective=mean, config=SHORT)
+
+
 def test_an_optimizer_of_ones_own(few):
     state = fit(Linear(10), few, config=SHORT, optimizer=optax.sgd(0.0))
     start = fit(Linear(10), few, config=dataclasses.replace(SHORT, learning_rate=0.0))
     chex.assert_trees_all_equal(state.variables, start.variables)
 
 
-@pytest.mark.parametrize("learning_rate", [1e30, 3e38])
-def test_stops_at_a_value_that_is_not_finite(few, tmp_path, learning_rate):
+def test_stops_at_a_value_that_is_not_finite(few, tmp_path):
     config = dataclasses.replace(
-        SHORT, learning_rate=learning_rate, epochs=50, checkpoint_every=1
+        SHORT, learning_rate=1e30, epochs=50, checkpoint_every=1
     )
     with pytest.raises(FloatingPointError, match=r"(loss|grad_norm) is .* in step \d"):
         fit(MLP(10, widths=(8,)), few, config=config, run_dir=tmp_path)

@@ -58,7 +58,7 @@ def kl(z, z_moved):
 
 
 def attack_that_returns(monkeypatch, name, move):
-    """Replaces attacks.<name> by images -> move(logits_fn, images); returns its calls."""
+    """Makes attacks.<name> return move(logits_fn, images); returns its calls."""
     calls = []
 
     def fake(logits_fn, x, *labels, **options):
@@ -238,4 +238,4 @@ class TestBatchNorm:
 
     def test_unknown_mode_is_an_error(self):
         with pytest.raises(ValueError, match="attack_mode.*'evaluate'"):
-            self.network()[0].logits_fn("evaluate")
+            self.network()[0].logits_fn("evaluate")  # pyright: ignore[reportArgumentType]

@@ -102,11 +102,10 @@ def test_killed_at_a_random_moment(tmp_path, whole):
         "test.run(sys.argv[2])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, __file__, str(tmp_path)])
-    metrics = tmp_path / "metrics.jsonl"
-    while process.poll() is None and not metrics.exists():
-        time.sleep(0.01)
-    # from the first record on, the run with its compilation takes a second or two
-    time.sleep(random.SystemRandom().uniform(0, 2))
+    while process.poll() is None and not (tmp_path / "checkpoints").exists():
+        time.sleep(0.001)
+    # what is left after the compilation takes about this long, most of it saving
+    time.sleep(random.SystemRandom().uniform(0, 0.6))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     chex.assert_trees_all_equal(run(tmp_path, resume=True), whole[0])

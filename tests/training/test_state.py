@@ -1,6 +1,7 @@
 """Configuration, schedules and the step, against formulas in NumPy."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def test_sgd_by_hand(clip_norm):
     optimizer = state.make_optimizer(config, steps_per_epoch=3)
     rng = np.random.default_rng(0)
     weights, gradients = rng.normal(size=4), rng.normal(size=(5, 4))
-    params = jnp.asarray(weights, jnp.float32)
+    params: Any = jnp.asarray(weights, jnp.float32)
     optimizer_state = optimizer.init(params)
     for gradient in gradients:
         updates, optimizer_state = optimizer.update(
@@ -112,7 +113,7 @@ def test_first_adam_step_moves_every_weight_by_the_rate():
     )
     optimizer = state.make_optimizer(config, steps_per_epoch=3)
     weights, gradient = jnp.array([1.0, -2.0]), jnp.array([3.0, -4.0])
-    updates = optimizer.update(gradient, optimizer.init(weights), weights)[0]
+    updates: Any = optimizer.update(gradient, optimizer.init(weights), weights)[0]
     expected = -0.01 * (np.sign(gradient) + 0.1 * np.asarray(weights))
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
@@ -189,7 +190,7 @@ def test_draws_belong_to_the_sample_and_the_epoch():
             network, images, labels, keys=keys, strength=strength
         )
         uniform = jax.vmap(jax.random.uniform)(keys)
-        share = {f"draw{i}": uniform[i : i + 1] for i in range(3)}
+        share = {f"draw{i}": jnp.full(8, uniform[i]) for i in range(3)}
         return losses, {**metrics, **share}, network
 
     _, _, metrics = run_steps(PLAIN, 3, draws)
