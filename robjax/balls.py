@@ -43,6 +43,21 @@ class Ball(Protocol):
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array: ...
 
 
+def _register(ball_type):
+    """Makes a ball a pytree: ε is its leaf, the other fields are static.
+
+    (Not `register_dataclass`: with jaxlib 0.10 the tree structures of two dataclasses
+    with the same fields compare equal, and jit may run the code of the other ball.)
+    """
+    static = [field.name for field in dataclasses.fields(ball_type)[1:]]
+    jax.tree_util.register_pytree_node(
+        ball_type,
+        lambda ball: ((ball.eps,), tuple(getattr(ball, name) for name in static)),
+        lambda values, leaves: ball_type(*leaves, *values),
+    )
+    return ball_type
+
+
 def per_sample(value: Any, x: jax.Array) -> jax.Array:
     """Shapes a scalar or [B] so that it multiplies x [B, *S] sample by sample."""
     value = jnp.asarray(value, x.dtype)
@@ -64,7 +79,7 @@ def _draw(sampler, keys: jax.Array, x: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: sampler(key, x.shape[1:], x.dtype))(keys)
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class Linf:
     """Every pixel moves by at most ε (in units of the image)."""
@@ -86,7 +101,7 @@ class Linf:
         return jnp.sign(g)
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class L2:
     """The Euclidean length of the change is at most ε."""
@@ -116,18 +131,19 @@ class L2:
         return _unit(g)
 
 
-@jax.tree_util.register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class L1:
     """The absolute changes of all pixels add up to at most ε.
 
-    `steepest` spreads the unit step evenly over the `density` share of pixels with
-    the largest |g| among those with room in the box (at least one), because one pixel a step is slow: SLIDE,
-    Tramèr & Boneh, NeurIPS 2019. density = 0 is the exact steepest step.
+    `steepest` spreads the unit step evenly over the `density` share of pixels (at least
+    one) with the largest |g| among those that have room in the box, because one pixel a
+    step is slow: SLIDE, Tramèr & Boneh, NeurIPS 2019. density = 0 is the exact steepest
+    step.
     """
 
     eps: Any
-    density: float = dataclasses.field(default=0.01, metadata={"static": True})
+    density: float = 0.01
 
     def norm(self, delta: jax.Array) -> jax.Array:
         return jnp.sum(jnp.abs(_flat(delta)), axis=1)

@@ -11,10 +11,12 @@ the gradient of max-pooling (select-and-scatter) is slow everywhere. `fast` trac
     … with a 1×1 kernel        a matrix product
     … of a dilated input       (gradient of a strided convolution) one dense convolution
                                whose output channels are the phases of the stride
+    … smaller than its kernel  padded first
     … with ≤ 4 output channels (gradient for the image) a matrix product for all taps,
                                then a sum of shifted images
-    select-and-scatter-add     equality masks, the first maximum of a window winning, as
-                               in the original
+    select-and-scatter-add     (gradient of max-pooling) equality masks, the first
+                               maximum of a window winning, as in the original
+    select-and-gather-add      (tangent of max-pooling) a running maximum over slices
 
 It acts while the caller traces, so jit, vmap, jvp, vjp, scan and pmap around it work as
 ever, and on any backend but the CPU it changes nothing.
@@ -33,6 +35,7 @@ from jax.extend import core
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 4
+_LARGEST_WINDOW = 32
 
 
 def fast(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,6 +159,9 @@ def _nhwc_convolution(
         return _phases(images, kernel, padding, lhs_dilation, params)
     if dense and not dilated and not strided and kernel.shape[3] <= _FEW_CHANNELS:
         return _taps(images, kernel, padding, product)
+    if dense and not dilated and min(images.shape[1:3]) < max(size):
+        # a kernel larger than the image is another case the CPU is slow at
+        images, padding = _pad(images, padding, (1, 1)), ((0, 0), (0, 0))
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -242,6 +248,12 @@ def _phases(images, kernel, padding, dilation, params):
     return out[:, :out_h, :out_w]
 
 
+def _members(array, window, strides):
+    """For each offset in a window, its element in every window (no padding)."""
+    ends = [n - w + 1 for n, w in zip(array.shape, window, strict=True)]
+    return [lax.slice(array, o, np.add(o, ends), strides) for o in np.ndindex(*window)]
+
+
 def _pooling_gradient(
     source, operand, *, select_prim, window_dimensions, window_strides, padding, **_
 ):
@@ -254,22 +266,44 @@ def _pooling_gradient(
     )
     if not simple:
         return None
-    sizes = source.shape
-    covered = operand[
-        tuple(slice(0, n * w) for n, w in zip(sizes, window, strict=True))
-    ]
-    offsets = list(np.ndindex(*window))
-    members = [
-        covered[tuple(slice(o, None, w) for o, w in zip(offset, window, strict=True))]
-        for offset in offsets
-    ]
+    members = _members(operand, window, window)
     largest = functools.reduce(jnp.maximum, members)
-    taken, shares = jnp.zeros(sizes, bool), []
+    taken, shares = jnp.zeros(source.shape, bool), []
     for member in members:
         winner = (member == largest) & ~taken
         taken = taken | winner
         shares.append(jnp.where(winner, source, 0))
     return _interleave(shares, window, operand.shape)
+
+
+def _pooling_tangent(
+    tangents,
+    operand,
+    *,
+    select_prim,
+    window_dimensions,
+    window_strides,
+    padding,
+    base_dilation,
+    window_dilation,
+):
+    """Tangent of max-pooling without padding: that of each window's first maximum."""
+    window = tuple(window_dimensions)
+    simple = (
+        select_prim.name == "ge"
+        and all(step == 1 for step in (*base_dilation, *window_dilation))
+        and all(amounts == (0, 0) for amounts in padding)
+        and np.prod(window) <= _LARGEST_WINDOW
+    )
+    if not simple:
+        return None
+    values = _members(operand, window, window_strides)
+    changes = _members(tangents, window, window_strides)
+    largest, chosen = values[0], changes[0]
+    for value, change in zip(values[1:], changes[1:], strict=True):
+        chosen = jnp.where(value > largest, change, chosen)
+        largest = jnp.maximum(value, largest)
+    return chosen
 
 
 def _interleave(shares, window, shape):
@@ -295,5 +329,6 @@ def _weave(group, axis):
 
 _RULES: dict[str, Callable[..., Any]] = {
     "conv_general_dilated": _convolution,
+    "select_and_gather_add": _pooling_tangent,
     "select_and_scatter_add": _pooling_gradient,
 }

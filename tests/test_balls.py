@@ -169,6 +169,18 @@ def test_samples_are_uniform_in_the_ball(ball_type):
         assert stats.kstest(draws[:, 0], stats.uniform(-eps, 2 * eps).cdf).pvalue > 1e-3
 
 
+def test_two_kinds_of_ball_never_share_compiled_code():
+    kinds = [Linf(0.1), L2(0.1), L1(0.1), L1(0.1, density=0.5)]
+    structures = [jax.tree.structure(ball) for ball in kinds]
+    for i, structure in enumerate(structures):
+        assert [structure == other for other in structures].index(True) == i
+        assert sum(structure == other for other in structures) == 1
+    v, x = instance(5)
+    for ball in kinds:
+        again = project(jax.tree.map(lambda leaf: leaf, ball), v, x)
+        np.testing.assert_array_equal(project(ball, v, x), again)
+
+
 def test_radius_is_traced():
     traces = []
 

@@ -68,6 +68,18 @@ def test_convolutions_and_their_gradients_are_equal(options, kernel):
     assert_same(gradients(convolution), x, w)
 
 
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_kernels_larger_than_the_image_are_equal(side):
+    x, w = array(3, side, side + 1, 6), array(5, 5, 6, 8)
+    convolution = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    assert_same(gradients(convolution), x, w)
+
+
 @pytest.mark.parametrize("layout", [("NCHW", "OIHW", "NCHW"), ("NHWC", "OIHW", "NCHW")])
 def test_other_layouts_are_equal(layout):
     shape = {"N": 2, "C": 4, "H": 7, "W": 6}
@@ -116,9 +128,15 @@ def test_pooling_gradients_are_equal_with_ties(window, strides, padding):
     x = jnp.asarray(RNG.integers(0, 3, size=(2, 7, 9, 3)), jnp.float32)
     strides = window if strides == "window" else strides
 
+    direction = array(*x.shape)
+
+    def pool(x):
+        return nn.max_pool(x, window, strides, padding)
+
     def f(x):
-        out, back = jax.vjp(lambda x: nn.max_pool(x, window, strides, padding), x)
-        return back(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+        out, back = jax.vjp(pool, x)
+        weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        return back(weights), jax.jvp(pool, (x,), (direction,))
 
     assert_same(f, x, atol=1e-6)
 
