@@ -11,9 +11,8 @@ the gradient of max-pooling (select-and-scatter) is slow everywhere. `fast` trac
     … with a 1×1 kernel        a matrix product
     … of a dilated input       (gradient of a strided convolution) one dense convolution
                                whose output channels are the phases of the stride
-    … smaller than its kernel  padded first
     … with ≤ 4 output channels (gradient for the image) a matrix product for all taps,
-                               then a sum of shifted images
+    … smaller than its kernel  then a sum of shifted images
     select-and-scatter-add     (gradient of max-pooling) equality masks, the first
                                maximum of a window winning, as in the original
     select-and-gather-add      (tangent of max-pooling) a running maximum over slices
@@ -157,11 +156,9 @@ def _nhwc_convolution(
         return out[:, :: window_strides[0], :: window_strides[1]]
     if dense and dilated and not strided and 0 not in images.shape + kernel.shape:
         return _phases(images, kernel, padding, lhs_dilation, params)
-    if dense and not dilated and not strided and kernel.shape[3] <= _FEW_CHANNELS:
+    small = min(images.shape[1:3]) < max(size) or kernel.shape[3] <= _FEW_CHANNELS
+    if dense and not dilated and not strided and small:
         return _taps(images, kernel, padding, product)
-    if dense and not dilated and min(images.shape[1:3]) < max(size):
-        # a kernel larger than the image is another case the CPU is slow at
-        images, padding = _pad(images, padding, (1, 1)), ((0, 0), (0, 0))
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -192,10 +189,9 @@ def _pad(images, padding, dilation):
 def _taps(images, kernel, padding, product):
     """out[p] = Σ_t (images · K_t)[p + t]: one product for all taps t, then shifts."""
     height, width, _, channels = kernel.shape
-    padded = _pad(images, padding, (1, 1))
-    out_h, out_w = padded.shape[1] - height + 1, padded.shape[2] - width + 1
     columns = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
     responses = _pad(product(images, columns), padding, (1, 1))
+    out_h, out_w = responses.shape[1] - height + 1, responses.shape[2] - width + 1
     shifted = [
         responses[:, i : i + out_h, j : j + out_w, tap * channels :][..., :channels]
         for tap, (i, j) in enumerate(np.ndindex(height, width))
