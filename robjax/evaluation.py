@@ -222,7 +222,7 @@ def _attack(logits_fn, x, y, keys, numbers, options, bounds):
 @functools.partial(jax.jit, static_argnames="bounds")
 def _predict(logits_fn, x: jax.Array, bounds: inputs.Bounds):
     """Class [B], -1 where a logit is not finite, and whether an image is outside."""
-    logits = lowering.fast(logits_fn)(x)
+    logits = lowering.fast(logits_fn, forward=True)(x)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)
     low, high = bounds[0] - _BOX_TOLERANCE, bounds[1] + _BOX_TOLERANCE
     inside = jnp.all((x >= low) & (x <= high), axis=tuple(range(1, x.ndim)))

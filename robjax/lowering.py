@@ -23,7 +23,7 @@ ever, and on any backend but the CPU it changes nothing.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,31 +32,39 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+Rules = Mapping[str, Callable[..., Any]]
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 4
+_ROWS = 8
 _LARGEST_WINDOW = 32
 
 
-def fast(f: Callable[..., Any]) -> Callable[..., Any]:
+def fast(f: Callable[..., Any], *, forward: bool = False) -> Callable[..., Any]:
     """Returns `f` with its convolutions and pooling gradients made fast on a CPU.
 
     `f` takes pytrees of arrays as positional arguments and should contain its own
     differentiation, as in ``fast(jax.value_and_grad(loss))``: what is differentiated
-    *around* `fast` gets new gradient operations that nothing rewrites.
+    *around* `fast` gets new gradient operations that nothing rewrites. `forward` is for
+    functions without derivatives: their convolutions stay together with the activation
+    and pooling after them, which XLA runs as one.
     """
+    rules = _FORWARD_RULES if forward else _RULES
 
     @functools.wraps(f, updated=())
     def rewritten(*args):
         if jax.default_backend() != "cpu":
             return f(*args)
         closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), rules)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return rewritten
 
 
-def _evaluate(jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _evaluate(
+    jaxpr, consts: Sequence[Any], args: Sequence[Any], rules: Rules
+) -> list[Any]:
     """Runs a jaxpr equation by equation, with the rules of this file."""
     values: dict[Any, Any] = {}
 
@@ -70,11 +78,11 @@ def _evaluate(jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         if name in ("jit", "pjit"):
             inner = params["jaxpr"]
-            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
-        elif name in _RULES and (result := _RULES[name](*inputs, **params)) is not None:
+            outputs = _evaluate(inner.jaxpr, inner.consts, inputs, rules)
+        elif name in rules and (result := rules[name](*inputs, **params)) is not None:
             outputs = [result]
         else:
-            params = {key: _rewrite(value) for key, value in params.items()}
+            params = {key: _rewrite(value, rules) for key, value in params.items()}
             params = equation.primitive.get_bind_params(params)
             with equation.ctx.manager:
                 outputs = equation.primitive.bind(*inputs, **params)
@@ -83,12 +91,12 @@ def _evaluate(jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _rewrite(param: Any) -> Any:
+def _rewrite(param: Any, rules: Rules) -> Any:
     """Rewrites the bodies of loops, branches and remat; returns the rest as it is."""
     if isinstance(param, tuple | list) and any(
         isinstance(item, core.ClosedJaxpr) for item in param
     ):
-        return type(param)(map(_rewrite, param))
+        return type(param)(_rewrite(item, rules) for item in param)
     if isinstance(param, core.ClosedJaxpr):
         body, consts = param.jaxpr, param.consts
     elif isinstance(param, core.Jaxpr) and not param.constvars:
@@ -98,7 +106,7 @@ def _rewrite(param: Any) -> Any:
     if not _touches(body):
         return param
     shapes = [_shape(variable.aval) for variable in body.invars]
-    closed = jax.make_jaxpr(lambda *args: _evaluate(body, consts, args))(*shapes)
+    closed = jax.make_jaxpr(lambda *a: _evaluate(body, consts, a, rules))(*shapes)
     if isinstance(param, core.ClosedJaxpr):
         return closed
     return param if closed.consts else closed.jaxpr
@@ -123,19 +131,27 @@ def _touches(jaxpr) -> bool:
     )
 
 
-def _convolution(lhs, rhs, *, dimension_numbers, **params):
+def _convolution(lhs, rhs, *, forward=False, dimension_numbers, **params):
     if lhs.ndim != 4:
         return None
     lhs_spec, rhs_spec, out_spec = dimension_numbers
     images = lhs.transpose(lhs_spec[0], *lhs_spec[2:], lhs_spec[1])
     kernel = rhs.transpose(*rhs_spec[2:], rhs_spec[1], rhs_spec[0])
-    out = _nhwc_convolution(images, kernel, **params)
+    out = _nhwc_convolution(images, kernel, forward, **params)
     order = (out_spec[0], *out_spec[2:], out_spec[1])
     return out.transpose(tuple(np.argsort(order)))
 
 
 def _nhwc_convolution(
-    images, kernel, *, window_strides, padding, lhs_dilation, rhs_dilation, **params
+    images,
+    kernel,
+    forward,
+    *,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    **params,
 ):
     """The convolution [B, H, W, I] · [h, w, I, O] → [B, H', W', O]."""
     dense = (
@@ -159,16 +175,15 @@ def _nhwc_convolution(
     small = min(images.shape[1:3]) < max(size) or kernel.shape[3] <= _FEW_CHANNELS
     if dense and not dilated and not strided and small:
         return _taps(images, kernel, padding, product)
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        _NHWC,
-        **params,
+    convolve = functools.partial(
+        lax.conv_general_dilated, dimension_numbers=_NHWC, **params
     )
+    if dense and not (forward or dilated or strided) and images.shape[1] >= _ROWS:
+        # XLA runs an evenly padded convolution that stands alone on one thread; with
+        # one row more below it takes its other kernel, which uses all cores
+        (low, high), columns = padding
+        return convolve(images, kernel, (1, 1), [(low, high + 1), columns])[:, :-1]
+    return convolve(images, kernel, window_strides, padding, lhs_dilation, rhs_dilation)
 
 
 def _matmul(images, matrix, *, precision):
@@ -323,8 +338,12 @@ def _weave(group, axis):
     return stacked.reshape(shape)
 
 
-_RULES: dict[str, Callable[..., Any]] = {
+_RULES: Rules = {
     "conv_general_dilated": _convolution,
     "select_and_gather_add": _pooling_tangent,
     "select_and_scatter_add": _pooling_gradient,
+}
+_FORWARD_RULES: Rules = {
+    **_RULES,
+    "conv_general_dilated": functools.partial(_convolution, forward=True),
 }

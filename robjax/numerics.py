@@ -106,7 +106,9 @@ def safe_norm(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def map_batched(fn: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
+def map_batched(
+    fn: Callable[[Any], Any], xs: Any, batch_size: int, *, unroll: int = 1
+) -> Any:
     """`fn` over chunks of the leading axis, to bound memory; works under jit.
 
     Args:
@@ -114,6 +116,7 @@ def map_batched(fn: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
         xs: array or pytree of arrays [B, ...], B >= 1.
         batch_size: rows per chunk; the last chunk is padded with copies of the last
             row, so that one compiled body serves every chunk.
+        unroll: chunks that the compiled loop handles in one go.
 
     Returns:
         What `fn(xs)` returns.
@@ -124,5 +127,9 @@ def map_batched(fn: Callable[[Any], Any], xs: Any, batch_size: int) -> Any:
     chunks = -(-size // batch_size)
     rows = jnp.minimum(jnp.arange(chunks * batch_size), size - 1)
     rows = rows.reshape(chunks, batch_size)
-    out = jax.lax.map(lambda row: fn(jax.tree.map(lambda a: a[row], xs)), rows)
+
+    def step(_, row):
+        return None, fn(jax.tree.map(lambda a: a[row], xs))
+
+    _, out = jax.lax.scan(step, None, rows, unroll=unroll)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:size], out)

@@ -151,7 +151,7 @@ def ascend(
 
     carry = (jnp.int32(0), start, jnp.zeros_like(start), best)
     _, v, _, best = lax.while_loop(unfinished, step, carry)
-    loss, success = lowering.fast(objective)(v)
+    loss, success = lowering.fast(objective, forward=True)(v)
     if keep_best:
         return note(best, v, loss, success)
     best = best._replace(queries=best.queries + steps)

@@ -172,7 +172,7 @@ def _matvec(jacobian, flat):
 
 
 def _logits(logits_fn, x, batch_size):
-    return map_batched(lowering.fast(logits_fn), x, batch_size)
+    return map_batched(lowering.fast(logits_fn, forward=True), x, batch_size)
 
 
 _logits = jax.jit(_logits, static_argnums=2)
