@@ -1,8 +1,23 @@
 """Attacks: (logits_fn, x, y, *, key, ball, …) -> AttackResult, per sample."""
 
+from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.ascent import AttackResult
+from robjax.attacks.autoattack import AutoAttackResult, autoattack
+from robjax.attacks.fab import fab
 from robjax.attacks.fgsm import fgsm
 from robjax.attacks.kl_pgd import kl_pgd
 from robjax.attacks.pgd import pgd
+from robjax.attacks.square import square
 
-__all__ = ["AttackResult", "fgsm", "kl_pgd", "pgd"]
+__all__ = [
+    "AttackResult",
+    "AutoAttackResult",
+    "apgd",
+    "apgd_targeted",
+    "autoattack",
+    "fab",
+    "fgsm",
+    "kl_pgd",
+    "pgd",
+    "square",
+]

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from robjax import attacks, losses
 from robjax.balls import L1, L2, Linf
+from tests.oracles.linear_attacks import best_gain
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(12, 4)), jnp.float32)
@@ -48,28 +49,10 @@ def net():
 
 
 def worst_score(w, x, ball, sign):
-    """min over ball ∩ [0,1]^d of sign·⟨w, x + δ⟩, exact, in float64.
-
-    L∞: every pixel moves to its end. L1: spend ε on the pixels with the largest |w|.
-    L2: Lagrange multiplier by bisection.
-    """
-    w, x = sign * np.asarray(w, np.float64), np.asarray(x, np.float64).ravel()
-    room = np.where(w > 0, x, 1 - x)
-    if isinstance(ball, Linf):
-        move = np.minimum(room, ball.eps)
-    elif isinstance(ball, L1):
-        move, left = np.zeros_like(w), ball.eps
-        for i in np.argsort(-np.abs(w)):
-            move[i] = min(room[i], left)
-            left -= move[i]
-    else:
-        low, high = 0.0, 1e6
-        for _ in range(200):
-            t = (low + high) / 2
-            inside = np.linalg.norm(np.minimum(t * np.abs(w), room)) <= ball.eps
-            low, high = (t, high) if inside else (low, t)
-        move = np.minimum(low * np.abs(w), room)
-    return w @ x - np.abs(w) @ move
+    """min over ball ∩ [0,1]^d of sign·⟨w, x + δ⟩, exact, in float64."""
+    w = sign * np.asarray(w, np.float64)
+    gain = best_gain(-w, x, type(ball).__name__, ball.eps)
+    return w @ np.asarray(x, np.float64).ravel() - gain
 
 
 @pytest.mark.parametrize("ball", BALLS, ids=str)

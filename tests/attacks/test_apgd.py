@@ -1,0 +1,513 @@
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.tree_util import Partial
+
+from robjax import losses
+from robjax.attacks import apgd_l1, apgd_steps, ascent, draws
+from robjax.attacks.apgd import apgd, apgd_targeted
+from robjax.balls import L1, L2, Linf
+from tests.oracles import autoattack as reference
+from tests.oracles.linear_attacks import best_margin
+
+apgd_module = importlib.import_module("robjax.attacks.apgd")
+RNG = np.random.default_rng(0)
+W = jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32)
+X = jnp.asarray(RNG.uniform(size=(8, 3, 4)), jnp.float32)
+KEY = jax.random.key(0)
+BALLS = {"Linf": Linf, "L2": L2, "L1": L1}
+DLR = functools.partial(apgd, loss=losses.dlr)
+CASES = [(apgd, "Linf"), (apgd_targeted, "L2"), (DLR, "L1")]
+LARGE = functools.partial(apgd, large_reps=True)
+
+
+def linear(w, x):
+    return x.reshape(x.shape[0], -1) @ w
+
+
+Y = jnp.argmax(linear(W, X), axis=1)
+MODEL = Partial(linear, W)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(100, [22, 41, 57, 70, 80, 87, 93, 99]), (50, [11, 21, 30, 38, 45])],
+)
+def test_checkpoints_of_the_paper(steps, expected):
+    windows = apgd_steps.checkpoint_windows(steps)
+    assert np.cumsum(windows).tolist() == expected
+    plan = apgd_steps.plan([(1.0, windows, steps)])
+    assert np.flatnonzero(plan.window).tolist() == expected
+    assert plan.first.sum() == 1 and plan.first[0] and plan.counts.all()
+
+
+def test_large_radii_schedule_of_100_steps():
+    plan = apgd_steps.plan(apgd_l1.phases(100, large_reps=True))
+    np.testing.assert_array_equal(np.flatnonzero(plan.first), [0, 31, 62])
+    np.testing.assert_array_equal(np.flatnonzero(plan.hop), [30, 61])
+    # the point made at row i lies in the ball of that row, a hop's in the next one
+    np.testing.assert_array_equal(np.bincount(plan.scale.astype(int)), [0, 42, 31, 30])
+    np.testing.assert_array_equal(np.flatnonzero(plan.counts), np.arange(62, 103))
+    assert (plan.window[1:31] == 1).all() and not plan.window[plan.first].any()
+
+
+@pytest.mark.parametrize("loss_sign", [1, -1])
+@pytest.mark.parametrize("quirks", [False, True])
+def test_first_window_counts_the_first_step_against_the_start(loss_sign, quirks):
+    # 22 steps: the first falls below the start, 16 of the other 21 rise; 17 would do
+    rises = np.array([False] + [True] * 16 + [False] * 5)
+    steps = np.where(rises, 1, -1).cumsum()
+    loss = np.concatenate([[0], steps]) + loss_sign * 100.0
+    x, ball = jnp.full((1, 2), 0.5), Linf(0.1)
+    climb = apgd_steps.begin(x, x, ball, jnp.float32)
+    plan = apgd_steps.plan([(1.0, apgd_steps.checkpoint_windows(100), 100)])
+    for i, value in enumerate(loss):
+        climb = apgd_steps.advance(
+            climb,
+            jnp.ones_like(x),
+            jnp.asarray([value], jnp.float32),
+            jax.tree.map(lambda column, i=i: column[i], plan),
+            x,
+            ball=ball,
+            bounds=(0.0, 1.0),
+            rho=0.75,
+            reference_quirks=quirks,
+        )
+    # the reference compares with 0 instead: a rise if the loss is positive
+    kept = quirks and loss_sign > 0
+    np.testing.assert_allclose(climb.step_size, [0.2 if kept else 0.1])
+
+
+# --- against the reference implementation -------------------------------------------
+
+
+def network(x, first, second, tanh):
+    return tanh(x.reshape(x.shape[0], -1) @ first) @ second
+
+
+def small_problem(norm, eps, classes=6):
+    """Float64 weights, images with saturated pixels, labels and starts in the ball."""
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=(36, 24)) / 2, rng.normal(size=(24, classes))
+    x = rng.uniform(size=(10, 6, 6, 1))
+    x[:, :2] = np.round(x[:, :2])
+    y = network(x, *weights, np.tanh).argmax(1)
+    t = rng.uniform(-1, 1, size=(10, 36))
+    order = {"Linf": np.inf, "L2": 2, "L1": 1}[norm]
+    t *= 0.95 * eps / np.linalg.norm(t, ord=order, axis=1, keepdims=True)
+    return weights, x, y, np.clip(x + t.reshape(x.shape), 0, 1)
+
+
+def trajectory(model, x, start, ball, loss, *, use_start=True, **options):
+    """Points, losses, step sizes and predictions of each evaluation of one run."""
+    problem = ascent.check(model, x, ball, (0.0, 1.0))
+    keys = jax.random.split(KEY, x.shape[0])
+
+    def total(v):
+        logits = model(v)
+        value = loss(logits)
+        return jnp.sum(value), (value, jnp.argmax(logits, axis=1))
+
+    @jax.jit
+    def run(start):
+        climb, advance, plan = apgd_module.setup(
+            problem, start, use_start, keys, start.dtype, steps=100, **options
+        )
+
+        def step(climb, row):
+            g, (value, predicted) = jax.grad(total, has_aux=True)(climb.x)
+            after = advance(climb, g, value, row)
+            return after, (climb.x, value, after.step_size, predicted)
+
+        return jax.lax.scan(step, climb, plan)[1]
+
+    return [np.asarray(column) for column in run(start)]
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """JAX and torch in float64, so that rounding cannot decide a comparison."""
+    torch, base = reference.torch_and_apgd()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    with jax.enable_x64(True):
+        yield torch, base
+    torch.set_default_dtype(torch.float32)
+
+
+def defined_until(run, name):
+    """[E, B] bool: evaluations before a DLR loss whose gradient is rounding noise.
+
+    Once y has fallen to the third place the loss is exactly 1 and its gradient 0.
+    """
+    if name == "ce":
+        return np.ones_like(run.correct)
+    noise = np.abs(run.losses - 1) < 1e-9
+    return np.cumsum(noise, axis=0) - noise == 0
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("name", ["ce", "dlr"])
+def test_a_run_is_the_reference_step_by_step(float64, norm, name):
+    torch, base = float64
+    eps = {"Linf": 0.03, "L2": 0.15, "L1": 0.4}[norm]
+    weights, x, y, start = small_problem(norm, eps)
+    tensors = [torch.tensor(w) for w in weights]
+    run = reference.run_apgd(
+        base.APGDAttack(None, norm=norm, eps=eps, loss=name, device="cpu"),
+        lambda v: network(v, tensors[0], tensors[1], torch.tanh),
+        *(x, y, start),
+    )
+    loss = losses.cross_entropy if name == "ce" else losses.dlr
+    model = Partial(_net, *map(jnp.asarray, weights))
+    x, start, labels = jnp.asarray(x), jnp.asarray(start), jnp.asarray(y)
+    points, values, steps, predicted = trajectory(
+        model,
+        *(x, start, BALLS[norm](eps), lambda z: loss(z, labels)),
+        reference_quirks=True,
+    )
+    known = defined_until(run, name)
+    assert 0 < run.robust.sum() < len(y)  # verdicts of both kinds
+    assert len(np.unique(run.step_sizes)) >= 5  # the schedule had something to do
+    np.testing.assert_allclose(values[known], run.losses[known], rtol=1e-7)
+    np.testing.assert_allclose(points[known], run.points[known], atol=1e-9)
+    np.testing.assert_allclose(
+        steps[:-1][known[:-1]], run.step_sizes[known[:-1]], rtol=1e-12
+    )
+    np.testing.assert_array_equal((predicted == y)[known], run.correct[known])
+
+    if name == "dlr":
+        return
+    options = {"start": start, "reference_quirks": True}
+    out = apgd(model, x, labels, key=KEY, ball=BALLS[norm](eps), **options)
+    fooled = ~run.robust
+    np.testing.assert_array_equal(out.success, fooled)
+    np.testing.assert_allclose(out.x_adv[fooled], run.x_adv[fooled], atol=1e-9)
+    np.testing.assert_allclose(out.x_adv[~fooled], run.x_best[~fooled], atol=1e-9)
+
+
+def _net(first, second, x):
+    return network(x, first, second, jnp.tanh)
+
+
+def test_a_targeted_run_is_the_reference_step_by_step(float64):
+    torch, base = float64
+    weights, x, y, start = small_problem("Linf", 0.03)
+    tensors = [torch.tensor(w) for w in weights]
+    attack = base.APGDAttack_targeted(None, norm="Linf", eps=0.03, device="cpu")
+    target = np.argsort(-network(x, *weights, np.tanh), axis=1)[:, 2]
+    attack.y_target = torch.tensor(target)
+    run = reference.run_apgd(
+        attack, lambda v: network(v, tensors[0], tensors[1], torch.tanh), x, y, start
+    )
+    model = Partial(_net, *map(jnp.asarray, weights))
+    labels, goal = jnp.asarray(y), jnp.asarray(target)
+    points, values, steps, _ = trajectory(
+        model,
+        *(jnp.asarray(x), jnp.asarray(start), Linf(0.03)),
+        lambda z: losses.targeted_dlr(z, labels, goal),
+        reference_quirks=True,
+    )
+    np.testing.assert_allclose(values, run.losses, rtol=1e-7)
+    np.testing.assert_allclose(points, run.points, atol=1e-9)
+    np.testing.assert_allclose(steps[:-1], run.step_sizes, rtol=1e-12)
+    out = apgd_targeted(
+        model,
+        *(jnp.asarray(x), labels),
+        key=KEY,
+        ball=Linf(0.03),
+        targets=[2],  # the third largest logit, as above
+        start=jnp.asarray(start),
+        reference_quirks=True,
+    )
+    np.testing.assert_array_equal(out.success, ~run.robust)
+    np.testing.assert_allclose(
+        out.x_adv[~run.robust], run.x_adv[~run.robust], atol=1e-9
+    )
+
+
+def test_the_l1_run_with_large_radii_is_the_reference(float64):
+    torch, base = float64
+    weights, x, y, _ = small_problem("L1", 0.4)
+    tensors = [torch.tensor(w) for w in weights]
+    attack = base.APGDAttack(
+        None, norm="L1", eps=0.4, loss="ce", device="cpu", use_largereps=True
+    )
+    runs, single = [], attack.attack_single_run
+
+    def recorded(x, y, x_init):
+        attack.attack_single_run = single
+        run = reference.run_apgd(
+            attack,
+            lambda v: network(v, tensors[0], tensors[1], torch.tanh),
+            *(x.numpy(), y.numpy(), x_init.numpy()),
+        )
+        runs.append(run)
+        attack.attack_single_run = recorded
+        answer = run.x_best, run.robust, run.losses, run.x_adv
+        return tuple(map(torch.tensor, answer))
+
+    attack.attack_single_run = recorded
+    attack.decr_eps_pgd(
+        torch.tensor(x), torch.tensor(y), [3 * 0.4, 2 * 0.4, 0.4], [30, 30, 40]
+    )
+    model, labels = Partial(_net, *map(jnp.asarray, weights)), jnp.asarray(y)
+    points, values, steps, _ = trajectory(
+        model,
+        *(jnp.asarray(x), jnp.asarray(runs[0].points[0]), L1(0.4)),
+        lambda z: losses.cross_entropy(z, labels),
+        large_reps=True,
+    )
+    np.testing.assert_allclose(
+        points, np.concatenate([run.points for run in runs]), atol=1e-9
+    )
+    np.testing.assert_allclose(
+        values, np.concatenate([run.losses for run in runs]), rtol=1e-7
+    )
+    inner = np.setdiff1d(np.arange(103), [30, 61, 102])
+    np.testing.assert_allclose(
+        steps[inner], np.concatenate([run.step_sizes for run in runs]), rtol=1e-12
+    )
+
+
+# --- closed forms and properties ----------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])  # L1-APGD stops short
+def test_two_classes_reach_the_worst_case_of_a_linear_model(norm):
+    # one pixel in three is at the end of the box
+    w, eps = W[:, :2], {"Linf": 0.1, "L2": 0.4}[norm]
+    x_all = X.at[:, 0].set(jnp.round(X[:, 0]))
+    y = jnp.argmax(linear(w, x_all), axis=1)
+    # far from the boundary nothing succeeds, so the loss climbs to the end
+    bias = jnp.where(jnp.arange(2)[None] == y[:, None], 50.0, 0.0)
+    worst = [
+        best_margin(w, x, int(t), norm, eps) for x, t in zip(x_all, y, strict=True)
+    ]
+    out = apgd_targeted(
+        lambda x: linear(w, x) + bias, x_all, y, key=KEY, ball=BALLS[norm](eps)
+    )
+    assert not out.success.any()
+    np.testing.assert_array_equal(out.queries, 102)
+    np.testing.assert_allclose(out.loss + 50, worst, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "attack"), [(2, DLR), (3, apgd_targeted), (5, apgd_targeted)]
+)
+def test_verdicts_on_a_linear_model_are_exact(classes, attack):
+    w, eps = W[:, :classes], 0.06
+    y = jnp.argmax(linear(w, X), axis=1)
+    worst = np.array(
+        [best_margin(w, x, int(t), "Linf", eps) for x, t in zip(X, y, strict=True)]
+    )
+    assert (worst > 0).any() and (worst < 0).any() and np.abs(worst).min() > 1e-3
+    out = attack(Partial(linear, w), X, y, key=KEY, ball=Linf(eps))
+    np.testing.assert_array_equal(out.success, worst > 0)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**31),
+    case=st.sampled_from(CASES),
+    eps=st.floats(0, 2, width=32),
+)
+def test_inside_ball_and_box_and_never_worse_than_clean(seed, case, eps):
+    attack, norm = case
+    y = (Y + (jnp.arange(8) == 3)) % 5  # one sample is misclassified
+    out = attack(MODEL, X, y, key=jax.random.key(seed), ball=BALLS[norm](eps), steps=6)
+    delta = np.asarray(out.x_adv, np.float64) - np.asarray(X, np.float64)
+    order = {"Linf": np.inf, "L2": 2, "L1": 1}[norm]
+    distance = np.linalg.norm(delta.reshape(8, -1), ord=order, axis=1)
+    slack = 1e-7 if norm == "Linf" else 1e-6 * eps + 1e-7
+    assert (distance <= eps + slack).all()
+    assert out.x_adv.min() >= 0 and out.x_adv.max() <= 1
+    np.testing.assert_allclose(out.distance, distance, atol=1e-6)
+    logits = MODEL(out.x_adv)
+    np.testing.assert_array_equal(out.success, jnp.argmax(logits, axis=1) != y)
+    report = {apgd: losses.cross_entropy, DLR: losses.dlr}.get(attack, losses.margin)
+    np.testing.assert_allclose(out.loss, report(logits, y), rtol=1e-4, atol=1e-4)
+    assert ((out.first_success >= 0) == out.success).all()
+    assert out.first_success[3] == 0 and out.queries[3] == 1
+    unsolved = ~np.asarray(out.success)
+    assert (out.loss >= report(MODEL(X), y) - 1e-5)[unsolved].all()
+
+
+@pytest.mark.parametrize(("attack", "norm"), CASES)
+def test_zero_radius_is_the_identity(attack, norm):
+    out = attack(MODEL, X, Y, key=KEY, ball=BALLS[norm](0.0), steps=6)
+    np.testing.assert_array_equal(out.x_adv, X)
+
+
+@pytest.mark.parametrize(
+    ("attack", "ball"),
+    [
+        (functools.partial(apgd, restarts=2), Linf(0.06)),
+        (LARGE, L1(jnp.linspace(0.2, 0.6, 8))),
+    ],
+)
+def test_draws_do_not_depend_on_neighbours_or_order(attack, ball):
+    run = functools.partial(attack, MODEL, steps=12)
+    together = run(X, Y, key=KEY, ball=ball)
+    order = jnp.asarray([5, 2, 7])
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(order)
+    eps = jnp.broadcast_to(jnp.asarray(ball.eps), (8,))
+    apart = run(X[order], Y[order], key=keys, ball=type(ball)(eps[order]))
+    for a, b in zip(together, apart, strict=True):
+        np.testing.assert_allclose(a[order], b, atol=1e-6)
+    again = run(X, Y, key=KEY, ball=ball)
+    for a, b in zip(together, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert 0 < together.success.sum() < 8
+
+
+def test_each_target_may_be_run_alone():
+    options = {"key": KEY, "ball": Linf(0.05), "steps": 8}
+    every = apgd_targeted(MODEL, X, Y, **options)
+    alone = [apgd_targeted(MODEL, X, Y, targets=[r], **options) for r in (1, 2, 3, 4)]
+    np.testing.assert_array_equal(
+        every.success, np.any([out.success for out in alone], axis=0)
+    )
+
+
+def test_model_calls_are_counted_and_stop_at_success():
+    calls = []
+
+    def model(x):
+        jax.debug.callback(lambda: calls.append(None))
+        return linear(jnp.tile(W, 2), x)  # ten classes
+
+    def count(attack, **options):
+        calls.clear()
+        out = attack(model, X, Y, key=KEY, **options)
+        jax.effects_barrier()
+        return len(calls), np.asarray(out.queries)
+
+    # the first row of logits is repeated, so z_y ties and argmax stays y
+    robust = Linf(1e-4)
+    total, queries = count(apgd, ball=robust)
+    assert total == 102 and (queries == 102).all()
+    total, queries = count(apgd_targeted, ball=robust)
+    assert total == 1 + 9 * 101 and (queries == total).all()
+    total, queries = count(apgd, ball=Linf(1.0))
+    assert total == queries.max() < 20
+    total, queries = count(apgd, ball=Linf(1.0), reference_quirks=True)
+    assert total == 102 and (queries == 102).all()
+
+
+# --- randomised models --------------------------------------------------------------
+
+
+def noisy(w, x, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (12, 5)))(keys)
+    flat = jnp.tanh(x.reshape(x.shape[0], -1))
+    return jnp.einsum("bd,bdk->bk", flat, w[None] + noise)
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+def test_eot_averages_gradient_loss_and_logits_of_the_same_draws(quirks):
+    model, keys = Partial(noisy, W), jax.random.split(KEY, 8)
+    evaluate = draws.evaluation(
+        draws.as_model(model, 4), lambda z: losses.cross_entropy(z, Y), 4, quirks
+    )
+    g, (loss, logits) = evaluate(X, keys)
+
+    def one(i):
+        draw = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+        z = model(X, draw)
+        gradient = jax.grad(lambda v: losses.cross_entropy(model(v, draw), Y).sum())(X)
+        return gradient, losses.cross_entropy(z, Y), z
+
+    each = [one(i) for i in range(4)]
+    gs, values, zs = (np.stack(parts) for parts in zip(*each, strict=True))
+    np.testing.assert_allclose(g, gs.mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+        loss, values[-1] if quirks else values.mean(0), rtol=1e-5
+    )
+    np.testing.assert_allclose(logits, zs[-1] if quirks else zs.mean(0), atol=1e-5)
+
+
+def test_eot_attacks_a_randomised_model():
+    model = Partial(noisy, 4 * W)
+    y = jnp.argmax(jnp.tanh(X.reshape(8, -1)) @ W, axis=1)
+    run = functools.partial(apgd, model, key=KEY, eot=6, steps=10)
+    out = run(X, y, ball=Linf(0.15))
+    assert out.success.sum() > 0
+    assert (np.asarray(out.queries) % 6 == 0).all() and out.queries.max() <= 6 * 12
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(8))
+    apart = run(X[4:], y[4:], key=keys[4:], ball=Linf(0.15))
+    np.testing.assert_allclose(out.x_adv[4:], apart.x_adv, atol=1e-6)
+    with pytest.raises(ValueError, match=r"logits_fn must take \(images, keys"):
+        apgd(MODEL, X, Y, key=KEY, ball=Linf(0.1), eot=2)
+
+
+# --- compilation and bad input ------------------------------------------------------
+
+
+def test_no_retracing_when_weights_radius_key_or_target_change():
+    traces = []
+
+    def model(w, x):
+        traces.append(None)
+        return linear(w, x)
+
+    def run(w, eps, seed, rank):
+        key = jax.random.key(seed)
+        model_fn = Partial(model, w)
+        apgd_targeted(model_fn, X, Y, key=key, ball=L2(eps), steps=3, targets=[rank])
+        apgd(model_fn, X, Y, key=key, ball=L1(eps), steps=3)
+
+    run(W, 0.1, 0, 1)
+    before = len(traces)
+    run(2 * W, 0.3, 5, 2)
+    run(W, jnp.float32(0.2), 6, 4)
+    assert len(traces) == before
+
+
+def test_a_nan_gradient_leaves_finite_images():
+    def model(x):
+        return linear(W, x) + jnp.where(x[:, :1, 0] > 2, jnp.sqrt(x[:, :1, 0] - 2), 0)
+
+    out = apgd(model, X, Y, key=KEY, ball=Linf(0.05), steps=5)
+    assert jnp.isfinite(out.x_adv).all()
+
+
+BAD = {
+    "steps": ({"steps": 0}, "steps must be a whole number"),
+    "restarts": ({"restarts": 0}, "restarts must be a whole number"),
+    "rho": ({"rho": -1.0}, "rho must be finite"),
+    "eot": ({"eot": 0}, "eot must be a whole number"),
+    "large_reps": ({"large_reps": True}, "large_reps must be False unless"),
+    "few steps": ({"large_reps": True, "ball": L1(1.0), "steps": 5}, "at least 10"),
+    "start": ({"start": X[:2]}, "start must have the shape of x"),
+    "start range": ({"start": X + 1}, "start must lie inside bounds"),
+    "ball": ({"ball": 0.1}, "ball must be Linf"),
+    "eps": ({"ball": Linf(-1.0)}, "ball.eps must be finite and at least 0"),
+    "key": ({"key": None}, "key must be one key"),
+    "labels": ({"y": Y + 5}, "y must hold labels"),
+    "images": ({"x": X * 2}, "x must lie inside bounds"),
+    "model": ({"logits_fn": 3}, "logits_fn must be a callable"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_named(name):
+    changes, message = BAD[name]
+    arguments = {"logits_fn": MODEL, "x": X, "y": Y, "key": KEY, "ball": Linf(0.1)}
+    arguments |= changes
+    positional = [arguments.pop(n) for n in ("logits_fn", "x", "y")]
+    for attack in (apgd, apgd_targeted):
+        with pytest.raises(ValueError, match=message):
+            attack(*positional, **arguments)
+
+
+def test_bad_targets_are_named():
+    for targets in (0, [0], [5], []):
+        with pytest.raises(ValueError, match="targets must be"):
+            apgd_targeted(MODEL, X, Y, key=KEY, ball=Linf(0.1), targets=targets)
