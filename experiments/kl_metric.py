@@ -113,9 +113,9 @@ PLANS = {
         steps=7,
         step_size=0.1,
         fit=FitConfig(
-            epochs=6,
+            epochs=8,
             optimizer="adam",
-            learning_rate=1e-3,
+            learning_rate=3e-3,
             schedule="cosine",
             warmup_epochs=2,
         ),
