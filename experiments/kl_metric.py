@@ -42,6 +42,7 @@ checkpoints and per-sample arrays (robustness.npz, fisher.npz).
 import dataclasses
 import functools
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,6 +189,7 @@ def make_plan(arguments: Arguments) -> Plan:
     return dataclasses.replace(plan, seeds=seeds, objectives=chosen)
 
 
+@functools.cache  # the same object for all seeds, so that they share a compiled step
 def make_objective(plan: Plan, name: str) -> objectives.Objective:
     """The training objective of that name, at the plan's threat model."""
     attack = {
@@ -244,7 +246,7 @@ def follow(plan: Plan, model: Any, tracked: data.Dataset) -> Callable[..., dict]
             "metric": total,
             "metric_stderr": pairs.stderr,
             **parts,
-            **{f"{part}_share": value / total for part, value in parts.items()},
+            **{f"{name}_share": part / (total or nan) for name, part in parts.items()},
             "fisher_norm": float(jnp.mean(norms)),
         }
 

@@ -36,11 +36,11 @@ class LogitsFn:
     recompile, and a Python flag never becomes a tracer. Made by `as_logits_fn`.
     """
 
-    def __init__(self, arrays: list[Any], static: tuple[Any, ...]):
+    def __init__(self, arrays: list[Any], static: tuple[Any, Any, Any]):
         self._arrays, self._static = arrays, static
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        treedef, rest = self._static
+        treedef, rest, _ = self._static
         arrays = iter(self._arrays)
         leaves = [next(arrays) if leaf is _HOLE else leaf for leaf in rest]
         return jax.tree_util.tree_unflatten(treedef, leaves)(images)
@@ -105,14 +105,15 @@ def as_logits_fn(fn: Any) -> LogitsFn:
     rest = tuple(
         _HOLE if array else leaf for array, leaf in zip(is_array, leaves, strict=True)
     )
+    static = (treedef, rest, tuple(map(type, rest)))  # since 1 == True == 1.0
     try:
-        hash((treedef, rest))
+        hash(static)
     except TypeError as error:
         raise ValueError(
             f"logits_fn holds a leaf that is neither an array nor hashable: {error}"
         ) from None
     arrays = [leaf for array, leaf in zip(is_array, leaves, strict=True) if array]
-    return LogitsFn(arrays, (treedef, rest))
+    return LogitsFn(arrays, static)
 
 
 def _from_nnx(nnx, module):

@@ -91,6 +91,16 @@ def test_bound_linen_modules_with_new_weights_do_not_retrace():
     assert run._cache_size() == 1
 
 
+def test_equal_numbers_of_different_types_are_different_models():
+    def model(weights, flag, x):
+        return x @ weights if flag is True else -x @ weights
+
+    run = jax.jit(lambda fn, x: fn(x))
+    one = run(inputs.as_logits_fn(Partial(model, W, 1)), X)
+    true = run(inputs.as_logits_fn(Partial(model, W, True)), X)
+    np.testing.assert_array_equal(one, -true)
+
+
 def test_models_that_cannot_be_right_are_named():
     with pytest.raises(ValueError, match=r"train mode.*dropout"):
         inputs.as_logits_fn(Nnx())

@@ -48,3 +48,13 @@ def test_gradients_are_finite_at_saturation(loss):
     z = jnp.asarray([[1e4, -1e4, 0.0, 3.0]])
     grad = jax.grad(lambda z: loss(z, jnp.array([1])).sum())(z)
     assert jnp.isfinite(grad).all()
+
+
+def test_cross_entropy_keeps_value_and_gradient_where_softmax_is_one_hot():
+    z, y = jnp.asarray([[20.0, 0.0, -1.0]]), jnp.array([0])
+    value, grad = jax.value_and_grad(lambda z: losses.cross_entropy(z, y)[0])(z)
+    z64 = np.asarray(z, np.float64)[0]
+    p = special.softmax(z64)
+    wrong = np.exp(special.logsumexp(z64[1:]) - special.logsumexp(z64))
+    np.testing.assert_allclose(value, -np.log1p(-wrong), rtol=1e-5)
+    np.testing.assert_allclose(grad[0], [-wrong, p[1], p[2]], rtol=1e-5)

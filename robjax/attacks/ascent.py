@@ -123,6 +123,11 @@ def ascend(
 
     def total(v):
         loss, success = objective(v)
+        if loss.shape != success.shape:
+            raise ValueError(
+                f"loss must give one value for each sample, {success.shape}, got "
+                f"{loss.shape}"
+            )
         return jnp.sum(loss), (loss, success)
 
     gradient = lowering.fast(jax.grad(total, has_aux=True))

@@ -70,7 +70,8 @@ def kl_pgd(
 
 @functools.partial(jax.jit, static_argnames=("steps", "reference", "keep_best"))
 def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
-    logits_fn, x, ball, bounds = jax.lax.stop_gradient(problem)
+    problem, step_size = jax.lax.stop_gradient((problem, step_size))
+    logits_fn, x, ball, bounds = problem
     pairs = jax.vmap(jax.random.split)(keys)
     start = ball.project(x + ball.sample(pairs[:, 0], x), x, bounds)
     x_ref = x
@@ -91,7 +92,7 @@ def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
         objective,
         start,
         x,
-        ascent.Best.none(x, reference_logits.dtype),
+        ascent.Best.none(x, jax.eval_shape(objective, x)[0].dtype),
         ball=ball,
         bounds=bounds,
         step_size=step_size,

@@ -67,8 +67,8 @@ def pgd(
     inputs.check_number("momentum", momentum, minimum=0)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts must be 1 without random_start, got {restarts}")
-    if early_exit and not keep_best:
-        raise ValueError("early_exit must be False when keep_best is False")
+    if (early_exit or restarts > 1) and not keep_best:
+        raise ValueError("keep_best must be True with early_exit or restarts")
     if step_size is None:
         step_size = 2.5 * problem.ball.eps / steps
     return _pgd(
@@ -100,12 +100,14 @@ def pgd(
 )
 def _pgd(problem, y, keys, step_size, *, restarts, loss, targeted, **options):
     # for whoever differentiates around the attack, its result is a constant
-    logits_fn, x, ball, bounds = lax.stop_gradient(problem)
+    (logits_fn, x, ball, bounds), step_size = lax.stop_gradient((problem, step_size))
+    # same direction as the cross-entropy, without its saturation
+    climbed = losses.log_odds if loss is losses.cross_entropy else loss
 
     def objective(v):
         logits = logits_fn(v)
         at_y = jnp.argmax(logits, axis=1) == y
-        value = loss(logits, y)
+        value = climbed(logits, y)
         return (-value, at_y) if targeted else (value, ~at_y)
 
     def run(restart, best):
@@ -129,4 +131,6 @@ def _pgd(problem, y, keys, step_size, *, restarts, loss, targeted, **options):
     best = run(0, best) if restarts == 1 else lax.fori_loop(0, restarts, run, best)
     if targeted:
         best = best._replace(loss=-best.loss)
+    if climbed is losses.log_odds:
+        best = best._replace(loss=jax.nn.softplus(best.loss))
     return best.result(x, ball)

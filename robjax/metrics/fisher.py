@@ -60,7 +60,7 @@ def fisher_spectrum(
             do, for K of 100 and more) computes that many leading eigenvalues by
             Lanczos iteration at one backward and one forward-mode pass per step;
             `trace` and `frobenius` are then those of these eigenvalues, lower bounds
-            that are exact from K − 1 steps on.
+            that are exact from K − 1 steps on unless eigenvalues repeat.
         batch_size: images per chunk, bounds the memory.
 
     Returns:

@@ -78,7 +78,7 @@ class Journal:
         if self._writes:
             storage.check_writable(self._folder, "run_dir")
         found = storage.list_checkpoints(self._folder / "checkpoints")
-        if found and not resume:
+        if (found or self._metrics_file().exists()) and not resume:
             raise ValueError(
                 f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
                 "to go on with it, or name another folder"
