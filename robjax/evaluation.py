@@ -23,6 +23,8 @@ from robjax.data import Dataset, to_float
 
 # Float32 rounding may leave the box by this much (absolute, in image units).
 _BOX_TOLERANCE = 1e-5
+# Rounding of x + δ may leave the ball by this much, relative and absolute.
+_BALL_TOLERANCE = 1e-5
 # Share of verdicts that reassociated floating-point sums may flip.
 _BORDERLINE = 1e-3
 
@@ -43,7 +45,7 @@ class AttackTable(NamedTuple):
     robust: bool [N], classified correctly before *and* after the attack.
     first_success: int [N], first step that fooled the model; 0 start, -1 never.
     loss: [N], the attack's loss at the image it returned.
-    distance: [N], size of the perturbation in the attack's own norm.
+    distance: [N], size of the perturbation in the norm of the attack's ball.
     """
 
     robust: np.ndarray
@@ -184,14 +186,29 @@ def evaluate(
         clean, attacked = _predict(logits_fn, x, bounds)[0], {}
         for name, (numbers, options) in split.items():
             result = _attack(logits_fn, x, y, sample_keys, numbers, options, bounds)
-            verdict = _predict(logits_fn, result.x_adv, bounds)
-            attacked[name] = (*verdict, *result[1:5])
+            adversarial, outside = _predict(logits_fn, result.x_adv, bounds)
+            distance = result.distance
+            if (ball := _ball(attacks[name])) is not None:
+                distance, beyond = _distance(ball, result.x_adv, x)
+                outside = outside | beyond
+            attacked[name] = (adversarial, outside, *result[1:4], distance)
         real = min(batch, len(labels) - start)
         rows.append(
             jax.tree.map(lambda a, n=real: np.asarray(a)[:n], (clean, attacked))
         )
     clean, attacked = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     return _assemble(labels, clean, {name: attacked[name] for name in attacks})
+
+
+def _ball(attack: Callable[..., Any]) -> Any:
+    return functools.partial(attack).keywords.get("ball")
+
+
+@jax.jit
+def _distance(ball, x_adv: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ball's norm of the change [B], and whether it is more than ε and rounding."""
+    distance = ball.norm(x_adv - x)
+    return distance, distance > ball.eps * (1 + _BALL_TOLERANCE) + _BALL_TOLERANCE
 
 
 def _split(attack: Callable[..., Any]) -> tuple[tuple, tuple]:
@@ -243,7 +260,9 @@ def _assemble(labels, predictions, attacked: dict[str, tuple]) -> Evaluation:
         robust = correct & (adversarial == labels)
         tables[name] = AttackTable(robust, first, loss, distance)
         if bad := np.count_nonzero(outside):
-            notes.append(f"{name}: {bad} images returned outside the bounds")
+            notes.append(
+                f"{name}: {bad} images returned outside the ball or the bounds"
+            )
         if lost := np.count_nonzero((adversarial < 0) & (predictions >= 0)):
             notes.append(f"{name}: {lost} attacked images give logits not finite")
         wrong = np.count_nonzero(success != (adversarial != labels))
@@ -305,6 +324,9 @@ def _check_attack(
         raise ValueError(f"attacks[{name!r}] must be callable, got {attack!r}")
     if functools.partial(attack).keywords.get("targeted", False):
         raise ValueError(f"attacks[{name!r}] must be untargeted, got {attack!r}")
+    if (ball := _ball(attack)) is not None:
+        eps = getattr(ball, "eps", None)
+        inputs.check_number(f"attacks[{name!r}] ball.eps", eps, minimum=0)
     y = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
     batch_keys = jax.ShapeDtypeStruct(x.shape[:1], keys.dtype)
     jax.eval_shape(

@@ -386,3 +386,24 @@ def test_proportion_is_the_binomial_standard_error():
         0.25,
         pytest.approx(np.sqrt(0.25 * 0.75 / 4)),
     )
+
+
+def test_an_attack_that_leaves_its_ball_is_reported():
+    x, y = np.full((4, 3), 0.25, np.float32), np.zeros(4, np.int32)
+
+    def cheat(logits_fn, x, y, *, key, bounds, ball):
+        honest = attacks.fgsm(logits_fn, x, y, ball=ball, bounds=bounds)
+        return honest._replace(x_adv=1 - x)
+
+    model = Partial(linear, jnp.ones((3, 2)))
+    suite = {"cheat": functools.partial(cheat, ball=Linf(0.01))}
+    result = evaluate(model, (x, y), suite, key=KEY)
+    assert any("4 images returned outside the ball" in w for w in result.warnings)
+    np.testing.assert_allclose(result.attacks["cheat"].distance, 0.5)
+
+
+def test_one_radius_for_all_samples():
+    x, y = np.zeros((4, 3), np.float32), np.zeros(4, np.int32)
+    suite = {"pgd": functools.partial(attacks.pgd, ball=Linf(jnp.ones(4)))}
+    with pytest.raises(ValueError, match=r"ball\.eps must have shape"):
+        evaluate(Partial(linear, jnp.ones((3, 2))), (x, y), suite, key=KEY)
