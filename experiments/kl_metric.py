@@ -28,6 +28,15 @@ and 40 %, because saturation and the non-linearity of the network carry most of 
 the standard one; its Fisher part itself falls again once accuracy saturates; and the
 relation of ‖F‖_F and robust accuracy over the epochs is weak (rank correlation −0.33).
 
+MNIST, cnn, Linf ε = 0.3, one seed, all 10,000 test images, so without verdicts:
+
+    training       clean %        PGD-40, step .01   PGD-40, step .02   PGD-20
+    standard       99.18 ± 0.09    0.00              0.00               0.00
+    adversarial    98.75 ± 0.11   94.31 ± 0.23      92.93 ± 0.26       92.49 ± 0.26
+
+(± binomial; the standard row is of 6 epochs at a learning rate of 1e-3.) The
+adversarial epoch took 101 s on 2 cores (594 images/s), 13.5 minutes for all 8.
+
 How the settings came about: at ε = 0.15 the standard model kept 13 % robust accuracy,
 so ε is 0.2. Claims of a direction are judged against a rank correlation of 0; against
 0.5, the first choice, M of the robust trainings and ‖F‖_F would not hold. Settings and
@@ -134,7 +143,7 @@ PLANS = {
 }
 # About how many minutes an epoch of one model takes on 2 CPU cores, final attacks and
 # all, averaged over the objectives.
-MINUTES = {("digits", "small_cnn"): 0.025, ("mnist", "cnn"): 1.8}
+MINUTES = {("digits", "small_cnn"): 0.025, ("mnist", "cnn"): 1.5}
 SMOKE = {"model": "linear", "seeds": 1, "train_images": 128, "tracked_images": 40}
 
 
