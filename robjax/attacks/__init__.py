@@ -6,6 +6,7 @@ from robjax.attacks.autoattack import AutoAttackResult, autoattack
 from robjax.attacks.fab import fab
 from robjax.attacks.fgsm import fgsm
 from robjax.attacks.kl_pgd import kl_pgd
+from robjax.attacks.mi_fgsm import mi_fgsm
 from robjax.attacks.pgd import pgd
 from robjax.attacks.square import square
 
@@ -18,6 +19,7 @@ __all__ = [
     "fab",
     "fgsm",
     "kl_pgd",
+    "mi_fgsm",
     "pgd",
     "square",
 ]

@@ -47,7 +47,8 @@ def pgd(
       random_start: uniform in the ball, then projected; otherwise from x.
       loss: (logits, labels) -> [B] to be maximised (minimised if `targeted`), static.
       targeted: success means reaching y instead of leaving it.
-      momentum: μ of MI-FGSM (Dong et al., CVPR 2018, eq. 6), static.
+      momentum: μ, static; v_i = μ v_{i−1} + g_i / mean|g_i| replaces the gradient. (The
+        attack of Dong et al., CVPR 2018, with its step size and start, is `mi_fgsm`.)
       keep_best: return the best iterate (fooling first, then highest loss) rather than
         the last one.
       early_exit: return the first iterate that fools, and stop once all samples are

@@ -1,0 +1,68 @@
+"""Momentum iterative FGSM: Dong et al., CVPR 2018 (arXiv 1710.06081), algorithm 1.
+
+    v_{i+1} = μ v_i + ∇J(x_i) / ‖∇J(x_i)‖₁,    x_{i+1} = x_i + α · steepest(v_{i+1})
+
+from x_0 = x, v_0 = 0 with α = ε/k: k steps end inside the ball, and the last point
+is the answer. `pgd` divides by the mean of |∇J| instead of its sum, which scales every
+v alike and changes no step.
+"""
+
+from typing import Any
+
+import jax
+
+from robjax import inputs, losses
+from robjax.attacks import ascent
+from robjax.attacks.ascent import AttackResult
+from robjax.attacks.pgd import pgd
+from robjax.balls import Ball
+from robjax.inputs import Bounds
+
+
+def mi_fgsm(
+    logits_fn: Any,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    ball: Ball,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 10,
+    momentum: float = 1.0,
+    loss: Any = losses.cross_entropy,
+    targeted: bool = False,
+) -> AttackResult:
+    """k steps of length ε/k from x along gradients that add up; the last iterate.
+
+    Made for images that fool models other than `logits_fn`: the momentum keeps the
+    path from following what is peculiar to this one.
+
+    Args:
+      logits_fn, x, y, ball, bounds, loss, targeted: as in `pgd`.
+      key: not used.
+      steps: k ≥ 1, static.
+      momentum: decay factor μ ≥ 0, static; 0 is iterative FGSM.
+
+    Returns:
+      AttackResult; k gradients and one forward pass.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
+    """
+    del key
+    inputs.check_count("steps", steps)
+    problem = ascent.check(logits_fn, x, ball, bounds)
+    return pgd(
+        problem.logits_fn,
+        problem.x,
+        y,
+        ball=problem.ball,
+        bounds=problem.bounds,
+        steps=steps,
+        step_size=problem.ball.eps / steps,
+        random_start=False,
+        loss=loss,
+        targeted=targeted,
+        momentum=momentum,
+        keep_best=False,
+    )
