@@ -12,7 +12,7 @@ import robjax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = (
-    {"balls", "inputs", "numerics", "storage", "losses", "lowering"},
+    {"balls", "inputs", "numerics", "storage", "provenance", "losses", "lowering"},
     {"models", "data"},
     {"attacks", "theory"},
     {"metrics"},

@@ -10,17 +10,13 @@ several hosts process 0 writes and all read.
 """
 
 import pathlib
-import re
-import warnings
-import zlib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from robjax import storage
+from robjax import provenance, storage
 from robjax.data import Dataset
 from robjax.training.objectives import Objective
 from robjax.training.state import FitConfig, TrainState
@@ -30,25 +26,13 @@ def describe_run(
     model: Any, data: Dataset, objective: Objective, config: FitConfig
 ) -> dict[str, Any]:
     """Everything a user chose that decides the result, as JSON values."""
-    checksum = 0
-    for array in (data.images, data.labels):
-        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    checksum = provenance.checksum((data.images, data.labels))
     text = {
-        "model": repr(model),
-        "objective": _describe_function(objective),
-        "data": f"{data.name} {list(data.images.shape)} crc32 {checksum:08x}",
+        "model": provenance.describe(model),
+        "objective": provenance.describe(objective),
+        "data": f"{data.name} {list(data.images.shape)} {checksum}",
     }
-    # functions among the fields print their address, which changes with the process
-    plain_text = {k: re.sub(r" at 0x[0-9a-f]+", "", v) for k, v in text.items()}
-    return storage.plain(config) | plain_text
-
-
-def _describe_function(function: Any) -> str:
-    if not isinstance(function, partial):
-        return getattr(function, "__qualname__", repr(function))
-    bound = [repr(value) for value in function.args]
-    bound += [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
-    return f"{_describe_function(function.func)}({', '.join(bound)})"
+    return storage.plain(config) | text
 
 
 class Journal:
@@ -86,7 +70,12 @@ class Journal:
         if found:
             self._latest = found[-1]
             self._manifest = storage.load_manifest(self._latest)
-            self._check_same_run(self._manifest)
+            provenance.check_same_run(
+                self._folder,
+                self._manifest["config"]["run"],
+                self._description,
+                versions=self._manifest["versions"],
+            )
 
     def open(self, start: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
         """Returns the state to go on from and what was stored beside it.
@@ -139,21 +128,3 @@ class Journal:
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=0 if fresh else step + 1
         )
-
-    def _check_same_run(self, manifest: Mapping[str, Any]) -> None:
-        then, now = manifest["config"]["run"], self._description
-        for name in sorted(then.keys() | now.keys()):
-            if then.get(name) != now.get(name):
-                raise ValueError(
-                    f"run_dir={str(self._folder)!r} holds a run with another {name}: "
-                    f"{then.get(name)!r} there, {now.get(name)!r} here"
-                )
-        then, now = manifest["versions"], storage.versions()
-        names = ("python", "packages", "backend", "device", "processes", "x64")
-        changed = [name for name in names if then.get(name) != now.get(name)]
-        if changed:
-            warnings.warn(
-                f"resuming with different {', '.join(changed)}: the run goes on, but "
-                "not bit for bit as it would have",
-                stacklevel=5,
-            )

@@ -1,0 +1,94 @@
+"""Trained networks to attack: standard, Madry and TRADES on digits, MNIST and CIFAR-10.
+
+    python -m benchmarks.trained mnist-madry digits-trades …
+
+Each is trained once, under its name in results/trained/, and found again there. They
+are small enough for a CPU, and good enough to be worth attacking.
+"""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.tree_util import Partial
+
+from robjax import data, models, training
+from robjax.balls import Linf
+from robjax.training import FitConfig, objectives
+
+FOLDER = Path("results/trained")
+
+
+class Plan(NamedTuple):
+    """How the networks of one data set are made; the attack takes 7 steps."""
+
+    model: Any
+    eps: float
+    step_size: float
+    fit: FitConfig
+
+
+_ADAM = FitConfig(optimizer="adam", learning_rate=3e-3, schedule="cosine")
+PLANS = {
+    "digits": Plan(
+        models.CNN(10, kernel=3),
+        0.2,
+        0.05,
+        dataclasses.replace(_ADAM, epochs=12, batch_size=64, warmup_epochs=4),
+    ),
+    "mnist": Plan(
+        models.CNN(10),
+        0.3,
+        0.1,
+        dataclasses.replace(_ADAM, epochs=8, warmup_epochs=2),
+    ),
+    "cifar10": Plan(
+        models.CNN(10, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)),
+        8 / 255,
+        2 / 255,
+        dataclasses.replace(_ADAM, epochs=6, pad=4, flip=True),
+    ),
+}
+OBJECTIVES = {
+    "standard": None,
+    "madry": objectives.adversarial,
+    "trades": functools.partial(objectives.trades, beta=6.0),
+}
+
+
+def load(name: str) -> tuple[Partial, data.Dataset, float]:
+    """The network "<data set>-<objective>", trained if need be, test set and ε (L∞).
+
+    Raises:
+      ValueError: there is no such network.
+    """
+    dataset, _, objective = name.partition("-")
+    if dataset not in PLANS or objective not in OBJECTIVES:
+        raise ValueError(
+            f"name must be <{'|'.join(PLANS)}>-<{'|'.join(OBJECTIVES)}>, got {name!r}"
+        )
+    plan, fit = PLANS[dataset], PLANS[dataset].fit
+    function = OBJECTIVES[objective]
+    if function is None:
+        function = objectives.standard
+        fit = dataclasses.replace(fit, learning_rate=1e-3)
+    else:
+        attack = {"ball": Linf(plan.eps), "steps": 7, "step_size": plan.step_size}
+        function = functools.partial(function, **attack)
+    state = training.fit(
+        plan.model,
+        data.load(dataset, "train"),
+        objective=function,
+        config=fit,
+        run_dir=FOLDER / name,
+        resume=True,
+    )
+    logits_fn = Partial(plan.model.apply, state.weights)
+    return logits_fn, data.load(dataset, "test"), plan.eps
+
+
+if __name__ == "__main__":
+    for chosen in sys.argv[1:]:
+        load(chosen)
