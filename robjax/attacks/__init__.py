@@ -9,6 +9,7 @@ from robjax.attacks.kl_pgd import kl_pgd
 from robjax.attacks.mi_fgsm import mi_fgsm
 from robjax.attacks.pgd import pgd
 from robjax.attacks.square import square
+from robjax.attacks.square_queries import square_queries, success_rate
 
 __all__ = [
     "AttackResult",
@@ -22,4 +23,6 @@ __all__ = [
     "mi_fgsm",
     "pgd",
     "square",
+    "square_queries",
+    "success_rate",
 ]

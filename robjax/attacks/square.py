@@ -4,7 +4,8 @@
 Each query changes one square window of the best image so far and keeps the change if
 the margin max_{i≠y} z_i − z_y rises. The side of the window falls with the number of
 queries: √(p H W), where p starts at `p_init` and is halved at fixed query counts.
-`square_proposals` holds starts, windows and changes.
+`square_proposals` holds starts, windows and changes, `square_search` the search as a
+value, and `square_queries` runs it on a model that JAX cannot trace.
 """
 
 import functools
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from robjax import inputs, losses, lowering
-from robjax.attacks import ascent
-from robjax.attacks import square_proposals as proposals
-from robjax.attacks.ascent import AttackResult, per_sample_mask
-from robjax.balls import L1, L2, Ball, Linf
+from robjax.attacks import ascent, square_search
+from robjax.attacks.ascent import AttackResult
+from robjax.attacks.square_proposals import window_sides
+from robjax.balls import Ball
 from robjax.inputs import Bounds
 
 
@@ -64,18 +65,7 @@ def square(
     problem = ascent.check(logits_fn, x, ball, bounds)
     num_classes = inputs.count_classes(problem.logits_fn, problem.x)
     y = inputs.check_labels(y, x.shape[0], num_classes=num_classes)
-    inputs.check_count("queries", queries)
-    inputs.check_count("restarts", restarts)
-    if not isinstance(p_init, int | float) or not 0 < p_init <= 1:
-        raise ValueError(f"p_init must be a number in (0, 1], got {p_init!r}")
-    if not isinstance(ball, Linf | L2 | L1):
-        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
-    height, width, _ = _as_image(problem.x).shape[1:]
-    if not isinstance(ball, Linf) and min(height, width) < 3:
-        raise ValueError(
-            "x must be images [B, H, W, C] of at least 3 × 3 pixels for square in L2 "
-            f"and L1, got shape {x.shape}"
-        )
+    square_search.check(ball, problem.x, queries, restarts, p_init)
     return _square(
         problem,
         y,
@@ -92,56 +82,25 @@ def square(
 )
 def _square(problem, y, keys, *, queries, p_init, restarts, reference_quirks):
     logits_fn, x_given, ball, bounds = lax.stop_gradient(problem)
-    model, x = lowering.fast(logits_fn), _as_image(x_given)
-    sides = proposals.window_sides(ball, x.shape, queries, p_init, reference_quirks)
-    sides = jnp.asarray(sides)
+    model, x = lowering.fast(logits_fn), square_search.as_image(x_given)
+    sides = window_sides(ball, x.shape, queries, p_init, reference_quirks)
+    task = square_search.Task(x, keys, ball, bounds, jnp.asarray(sides))
 
-    def note(best, v, *, replace=False):
-        logits = model(v.reshape(x_given.shape))
+    def show(search, images):
+        logits = model(images.reshape(x_given.shape))
         wrong = jnp.argmax(logits, axis=1) != y
         loss = losses.margin(logits, y)
-        return best.update(v, loss, wrong, freeze=True, replace=replace)
+        return square_search.update(search, task, images, loss, wrong)
 
-    def query(keys, carry):
-        i, best = carry
-        draws = proposals.draw_query(
-            _fold(keys, i + 1), x.shape, ball, reference_quirks
-        )
-        window = proposals.place(draws, sides[i], x.shape, reference_quirks)
-        proposal = proposals.propose(
-            best.x_adv, x, draws, window, sides[i], ball, bounds
-        )
-        return i + 1, note(best, proposal)
+    def step(search):
+        images = square_search.propose(search, task, reference_quirks=reference_quirks)
+        return show(search, images)
 
-    def run(restart, best):
-        of_run = _fold(keys, restart)
-        draws = proposals.draw_start(_fold(of_run, 0), x.shape, ball, reference_quirks)
-        walk = note(best, proposals.start(draws, x, ball, bounds), replace=True)
-        _, walk = lax.while_loop(
-            lambda carry: (carry[0] < queries) & ~carry[1].success.all(),
-            functools.partial(query, of_run),
-            (jnp.int32(0), walk),
-        )
-        # the search starts anew from a point that may be worse than the best before it
-        better = walk.success | (walk.loss > best.loss)
-        return walk._replace(
-            x_adv=jnp.where(per_sample_mask(better, x), walk.x_adv, best.x_adv),
-            loss=jnp.where(better, walk.loss, best.loss),
-        )
+    def unfinished(search):
+        return (search.restart < restarts) & ~search.best.success.all()
 
     loss_dtype = jax.eval_shape(model, x_given).dtype
-    best = note(ascent.Best.none(x, loss_dtype), x)
-    best = run(0, best) if restarts == 1 else lax.fori_loop(0, restarts, run, best)
-    result = best.result(x, ball)
+    search = show(square_search.begin(task, loss_dtype), x)
+    search = lax.while_loop(unfinished, step, search)
+    result = square_search.result(search).result(x, ball)
     return result._replace(x_adv=result.x_adv.reshape(x_given.shape))
-
-
-def _fold(keys: jax.Array, number: Any) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-
-
-def _as_image(x: jax.Array) -> jax.Array:
-    """[B, *S] as [B, H, W, C]; neither image nor matrix: one row of pixels."""
-    if x.ndim == 4:
-        return x
-    return x[..., None] if x.ndim == 3 else x.reshape(x.shape[0], 1, -1, 1)
