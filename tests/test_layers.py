@@ -16,7 +16,7 @@ LAYERS = (
     {"models", "data"},
     {"attacks", "theory"},
     {"metrics"},
-    {"training", "evaluation"},
+    {"curves", "training", "evaluation", "masking"},
     {"reporting", "diagnose"},
 )
 OWNERS = {
