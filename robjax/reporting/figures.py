@@ -147,6 +147,35 @@ def scatter(
     return figure
 
 
+def robustness_curves(
+    series: Mapping[str, tuple[Any, Any, Any]], *, title: str, xlabel: str
+) -> Figure:
+    """Robust accuracy as a function of the radius, with a band of ± one s.e.
+
+    Args:
+        series: name -> (radii [E], accuracies [E], standard errors [E]), the latter
+            two as shares; of a `robjax.curves.Curve`, its `epsilons`, `accuracy` and
+            `stderr`.
+        title: what the figure shows, in words.
+        xlabel: the norm of the radius and its unit.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _grid(1, 1, title)
+        axes = grid[0, 0]
+        for (name, values), colour, dashes, marker in zip(
+            series.items(), COLOURS, DASHES, MARKERS, strict=False
+        ):
+            radii, mean, stderr = (np.asarray(value, float) for value in values)
+            mean, stderr = 100 * mean, 100 * np.nan_to_num(stderr)
+            style = {"color": colour, "linestyle": dashes, "marker": marker}
+            axes.plot(radii, mean, markersize=5, label=name, **style)
+            low, high = np.clip([mean - stderr, mean + stderr], 0, 100)
+            axes.fill_between(radii, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel="robust accuracy [%]", ylim=(-3, 103))
+        _legend_right(grid[0])
+    return figure
+
+
 def _grid(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
     width = 4.2 * columns + (3.6 if columns > 1 else 5.5)
     figure = Figure(figsize=(width, 3.7 * rows + 0.7), layout="constrained")

@@ -70,6 +70,23 @@ def test_scatter_draws_every_seed_and_epoch_once():
     np.testing.assert_allclose(np.sort(points, axis=0), expected)
 
 
+def test_robustness_curves_draw_every_radius_with_its_error():
+    radii, accuracy, stderr = [0, 0.01, 0.03], [0.9, 0.5, 0.01], [0.02, 0.05, 0.02]
+    series = {"a": (radii, accuracy, stderr), "b": (radii, [1, 1, 0], [0, 0, 0])}
+    figure = figures.robustness_curves(series, title="t", xlabel="ε (L∞)")
+    axes = figure.axes[0]
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_xdata()), radii)
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), [90, 50, 1])
+    corners = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    for radius, low, high in zip(radii, (88, 45, 0), (92, 55, 3), strict=True):
+        heights = corners[np.isclose(corners[:, 0], radius), 1]
+        np.testing.assert_allclose([heights.min(), heights.max()], [low, high])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("ε (L∞)", "robust accuracy [%]")
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
 def test_lines_differ_in_dashes_and_colour():
     series = {str(i): np.full((2, EPOCHS), i) for i in range(5)}
     figure = figures.curves([[figures.Panel(series, "", "y")]], title="t")
