@@ -1,30 +1,27 @@
 """Clean and robust accuracy of a model over a data set, sample by sample.
 
-Every attack sees every image once. Sample i always draws from
-``fold_in(key, i)``, i its index in the data set, so the table does not depend on
-the batch size, the padding of the last batch or the number of devices (up to
-floating-point reassociation). A verdict comes from a fresh forward pass of the
-images that the attack returned, never from what the attack says of itself.
+    evaluate(logits_fn, test, {"pgd": partial(attacks.pgd, ball=ball)}, key=key)
+    evaluate(logits_fn, test, attacks.suite("standard", ball), key=key, cascade=True)
+
+The first judges every attack on its own, the second is AutoAttack: each attack gets
+what is still robust. Sample i always draws from ``fold_in(key, i)``, i its index in
+the data set, so the table does not depend on the batch size, the padding of the last
+batch or the number of devices (up to floating-point reassociation). The rules of a
+verdict are those of `attacks.verdicts`; files and resuming those of `attacks.harness`.
 """
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from robjax import inputs, lowering, storage
-from robjax.data import Dataset, to_float
+from robjax import inputs, storage
+from robjax.attacks import harness
+from robjax.attacks.task import Task
+from robjax.data import Dataset
 
-# Float32 rounding may leave the box by this much (absolute, in image units).
-_BOX_TOLERANCE = 1e-5
-# Rounding of x + δ may leave the ball by this much, relative and absolute.
-_BALL_TOLERANCE = 1e-5
 # Share of verdicts that reassociated floating-point sums may flip.
 _BORDERLINE = 1e-3
 
@@ -42,16 +39,19 @@ class Estimate(NamedTuple):
 class AttackTable(NamedTuple):
     """What one attack did to each of the N samples.
 
-    robust: bool [N], classified correctly before *and* after the attack.
-    first_success: int [N], first step that fooled the model; 0 start, -1 never.
-    loss: [N], the attack's loss at the image it returned.
+    robust: bool [N], classified correctly before *and* after the attack (in a cascade
+        after those before it, too).
+    margin: [N], max_{i≠y} z_i − z_y at the image it returned; −inf where it saw none.
+    first_success: int [N], first step that fooled the model; 0 start, −1 never.
     distance: [N], size of the perturbation in the norm of the attack's ball.
+    queries: int [N], images evaluated for the sample, that of the verdict among them.
     """
 
     robust: np.ndarray
+    margin: np.ndarray
     first_success: np.ndarray
-    loss: np.ndarray
     distance: np.ndarray
+    queries: np.ndarray
 
 
 class Evaluation(NamedTuple):
@@ -61,12 +61,15 @@ class Evaluation(NamedTuple):
     predictions: int [N], class of the unperturbed image; -1 where a logit is not
         finite, which counts as wrong.
     attacks: the table of each attack, by name.
+    fooled_by: int [N], number of the first attack that fooled the model, in the order
+        of `attacks`, from 1; 0: the clean image is misclassified, -1: robust.
     warnings: reasons to distrust the numbers, in words; empty if there are none.
     """
 
     labels: np.ndarray
     predictions: np.ndarray
     attacks: dict[str, AttackTable]
+    fooled_by: np.ndarray
     warnings: tuple[str, ...]
 
     @property
@@ -77,8 +80,7 @@ class Evaluation(NamedTuple):
     @property
     def robust(self) -> np.ndarray:
         """Bool [N]: correct under every attack (the pointwise worst case)."""
-        verdicts = [table.robust for table in self.attacks.values()]
-        return np.logical_and.reduce([self.correct, *verdicts])
+        return self.fooled_by < 0
 
     @property
     def accuracy(self) -> Estimate:
@@ -105,13 +107,13 @@ class Evaluation(NamedTuple):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the per-sample table as an npz file, all or nothing.
 
-        The columns are ``label``, ``prediction``, ``warnings`` and, for each attack,
-        ``<name>/robust``, ``<name>/first_success``, ``<name>/loss`` and
-        ``<name>/distance``.
+        The columns are ``label``, ``prediction``, ``fooled_by``, ``warnings`` and, for
+        each attack, ``<name>/<field of AttackTable>``.
         """
         columns = {
             "label": self.labels,
             "prediction": self.predictions,
+            "fooled_by": self.fooled_by,
             "warnings": np.asarray(self.warnings, dtype=str),
         }
         for name, table in self.attacks.items():
@@ -131,149 +133,102 @@ def evaluate(
     attacks: Mapping[str, Callable[..., Any]],
     *,
     key: jax.Array,
+    cascade: bool = False,
     batch_size: int = 256,
     bounds: inputs.Bounds = (0.0, 1.0),
+    eot: int | None = None,
+    dtype: Any = None,
     devices: Sequence[Any] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Measure clean and robust accuracy, sample by sample.
 
     Args:
-        logits_fn: images [B, *S] -> logits [B, K].
+        logits_fn: images [B, *S] -> logits [B, K]; with `eot` (images, keys [B]).
         data: a `robjax.data.Dataset`, or (images [N, *S] floating, labels int [N]).
         attacks: name -> attack with its options bound, for example
             ``{"pgd": functools.partial(attacks.pgd, ball=Linf(0.3), steps=40)}``.
             Only untargeted attacks; an empty mapping measures clean accuracy alone.
-            Arrays and the ε of a ball are traced, so another ε does not recompile;
-            other options are static.
+            Arrays and the ε of a ball, a number or [N], are traced, so another ε does
+            not recompile; other options are static.
         key: one key; sample i draws from ``fold_in(key, i)``.
-        batch_size: images at a time, over all devices together. The last batch is
-            padded to this size, so that each attack compiles once.
+        cascade: give each attack only what no attack before it fooled, and draws of its
+            own; otherwise each gets all that is classified correctly, with the same
+            draws.
+        batch_size: images at a time, over all devices together.
         bounds: lowest and highest value of an image.
+        eot: draws over which verdicts on a randomised model are averaged.
+        dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None:
+            that of the model. Verdicts are given on the model as it is.
         devices: devices that share each batch; default: all local ones.
-        progress: show a progress bar.
+        run_dir: folder for what every batch gave, images included, as it is done.
+        resume: go on with the evaluation in `run_dir`, which must be this very one.
+        progress: show a bar for each attack, with the robust accuracy so far.
 
     Returns:
         The per-sample table, on the host.
 
     Raises:
-        ValueError: an argument has a wrong shape, type or value. The message names
-            it; the model has not been compiled by then.
+        ValueError: an argument has a wrong shape, type or value: the message names it,
+            and the model has not been compiled by then. Or `run_dir` holds a run and
+            `resume` is False, or it holds another run.
     """
-    logits_fn = inputs.as_logits_fn(logits_fn)
     bounds = inputs.check_bounds(bounds)
     images, labels, scale = _check_data(data, bounds)
-    keys = inputs.sample_keys(key, len(labels))
-    devices = jax.local_devices() if devices is None else list(devices)
-    batch = _check_batch_size(batch_size, len(labels), len(devices))
-    example = _prepare(images[:1], scale)
-    example = jax.ShapeDtypeStruct((batch, *example.shape[1:]), example.dtype)
-    _check_model(logits_fn, example, labels)
-    for name, attack in attacks.items():
-        _check_attack(name, attack, logits_fn, example, keys, bounds)
-
-    mesh = Mesh(np.asarray(devices), ("batch",))
-    logits_fn = jax.device_put(logits_fn, NamedSharding(mesh, PartitionSpec()))
-    place = functools.partial(
-        jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch"))
+    task = Task.make(
+        logits_fn,
+        images,
+        labels,
+        key=key,
+        bounds=bounds,
+        scale=scale,
+        eot=eot,
+        batch_size=batch_size,
+        devices=devices,
+        dtype=dtype,
+        name="data labels",
     )
-    split = {name: _split(attack) for name, attack in attacks.items()}
-    rows = []
-    for start in tqdm(range(0, len(labels), batch), "evaluate", disable=not progress):
-        index = np.minimum(np.arange(start, start + batch), len(labels) - 1)
-        x = _prepare(place(images[index]), scale)
-        y, sample_keys = place((labels[index], keys[index]))
-        clean, attacked = _predict(logits_fn, x, bounds)[0], {}
-        for name, (numbers, options) in split.items():
-            result = _attack(logits_fn, x, y, sample_keys, numbers, options, bounds)
-            adversarial, outside = _predict(logits_fn, result.x_adv, bounds)
-            distance = result.distance
-            if (ball := _ball(attacks[name])) is not None:
-                distance, beyond = _distance(ball, result.x_adv, x)
-                outside = outside | beyond
-            attacked[name] = (adversarial, outside, *result[1:4], distance)
-        real = min(batch, len(labels) - start)
-        rows.append(
-            jax.tree.map(lambda a, n=real: np.asarray(a)[:n], (clean, attacked))
-        )
-    clean, attacked = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    return _assemble(labels, clean, {name: attacked[name] for name in attacks})
-
-
-def _ball(attack: Callable[..., Any]) -> Any:
-    return functools.partial(attack).keywords.get("ball")
-
-
-@jax.jit
-def _distance(ball, x_adv: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ball's norm of the change [B], and whether it is more than ε and rounding."""
-    distance = ball.norm(x_adv - x)
-    return distance, distance > ball.eps * (1 + _BALL_TOLERANCE) + _BALL_TOLERANCE
-
-
-def _split(attack: Callable[..., Any]) -> tuple[tuple, tuple]:
-    """Separate what is traced (arrays, the numbers of a ball) from what is static."""
-    bound = functools.partial(attack)
-    entries, tree = jax.tree.flatten_with_path((bound.args, bound.keywords))
-    # The path of a number bound directly, as momentum=0.9, has two steps.
-    traced = tuple(
-        isinstance(leaf, np.ndarray | jax.Array)
-        or (isinstance(leaf, float) and len(path) > 2)
-        for path, leaf in entries
+    outcome = harness.run(
+        task,
+        attacks,
+        cascade=cascade,
+        folder=run_dir,
+        resume=resume,
+        progress=progress,
     )
-    pairs = [(leaf, t) for (_, leaf), t in zip(entries, traced, strict=True)]
-    numbers = tuple(leaf if t else None for leaf, t in pairs)
-    static = tuple(None if t else leaf for leaf, t in pairs)
-    return numbers, (bound.func, tree, static, traced)
+    return _assemble(labels, outcome, cascade)
 
 
-@functools.partial(jax.jit, static_argnames=("options", "bounds"))
-def _attack(logits_fn, x, y, keys, numbers, options, bounds):
-    """Run an attack that `_split` took apart; values are tracers, so no checks."""
-    function, tree, static, traced = options
-    leaves = [n if t else s for n, s, t in zip(numbers, static, traced, strict=True)]
-    args, keywords = jax.tree.unflatten(tree, leaves)
-    return function(logits_fn, x, y, *args, **keywords, key=keys, bounds=bounds)
-
-
-@functools.partial(jax.jit, static_argnames="bounds")
-def _predict(logits_fn, x: jax.Array, bounds: inputs.Bounds):
-    """Class [B], -1 where a logit is not finite, and whether an image is outside."""
-    logits = lowering.fast(logits_fn, forward=True)(x)
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    low, high = bounds[0] - _BOX_TOLERANCE, bounds[1] + _BOX_TOLERANCE
-    inside = jnp.all((x >= low) & (x <= high), axis=tuple(range(1, x.ndim)))
-    return jnp.where(finite, jnp.argmax(logits, axis=-1), -1), ~inside
-
-
-def _assemble(labels, predictions, attacked: dict[str, tuple]) -> Evaluation:
+def _assemble(labels, outcome: harness.Outcome, cascade: bool) -> Evaluation:
     """Turn the raw columns into verdicts and warnings."""
-    correct = predictions == labels
-    notes = []
-    if lost := np.count_nonzero(predictions < 0):
+    clean, *_ = outcome.columns.values()
+    notes, tables, robust = [], {}, ~clean.fooled
+    if lost := np.count_nonzero(clean.predicted < 0):
         notes.append(f"{lost} images have logits that are not finite; counted as wrong")
-    if len(labels) > 1 and np.ptp(predictions) == 0 and np.ptp(labels) > 0:
-        notes.append(f"every image is classified as {predictions[0]}")
-    tables = {}
-    for name, columns in attacked.items():
-        adversarial, outside, success, loss, first, distance = columns
-        robust = correct & (adversarial == labels)
-        tables[name] = AttackTable(robust, first, loss, distance)
-        if bad := np.count_nonzero(outside):
+    if len(labels) > 1 and np.ptp(clean.predicted) == 0 and np.ptp(labels) > 0:
+        notes.append(f"every image is classified as {clean.predicted[0]}")
+    for name, column in list(outcome.columns.items())[1:]:
+        before = robust if cascade else ~clean.fooled
+        after = before & ~column.fooled
+        robust = robust & after
+        first = np.where(clean.fooled, 0, column.first_success)
+        columns = (column.margin, first, column.distance, column.queries)
+        tables[name] = AttackTable(after, *columns)
+        if bad := np.count_nonzero(column.outside):
             notes.append(
                 f"{name}: {bad} images returned outside the ball or the bounds"
             )
-        if lost := np.count_nonzero((adversarial < 0) & (predictions >= 0)):
+        if lost := np.count_nonzero(column.tried & (column.predicted < 0)):
             notes.append(f"{name}: {lost} attacked images give logits not finite")
-        wrong = np.count_nonzero(success != (adversarial != labels))
-        if wrong > _BORDERLINE * len(labels):
-            notes.append(f"{name}: {wrong} verdicts differ from the attack's own")
-    return Evaluation(labels, predictions, tables, tuple(notes))
-
-
-def _prepare(images, scale: float | None) -> jax.Array:
-    """Floating images [B, *S]; ``scale`` is None if that is what they are already."""
-    return jnp.asarray(images) if scale is None else to_float(images, scale)
+        wrong = column.tried & ~column.outside
+        wrong &= column.claimed != (column.predicted != labels)
+        if np.count_nonzero(wrong) > _BORDERLINE * len(labels):
+            notes.append(
+                f"{name}: {np.count_nonzero(wrong)} verdicts differ from the attack's own"
+            )
+    return Evaluation(labels, clean.predicted, tables, outcome.fooled_by, tuple(notes))
 
 
 def _check_data(data: Any, bounds: inputs.Bounds):
@@ -296,40 +251,3 @@ def _check_data(data: Any, bounds: inputs.Bounds):
     images = inputs.check_images(data[0], bounds=bounds, name="data images")
     labels = inputs.check_labels(data[1], len(images), name="data labels")
     return np.asarray(images), np.asarray(labels), None
-
-
-def _check_batch_size(batch_size: int, count: int, num_devices: int) -> int:
-    """The batch size, no larger than needed, as a multiple of the device count."""
-    if num_devices < 1:
-        raise ValueError("devices must name at least one device, got none")
-    batch = min(inputs.check_count("batch_size", batch_size), count)
-    return -(-batch // num_devices) * num_devices
-
-
-def _check_model(logits_fn, x: Any, labels: np.ndarray) -> None:
-    """Trace the model once (nothing compiles); its classes must cover the labels."""
-    classes = inputs.count_classes(logits_fn, x)
-    if labels.max() >= classes:
-        raise ValueError(
-            f"data labels must be below {classes}, the number of classes of "
-            f"logits_fn, got {labels.max()}"
-        )
-
-
-def _check_attack(
-    name: str, attack: Any, logits_fn, x, keys: jax.Array, bounds
-) -> None:
-    """Trace an attack with its options concrete, so that it can judge their values."""
-    if not callable(attack):
-        raise ValueError(f"attacks[{name!r}] must be callable, got {attack!r}")
-    if functools.partial(attack).keywords.get("targeted", False):
-        raise ValueError(f"attacks[{name!r}] must be untargeted, got {attack!r}")
-    if (ball := _ball(attack)) is not None:
-        eps = getattr(ball, "eps", None)
-        inputs.check_number(f"attacks[{name!r}] ball.eps", eps, minimum=0)
-    y = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
-    batch_keys = jax.ShapeDtypeStruct(x.shape[:1], keys.dtype)
-    jax.eval_shape(
-        lambda x, y, key: attack(logits_fn, x, y, key=key, bounds=bounds),
-        *(x, y, batch_keys),
-    )

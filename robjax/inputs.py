@@ -29,7 +29,7 @@ _HOLE = _Hole()
 
 @jax.tree_util.register_pytree_node_class
 class LogitsFn:
-    """A model as a callable pytree: images [B, *S] -> logits [B, K].
+    """A model as a callable pytree: images [B, *S] (and keys [B]) -> logits [B, K].
 
     Array leaves of the wrapped callable are traced; every other leaf (functions,
     Python numbers, flags, strings) is static. New weights therefore never
@@ -39,11 +39,11 @@ class LogitsFn:
     def __init__(self, arrays: list[Any], static: tuple[Any, Any, Any]):
         self._arrays, self._static = arrays, static
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
         treedef, rest, _ = self._static
         arrays = iter(self._arrays)
         leaves = [next(arrays) if leaf is _HOLE else leaf for leaf in rest]
-        return jax.tree_util.tree_unflatten(treedef, leaves)(images)
+        return jax.tree_util.tree_unflatten(treedef, leaves)(*inputs)
 
     def tree_flatten(self):
         return self._arrays, self._static
@@ -59,8 +59,8 @@ class _Apply:
     def __init__(self, module: Any):
         self.module = module
 
-    def __call__(self, variables, images):
-        return self.module.apply(variables, images)
+    def __call__(self, variables, *inputs):
+        return self.module.apply(variables, *inputs)
 
     def __eq__(self, other):
         return isinstance(other, _Apply) and self.module == other.module
@@ -134,8 +134,35 @@ def _from_nnx(nnx, module):
 class _NnxCall(NamedTuple):
     graphdef: Any
 
-    def __call__(self, state, images):
-        return sys.modules["flax.nnx"].merge(self.graphdef, state)(images)
+    def __call__(self, state, *inputs):
+        return sys.modules["flax.nnx"].merge(self.graphdef, state)(*inputs)
+
+
+class _Rounded(NamedTuple):
+    dtype: Any
+
+    def __call__(self, model, images, *keys):
+        return model(images.astype(self.dtype), *keys).astype(images.dtype)
+
+
+def rounded_to(dtype: Any, logits_fn: Any) -> LogitsFn:
+    """The model with its weights and images rounded to `dtype`, say `jnp.bfloat16`.
+
+    It computes in that precision, unless it asks for another one itself; its logits
+    come back in the dtype of the images, and so do gradients.
+
+    Raises:
+      ValueError: `dtype` is not a floating-point type.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
+
+    def cast(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    model = jax.tree.map(cast, as_logits_fn(logits_fn))
+    return as_logits_fn(jax.tree_util.Partial(_Rounded(jnp.dtype(dtype)), model))
 
 
 def _concrete(value: Any) -> bool:
@@ -287,13 +314,15 @@ def check_logits(logits: jax.Array, batch_size: int) -> jax.Array:
 
 
 @jax.jit
-def _checked_logits(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
-    return check_logits(logits_fn(x), x.shape[0])
+def _checked_logits(logits_fn: LogitsFn, x: jax.Array, *keys: jax.Array) -> jax.Array:
+    return check_logits(logits_fn(x, *keys), x.shape[0])
 
 
-def count_classes(logits_fn: LogitsFn, x: jax.Array | jax.ShapeDtypeStruct) -> int:
+def count_classes(
+    logits_fn: LogitsFn, x: jax.Array | jax.ShapeDtypeStruct, *keys: jax.Array
+) -> int:
     """K of the logits [B, K]: traces the model once per shape and compiles nothing."""
-    return _checked_logits.eval_shape(logits_fn, x).shape[1]
+    return _checked_logits.eval_shape(logits_fn, x, *keys).shape[1]
 
 
 def sample_keys(key: Any, batch_size: int) -> jax.Array:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robjax import storage
@@ -38,7 +39,7 @@ def checksum(tree: Any) -> str:
     """CRC-32 of all arrays of a tree, PRNG keys among them."""
     crc = 0
     for leaf in jax.tree.leaves(tree):
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
     return f"crc32 {crc:08x}"

@@ -84,7 +84,7 @@ def save_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
 def load_npz(path: PathLike) -> dict[str, np.ndarray]:
     """Reads every array of an `.npz` file; a damaged one is a ValueError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise

@@ -151,7 +151,7 @@ def apgd_targeted(
 def _check(logits_fn, x, y, key, ball, bounds, eot):
     if eot is not None:
         inputs.check_count("eot", eot)
-    problem = ascent.check(draws.as_model(logits_fn, eot), x, ball, bounds)
+    problem = ascent.check(logits_fn, x, ball, bounds)
     if not isinstance(ball, Linf | L2 | L1):
         raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
     keys = inputs.sample_keys(key, x.shape[0])

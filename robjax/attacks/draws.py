@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import Partial
 
 from robjax import inputs, lowering
 
@@ -19,18 +18,11 @@ from robjax import inputs, lowering
 def mean_logits(
     logits_fn: Any, x: jax.Array, keys: jax.Array, eot: int | None
 ) -> jax.Array:
-    """Logits [B, K] of a model made by `as_model`; a mean over `eot` draws."""
+    """Logits [B, K]; a mean over `eot` draws."""
     if eot is None:
         return logits_fn(x)
-    draws = lax.map(lambda i: logits_fn((x, fold(keys, i))), jnp.arange(eot))
+    draws = lax.map(lambda i: logits_fn(x, fold(keys, i)), jnp.arange(eot))
     return jnp.mean(draws, axis=0)
-
-
-def as_model(logits_fn: Any, eot: int | None) -> inputs.LogitsFn:
-    """The model as a function of images, or with `eot` of (images, keys)."""
-    if eot is not None and callable(logits_fn):
-        logits_fn = Partial(_apply_pair, logits_fn)
-    return inputs.as_logits_fn(logits_fn)
 
 
 def fold(keys: jax.Array, data: Any) -> jax.Array:
@@ -43,7 +35,7 @@ def count_classes(model: inputs.LogitsFn, x: jax.Array, keys, eot: int | None) -
     if eot is None:
         return inputs.count_classes(model, x)
     try:
-        return _random_logits.eval_shape(model, x, keys).shape[1]
+        return inputs.count_classes(model, x, keys)
     except TypeError as error:
         raise ValueError(
             f"logits_fn must take (images, keys [B]) when eot is given: {error}"
@@ -59,7 +51,7 @@ def evaluation(logits_fn, loss, eot: int | None, reference_quirks: bool):
     """
 
     def total(v, keys):
-        logits = logits_fn(v) if eot is None else logits_fn((v, keys))
+        logits = logits_fn(v) if eot is None else logits_fn(v, keys)
         value = loss(logits)
         return jnp.sum(value), (value, logits)
 
@@ -83,12 +75,3 @@ def evaluation(logits_fn, loss, eot: int | None, reference_quirks: bool):
         return jnp.where(jnp.isfinite(g), g, 0), outputs
 
     return evaluate
-
-
-def _apply_pair(logits_fn, images_and_keys):
-    return logits_fn(*images_and_keys)
-
-
-@jax.jit
-def _random_logits(model, x, keys):
-    return inputs.check_logits(model((x, keys)), x.shape[0])

@@ -13,10 +13,13 @@ from jax.tree_util import Partial
 from robjax import losses
 from robjax.attacks import AttackResult
 from robjax.attacks.apgd import apgd, apgd_targeted
-from robjax.attacks.autoattack import autoattack, suite
+from robjax.attacks import autoattack as on_all_devices
+from robjax.attacks.autoattack import suite
+from robjax.attacks.task import Task
 from robjax.balls import L1, Linf
 from tests.oracles import autoattack as reference
 
+autoattack = functools.partial(on_all_devices, devices=jax.devices()[:1])
 module = importlib.import_module("robjax.attacks.autoattack")
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(16, 5)), jnp.float32)
@@ -105,14 +108,21 @@ def test_each_attack_gets_only_what_is_left_and_the_record_says_who_fooled_what(
     accuracy = [5 / 6, 4 / 6, 3 / 6, 3 / 6]
     assert list(out.robust_accuracy.values()) == pytest.approx(accuracy)
     # traced once before anything runs, at the size of the whole; then run on survivors:
-    # 5 and 4 of them in batches of 8 and 4
-    assert set(seen) == {8, 4}
+    # 5 and 4 of them in batches of 6 (all there are) and 4
+    assert set(seen) == {6, 4}
 
 
 def test_individual_runs_every_attack_on_every_correct_sample(monkeypatch):
     low = answer(lambda x, y, key: jnp.where((y == 0)[:, None, None, None],
                                              push(x, y, key), x))  # fmt: skip
-    monkeypatch.setattr(module, "suite", lambda *_: {"low": low, "both": answer(push)})
+    monkeypatch.setattr(
+        module,
+        "suite",
+        lambda version, ball: {
+            name: functools.partial(attack, ball=ball)
+            for name, attack in (("low", low), ("both", answer(push)))
+        },
+    )
     out = autoattack(BRIGHT, PIXELS, LABELS, key=KEY, ball=BALL, version="individual")
     np.testing.assert_array_equal(out.fooled_by, [-1, 1, 2, -1, -1, 0])
     np.testing.assert_array_equal(out.broken[1], [0, 1, 0, 0, 0, 0])
@@ -140,16 +150,25 @@ def test_an_image_outside_does_not_count(cheat):
     np.testing.assert_array_equal(out.x_adv, PIXELS)
 
 
-@given(count=st.integers(1, 300), batch_size=st.integers(1, 64))
-def test_chunks_cover_the_index_in_few_sizes(count, batch_size):
+@given(
+    count=st.integers(1, 300),
+    batch_size=st.integers(1, 64),
+    devices=st.sampled_from([1, 2, 3, 8]),
+)
+def test_chunks_cover_the_index_in_few_sizes(count, batch_size, devices):
+    task = Task.make(
+        MODEL, np.zeros((count, 4, 4, 1), np.float32), np.zeros(count, int), key=KEY,
+        bounds=(0.0, 1.0), batch_size=batch_size, devices=jax.devices()[:devices],
+    )  # fmt: skip
     index = 3 * np.arange(count) + 1
-    chunks = list(module._chunks(index, batch_size))
+    chunks = list(task.chunks(index))
     real = np.concatenate([chunk[:n] for chunk, n in chunks])
     np.testing.assert_array_equal(real, index)
+    assert {len(chunk) for chunk, _ in chunks[:-1]} <= {task.batch_size}
     for chunk, n in chunks:
         size = len(chunk)
-        assert size == batch_size or (size & (size - 1) == 0 and size < 2 * n)
-        assert size <= batch_size and set(chunk[n:]) <= {chunk[0]}
+        assert size % devices == 0 and n <= size <= task.batch_size
+        assert size < 2 * n + devices and set(chunk[n:]) <= {chunk[0]}
 
 
 def test_draws_and_verdicts_do_not_depend_on_the_batch():
@@ -181,9 +200,14 @@ def test_everything_solved_by_the_first_attack_ends_the_run():
 
 def test_the_versions_are_those_of_the_paper():
     def described(version, ball):
+        named = suite(version, ball)
+        assert all(attack.keywords["ball"] is ball for attack in named.values())
         return {
-            name: (getattr(attack, "func", attack), getattr(attack, "keywords", {}))
-            for name, attack in suite(version, ball).items()
+            name: (
+                attack.func,
+                {k: v for k, v in attack.keywords.items() if k != "ball"},
+            )
+            for name, attack in named.items()
         }
 
     standard = described("standard", BALL)

@@ -1,0 +1,227 @@
+"""AutoAttack against the reference: verdicts and wall time on the same trained weights.
+
+    python -m benchmarks.autoattack parity mnist-madry --norm Linf --points 1000
+    python -m benchmarks.autoattack speed mnist-madry
+    python -m benchmarks.autoattack ladder mnist-madry --points 1000
+
+`parity` attacks the same test images with robjax and with pyautoattack, which runs the
+network natively in PyTorch, and compares robust accuracies and verdicts. `speed` times
+both on 256 images that stay robust, and on 256 of which half fall to the first attack,
+and adds the floor: 1,910 input gradients and 5,942 forward passes for a robust image,
+at the speed of the compiled functions alone. `ladder` gives the robust accuracy under
+stronger and stronger attacks. Needs torch and pyautoattack, but for `ladder`.
+"""
+
+import argparse
+import functools
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing, trained
+from benchmarks.attack_throughput import fast_input_gradient
+from robjax import attacks, data, evaluation, lowering, storage
+from robjax.balls import L2, Linf
+
+KEY = jax.random.key(0)
+FOLDER = Path("results/autoattack")
+GRADIENTS, FORWARDS = 1910, 5942
+EPS_L2 = {"digits": 0.6, "mnist": 1.5, "cifar10": 0.5}
+
+
+class Side(NamedTuple):
+    """What one library gave: seconds, and which images stay robust [N]."""
+
+    seconds: float
+    robust: np.ndarray
+
+
+def images_of(name: str, points: int) -> tuple[Any, jax.Array, jax.Array, float]:
+    """The network, the first `points` images and labels, and ε in L∞.
+
+    (Of digits the training images follow the few test images.)
+    """
+    logits_fn, test, eps = trained.load(name)
+    images, labels = test.images, test.labels
+    if points > len(labels):
+        train = data.load(test.name, "train")
+        images = np.concatenate([images, train.images])
+        labels = np.concatenate([labels, train.labels])
+    x = data.to_float(images[:points], test.scale)
+    return logits_fn, x, jnp.asarray(labels[:points]), eps
+
+
+def robjax_side(logits_fn: Any, x: jax.Array, y: jax.Array, ball: Any) -> Side:
+    """`attacks.autoattack`, standard."""
+    start = time.perf_counter()
+    result = attacks.autoattack(logits_fn, x, y, key=KEY, ball=ball)
+    return Side(time.perf_counter() - start, ~result.success)
+
+
+def reference_side(logits_fn: Any, x: jax.Array, y: jax.Array, ball: Any) -> Side:
+    """pyautoattack on the network in PyTorch, standard."""
+    import torch
+    from pyautoattack import AutoAttack
+
+    from benchmarks.peers.torch_models import to_torch
+
+    model, (variables,) = logits_fn.func.__self__, logits_fn.args
+    twin: Any = to_torch(model, variables)
+    images = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(np.array(y)).long()
+    ours = np.asarray(logits_fn(x[:8]))
+    np.testing.assert_allclose(twin(images[:8]).detach().numpy(), ours, atol=1e-3)
+    norm = type(ball).__name__
+    attack: Any = AutoAttack(twin, norm=norm, eps=ball.eps, seed=0)
+    start = time.perf_counter()
+    moved = attack.run_standard_evaluation(images, labels, batch_size=256)
+    seconds = time.perf_counter() - start
+    moved = moved[0] if isinstance(moved, tuple) else moved
+    with torch.no_grad():
+        predicted = torch.cat([twin(part).argmax(1) for part in moved.split(256)])
+    return Side(seconds, (predicted == labels).numpy())
+
+
+def parity(name: str, norm: str, points: int) -> None:
+    """One row of the parity table; the verdicts go to results/autoattack/."""
+    logits_fn, x, y, eps = images_of(name, points)
+    ball = Linf(eps) if norm == "Linf" else L2(EPS_L2[name.split("-")[0]])
+    clean = np.mean(np.argmax(logits_fn(x), axis=1) == y)
+    ours, theirs = (
+        side(logits_fn, x, y, ball) for side in (robjax_side, reference_side)
+    )
+    only_ours = np.count_nonzero(theirs.robust & ~ours.robust)
+    only_theirs = np.count_nonzero(ours.robust & ~theirs.robust)
+    print(
+        f"| {name} | {norm} {ball.eps:.4g} | {len(x)} | {100 * clean:.2f} | "
+        f"{100 * ours.robust.mean():.2f} | {100 * theirs.robust.mean():.2f} | "
+        f"{only_ours} | {only_theirs} | {ours.seconds:.0f} | {theirs.seconds:.0f} |",
+        flush=True,
+    )
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    columns = {"ours": ours.robust, "theirs": theirs.robust}
+    storage.save_npz(FOLDER / f"{name}-{norm}-{len(x)}.npz", columns)
+
+
+def choose(logits_fn, x, y, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """256 images that PGD-100 with 5 restarts leaves robust, and half that fall."""
+    strong = functools.partial(attacks.pgd, steps=100, restarts=5, early_exit=True)
+    table = evaluation.evaluate(
+        logits_fn,
+        (np.asarray(x), np.asarray(y)),
+        {"pgd": functools.partial(strong, ball=Linf(eps))},
+        key=KEY,
+    )
+    robust = np.flatnonzero(table.robust)
+    fallen = np.flatnonzero(table.correct & ~table.robust)
+    return robust[:256], np.concatenate([robust[:128], fallen[:128]])
+
+
+def speed(name: str, points: int) -> None:
+    """The table of wall times, floor included."""
+    logits_fn, x, y, eps = images_of(name, points)
+    ball = Linf(eps)
+    forward = jax.jit(lambda fn, v: lowering.fast(fn, forward=True)(v))
+    gradient = jax.jit(fast_input_gradient)
+    batch = x[:256], y[:256]
+    alone = timing.compare(
+        {
+            "forward": lambda: forward(logits_fn, batch[0]),
+            "gradient": lambda: gradient(logits_fn, *batch),
+        },
+        rounds=5,
+    )
+    floor = (
+        GRADIENTS * alone["gradient"].best + FORWARDS * alone["forward"].best
+    ) / 256
+    print(
+        f"forward {1e3 * alone['forward'].best:.1f} ms, input gradient "
+        f"{1e3 * alone['gradient'].best:.1f} ms for 256 images; floor "
+        f"{floor:.3f} s for a robust image\n"
+    )
+    print(
+        "| set | images | robust | pyautoattack's | robjax s | compiling s | "
+        "pyautoattack s | ratio | floor s |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    sets = dict(
+        zip(("robust", "half falls"), choose(logits_fn, x, y, eps), strict=True)
+    )
+    for which, rows in sets.items():
+        images, labels = x[rows], y[rows]
+        compiling = warm_up(logits_fn, images, labels)
+        ours = robjax_side(logits_fn, images, labels, ball)
+        theirs = reference_side(logits_fn, images, labels, ball)
+        robust = np.count_nonzero(ours.robust)
+        print(
+            f"| {which} | {len(rows)} | {robust} | "
+            f"{np.count_nonzero(theirs.robust)} | {ours.seconds:.0f} | "
+            f"{compiling:.0f} | {theirs.seconds:.0f} | "
+            f"{theirs.seconds / ours.seconds:.2f} | {floor * robust:.0f} |",
+            flush=True,
+        )
+
+
+def warm_up(logits_fn: Any, x: jax.Array, y: jax.Array) -> float:
+    """Compiles every attack for 256 and for 128 images; ε = 1, so that all fall."""
+    start = time.perf_counter()
+    for size in (256, 128):
+        attacks.autoattack(
+            logits_fn, x[:size], y[:size], key=KEY, ball=Linf(1.0), version="individual"
+        )
+    return time.perf_counter() - start
+
+
+def ladder(name: str, points: int) -> None:
+    """Robust accuracy under FGSM, PGD-100, PGD-100 with 50 restarts, AutoAttack."""
+    logits_fn, x, y, eps = images_of(name, points)
+    ball, start = Linf(eps), time.perf_counter()
+    pgd = functools.partial(
+        attacks.pgd, ball=ball, steps=100, step_size=jnp.asarray(0.01), early_exit=True
+    )
+    rungs = {
+        "FGSM": functools.partial(attacks.fgsm, ball=ball),
+        "PGD-100": pgd,
+        "PGD-100 × 50": functools.partial(pgd, restarts=50),
+    }
+    table = evaluation.evaluate(
+        logits_fn, (np.asarray(x), np.asarray(y)), rungs, key=KEY
+    )
+    print(table.table(), f"\n{time.perf_counter() - start:.0f} s")
+    suite = attacks.suite("standard", ball)
+    table = evaluation.evaluate(
+        logits_fn, (np.asarray(x), np.asarray(y)), suite, key=KEY, cascade=True
+    )
+    print(table.table(), f"\n{time.perf_counter() - start:.0f} s")
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", choices=["parity", "speed", "ladder"])
+    parser.add_argument("networks", nargs="+", help="as mnist-madry (`trained`)")
+    parser.add_argument("--norm", nargs="+", choices=["Linf", "L2"], default=["Linf"])
+    parser.add_argument("--points", type=int, default=1000)
+    args = parser.parse_args()
+    print(f"Measured on {timing.environment()}\n", flush=True)
+    if args.what == "parity":
+        print(
+            "| network | ball | images | clean % | robjax % | pyautoattack % | "
+            "only robjax breaks | only pyautoattack | robjax s | pyautoattack s |\n"
+            "|---|---|---|---|---|---|---|---|---|---|"
+        )
+    for name in args.networks:
+        if args.what == "parity":
+            for norm in args.norm:
+                parity(name, norm, args.points)
+        elif args.what == "speed":
+            speed(name, max(args.points, 3000))
+        else:
+            ladder(name, args.points)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What evaluations write, take up again, share among devices and let count."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from robjax import attacks, inputs, storage
+from robjax.attacks import verdicts
+from robjax.balls import L1, L2, Linf
+from robjax.evaluation import evaluate
+
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(12, 4)).astype(np.float32)
+X = RNG.uniform(size=(23, 3, 4, 1)).astype(np.float32)
+BALL = Linf(0.06)
+KEY = jax.random.key(5)
+
+
+def tanh_layer(w, x):
+    return 3 * jnp.tanh((x.reshape(x.shape[0], -1) - 0.5) @ w)
+
+
+MODEL = Partial(tanh_layer, jnp.asarray(W))
+Y = np.asarray(jnp.argmax(MODEL(jnp.asarray(X)), axis=1))
+
+
+def suite(ball=BALL):
+    """Three attacks that leave something to the next, and draw random numbers."""
+    return {
+        "pgd, one step": functools.partial(
+            attacks.pgd, ball=ball, steps=1, step_size=0.01
+        ),
+        "apgd": functools.partial(attacks.apgd, ball=ball, steps=3),
+        "square": functools.partial(attacks.square, ball=ball, queries=8),
+    }
+
+
+def run(folder=None, *, devices=1, **options):
+    return evaluate(
+        MODEL, (X, Y), suite(), key=KEY, cascade=True, batch_size=8, run_dir=folder,
+        devices=jax.devices()[:devices], **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run()
+
+
+def assert_identical(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one._asdict(), other._asdict())
+
+
+def test_the_attacks_leave_something_to_each_other(whole):
+    """Otherwise the tests below would say little."""
+    assert set(whole.fooled_by) >= {-1, 1, 2}
+    before = whole.correct
+    for number, table in enumerate(whole.attacks.values(), start=1):
+        tried = table.queries > 0
+        np.testing.assert_array_equal(tried, before)
+        np.testing.assert_array_equal(before & ~table.robust, whole.fooled_by == number)
+        before = table.robust
+    np.testing.assert_array_equal(whole.robust, before)
+
+
+# ------------------------------------------------------------------ files
+
+KILLED = """
+import os, signal, sys
+from robjax import storage
+from tests.attacks import test_harness
+
+save, left = storage.save_npz, [int(sys.argv[2])]
+
+def save_or_die(path, arrays):
+    left[0] -= 1
+    if not left[0]:
+        open(path.with_name("." + path.name + ".torn"), "wb").write(b"half a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(path, arrays)
+
+storage.save_npz = save_or_die
+test_harness.run(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("batches", [5])
+def test_killed_and_taken_up_again_it_ends_with_the_same(whole, tmp_path, batches):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(folder), str(batches)]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = sorted(folder.glob("*/*.npz"))
+    assert len(done) == batches - 1
+    before = [path.stat().st_mtime_ns for path in done]
+    assert_identical(run(folder, resume=True), whole)
+    assert [path.stat().st_mtime_ns for path in done] == before
+    # and once more, when there is nothing left to do
+    assert_identical(run(folder, resume=True), whole)
+
+
+def test_every_batch_is_on_disk_with_its_images(whole, tmp_path):
+    run(tmp_path)
+    names = ["00-clean", "01-pgd_one_step", "02-apgd", "03-square"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "run.json"]
+    for number, folder in enumerate(names):
+        for path in sorted((tmp_path / folder).glob("*.npz")):
+            batch = storage.load_npz(path)
+            logits = MODEL(jnp.asarray(batch["x_adv"]))
+            wrong = np.argmax(logits, axis=1) != Y[batch["index"]]
+            np.testing.assert_array_equal(batch["fooled"], wrong)
+            won = whole.fooled_by[batch["index"]] == number
+            np.testing.assert_array_equal(batch["fooled"], won)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": jax.random.key(6)}, "another key"),
+        ({"logits_fn": Partial(tanh_layer, jnp.asarray(2 * W))}, "another model"),
+        ({"data": (X[::-1].copy(), Y)}, "another data"),
+        ({"attacks": suite(Linf(0.05))}, "another attacks"),
+        ({"batch_size": 4}, "another batch_size"),
+        ({"cascade": False}, "another cascade"),
+        ({"resume": False}, "already holds a run"),
+        ({"run_dir": None}, "run_dir must be given"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_only_the_same_run_is_taken_up(begun, change, message):
+    arguments = {
+        "logits_fn": MODEL, "data": (X, Y), "attacks": suite(), "key": KEY,
+        "cascade": True, "batch_size": 8, "devices": jax.devices()[:1],
+        "run_dir": begun, "resume": True,
+    } | change  # fmt: skip
+    positional = [arguments.pop(name) for name in ("logits_fn", "data", "attacks")]
+    with pytest.raises(ValueError, match=message):
+        evaluate(*positional, **arguments)
+
+
+def test_a_damaged_batch_is_named(tmp_path):
+    run(tmp_path)
+    file = tmp_path / "02-apgd" / "000000.npz"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"000000\.npz is not a readable"):
+        run(tmp_path, resume=True)
+
+
+# ------------------------------------------------------------------ devices, precision
+
+
+def test_the_number_of_devices_changes_nothing_but_rounding(whole):
+    shared = run(devices=4)
+    np.testing.assert_array_equal(shared.fooled_by, whole.fooled_by)
+    for name, table in whole.attacks.items():
+        other = shared.attacks[name]
+        np.testing.assert_array_equal(table.first_success, other.first_success)
+        np.testing.assert_array_equal(table.queries, other.queries)
+        np.testing.assert_allclose(table.margin, other.margin, atol=1e-5)
+
+
+def test_attacks_compute_in_bfloat16_and_verdicts_in_float32():
+    seen = []
+
+    def model(w, x):
+        seen.append((w.dtype.name, x.dtype.name))
+        return tanh_layer(w, x)
+
+    def ask(logits_fn, x, y, *, key, bounds):
+        """Moves nothing, and reports what the logits are to it."""
+        logits = logits_fn(x)
+        assert logits.dtype == jnp.float32
+        zero = jnp.zeros(len(x), jnp.int32)
+        wrong = jnp.argmax(logits, axis=1) != y
+        return attacks.AttackResult(x, wrong, logits[:, 0], zero, logits[:, 0], zero)
+
+    out = evaluate(
+        Partial(model, jnp.asarray(W)), (X, Y), {"ask": ask}, key=KEY, dtype="bfloat16",
+        devices=jax.devices()[:1],
+    )  # fmt: skip
+    assert {name for pair in seen for name in pair} == {"float32", "bfloat16"}
+    assert all(w == x for w, x in seen)
+    low = tanh_layer(jnp.asarray(W, jnp.bfloat16), jnp.asarray(X, jnp.bfloat16))
+    expected = low[:, 0].astype(jnp.float32)
+    np.testing.assert_allclose(out.attacks["ask"].distance, expected, rtol=1e-2)
+    logits = np.sort(np.asarray(MODEL(jnp.asarray(X))), axis=1)
+    margin = logits[:, -2] - logits[:, -1]
+    np.testing.assert_allclose(out.attacks["ask"].margin, margin, atol=1e-5)
+    with pytest.raises(ValueError, match="dtype must be a floating-point type"):
+        inputs.rounded_to(jnp.int8, MODEL)
+
+
+# ------------------------------------------------------------------ what counts
+
+
+@pytest.mark.parametrize(
+    ("ball", "slack"),
+    [
+        (Linf(0.25), 1e-7),
+        (L2(0.25), 1e-6 * 0.25 + 1e-7),
+        (L1(0.25), 1e-6 * 0.25 + 1e-7),
+    ],
+    ids=["Linf", "L2", "L1"],
+)
+def test_an_image_is_allowed_up_to_the_documented_slack(ball, slack):
+    x = np.full((2, 5), 0.5)
+    x_adv = x.copy()
+    x_adv[:, 2] += ball.eps + np.array([0.9, 1.1]) * slack
+    outside, distance = verdicts._measure(x_adv, x, ball, (0.0, 1.0))
+    np.testing.assert_array_equal(outside, [False, True])
+    np.testing.assert_allclose(distance, ball.eps, atol=1e-5)
+
+
+def test_the_box_has_no_slack():
+    x = np.full((4, 5), 0.999999, np.float32)
+    x_adv = x.copy()
+    x_adv[:, 0] = [1, np.nextafter(np.float32(1), np.float32(2)), -1e-12, np.nan]
+    outside, _ = verdicts._measure(x_adv, x, Linf(1.0), (0.0, 1.0))
+    np.testing.assert_array_equal(outside, [False, True, True, True])
+
+
+def test_the_cascade_over_a_data_set_is_autoattack(whole):
+    out = attacks.autoattack(
+        MODEL, X, Y, key=KEY, ball=BALL, version="custom", attacks=suite(),
+        batch_size=8, devices=jax.devices()[:1],
+    )  # fmt: skip
+    np.testing.assert_array_equal(out.fooled_by, whole.fooled_by)
+    np.testing.assert_array_equal(out.success, ~whole.robust)
+    rates = [whole.accuracy.mean]
+    rates += [whole.robust_accuracy(name).mean for name in whole.attacks]
+    assert list(out.robust_accuracy.values()) == pytest.approx(rates)
