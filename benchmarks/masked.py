@@ -48,13 +48,18 @@ def _noise_from_bits(x):
     flat = lax.stop_gradient(x).astype(jnp.float32).reshape(x.shape[0], -1)
     bits = lax.bitcast_convert_type(flat, jnp.uint32)
     odd = 2 * jnp.arange(bits.shape[1], dtype=jnp.uint32)[None] + 1
-    seeds = jnp.sum(bits * odd, axis=1, dtype=jnp.uint32)
-    draw = jax.vmap(lambda s: jax.random.normal(jax.random.key(s), x.shape[1:]))
-    return x + 0.1 * draw(seeds).astype(x.dtype)
+    seeds = jnp.sum(bits * odd, axis=1, dtype=jnp.uint32, keepdims=True)
+    # a congruential generator, far quicker to compile than jax.random
+    mixed = (seeds ^ (odd * jnp.uint32(747796405))) * jnp.uint32(2891336453)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(277803737)
+    uniform = (mixed >> 8).astype(x.dtype) / 2**24
+    return x + 0.3 * (uniform - 0.5).reshape(x.shape)
 
 
 def _constant_noise(x):
-    return x + 0.1 * jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+    """What a key that is written into the model gives: the same for every batch."""
+    noise = np.random.default_rng(0).normal(scale=0.1, size=x.shape)
+    return x + jnp.asarray(noise, x.dtype)
 
 
 def _signs(x):

@@ -33,6 +33,7 @@ TINY = 1e-6  # of the range of a pixel: a few roundings of float32
 LOSSES = (losses.log_odds, losses.margin, losses.dlr)
 LOG_ODDS, MARGIN, DLR = range(3)
 
+_DRAWS = DIRECTIONS + 2  # for the small step, the tiny one and the point itself
 _PAIRS = 12
 _ROUNDS = 8
 
@@ -87,8 +88,12 @@ def look(problem: Problem, y: jax.Array, keys: jax.Array) -> Look:
     forward = lowering.fast(model, forward=True)
 
     def from_point(number):
-        own = draws.fold(keys, number)
-        p = ball.project(x + (number > 0) * ball.sample(own, x), x, bounds)
+        # all draws in one place: random bits are most of what there is to compile
+        noise = lax.map(
+            lambda j: ball.sample(draws.fold(keys, number * _DRAWS + j), x),
+            jnp.arange(_DRAWS),
+        )
+        p = ball.project(x + (number > 0) * noise[-1], x, bounds)
         # room for the small step on both sides, since images sit on the borders
         edge = jnp.minimum(per_sample(SMALL * ball.eps, x), (high - low) / 4)
         p = jnp.clip(p, low + edge, high - edge)
@@ -96,12 +101,11 @@ def look(problem: Problem, y: jax.Array, keys: jax.Array) -> Look:
         uphill = _unit(ball.steepest(g, p, bounds), ball)
 
         def step(j):
-            random = _unit(ball.sample(draws.fold(own, 1 + j), x), ball)
+            random = _unit(noise[j - 2], ball)
             u = jnp.where(j < 2, uphill, random)
             tiny = TINY * (high - low) * jnp.sign(random)
             delta = jnp.where(j == 2, tiny, per_sample(scales[j] * ball.eps, x) * u)
-            ends = jnp.clip(p + jnp.asarray([[1], [-1]], x.dtype).reshape(
-                (2,) + (1,) * x.ndim) * delta, low, high)  # fmt: skip
+            ends = jnp.clip(jnp.stack([p + delta, p - delta]), low, high)
             z_ends = lax.map(forward, ends)
             m = losses.margin(z_ends[0], y) - losses.margin(z_ends[1], y)
             jump = jnp.max(jnp.abs(z_ends[0] - z_ends[1]), axis=1)
@@ -110,7 +114,7 @@ def look(problem: Problem, y: jax.Array, keys: jax.Array) -> Look:
         zero = (_sum(jnp.abs(g)) == 0) | (_sum(jnp.abs(g_ce)) == 0)
         finite = jnp.isfinite(_sum(g) + _sum(g_ce)) & jnp.isfinite(z).all(axis=1)
         dlr = _dlr_length(z, y, _sum(jnp.abs(g_dlr)) / _sum(jnp.abs(g)))
-        return Look(z, zero, finite, dlr, *lax.map(step, jnp.arange(3 + DIRECTIONS)))
+        return Look(z, zero, finite, dlr, *lax.map(step, jnp.arange(len(scales))))
 
     return lax.map(from_point, jnp.arange(POINTS))
 
