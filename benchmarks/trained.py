@@ -85,8 +85,8 @@ def load(name: str) -> tuple[Partial, data.Dataset, float]:
         attack = {"ball": Linf(plan.eps), "steps": 7, "step_size": plan.step_size}
         function = functools.partial(function, **attack)
     train = data.load(dataset, "train")
-    if name != "mnist-madry":
-        train = data.subset(train, min(plan.images, len(train.labels)))
+    if name != "mnist-madry" and plan.images < len(train.labels):
+        train = data.subset(train, plan.images)
     state = training.fit(
         plan.model,
         train,
