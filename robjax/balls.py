@@ -19,6 +19,9 @@ with d = v − x and the room m_i that the box leaves in the direction of d_i,
 (t = 1, α = 0 if that already lies in the ball); the L1 form is Croce & Hein,
 "Mind the box", ICML 2021, Prop. 2.1. The box holds exactly, the ball up to 1e-7 (L∞)
 or a relative 1e-6 (L2, L1), the rounding of float32.
+
+L0, the number of changed coordinates, is a threat model for `fmn` alone: it has no
+steepest step, since ⟨g, δ⟩ has no maximum over ‖δ‖₀ ≤ 1.
 """
 
 import dataclasses
@@ -178,6 +181,39 @@ class L1:
         chosen = chosen & first if count == 1 else chosen
         share = chosen / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
         return (jnp.sign(flat) * share.astype(flat.dtype)).reshape(g.shape)
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class L0:
+    """At most ε coordinates change (channels of a pixel count one by one)."""
+
+    eps: Any
+
+    def norm(self, delta: jax.Array) -> jax.Array:
+        return jnp.sum(_flat(delta) != 0, axis=1).astype(delta.dtype)
+
+    def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
+        inside = jnp.clip(v, *bounds)
+        # what moving a coordinate with v takes off the squared distance to v
+        saved = _flat((inside - x) * ((v - x) + (v - inside)))
+        kept = largest(saved, jnp.asarray(self.eps)).reshape(x.shape)
+        return jnp.where(kept, inside, x)
+
+
+def largest(values: jax.Array, count: jax.Array) -> jax.Array:
+    """Bool [B, n]: the `count` [B] (or fewer, or scalar) largest of values [B, n].
+
+    Of equal values the first are taken; fractions of `count` are dropped.
+    """
+    whole = jnp.floor(count).astype(jnp.int32)
+    whole = jnp.broadcast_to(whole, values.shape[:1])[:, None]
+    falling = -jnp.sort(-values, axis=1)
+    index = jnp.clip(whole - 1, 0, values.shape[1] - 1)
+    threshold = jnp.take_along_axis(falling, index, axis=1)
+    above, at = values > threshold, values == threshold
+    left = whole - jnp.sum(above, axis=1, keepdims=True)
+    return above | (at & (jnp.cumsum(at, axis=1) <= left))
 
 
 def _length(flat: jax.Array) -> jax.Array:

@@ -1,3 +1,5 @@
+import itertools
+
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from robjax.balls import L1, L2, Linf
+from robjax.balls import L0, L1, L2, Linf
 
 BALLS = [Linf, L2, L1]
 project = jax.jit(lambda ball, v, x: ball.project(v, x, (0.0, 1.0)))
@@ -193,3 +195,28 @@ def test_radius_is_traced():
     for eps in (0.1, 0.2, 0.4):
         counted(L2(eps), v, x)
     assert len(traces) == 1
+
+
+@given(seed=st.integers(0, 2**31), eps=st.floats(0, 6, width=32))
+def test_l0_projection_is_the_nearest_point_of_ball_and_box(seed, eps):
+    v, x = instance(seed, batch=2, shape=(2, 3))
+    v[0, 0] = x[0, 0]  # coordinates that do not move
+    ball = L0(eps)
+    got = np.asarray(project(ball, v, x))
+    assert got.min() >= 0 and got.max() <= 1
+    assert (ball.norm(jnp.asarray(got - x)) <= eps).all()
+    subsets = np.array(list(itertools.product([False, True], repeat=6)))
+    subsets = subsets[subsets.sum(axis=1) <= eps].reshape(-1, 1, 2, 3)
+    candidates = np.where(subsets, np.clip(v, 0, 1), x)
+    least = ((candidates - v) ** 2).sum(axis=(2, 3)).min(axis=0)
+    np.testing.assert_allclose(((got - v) ** 2).sum(axis=(1, 2)), least, rtol=1e-5)
+
+
+def test_l0_keeps_the_largest_changes_and_breaks_ties():
+    x, v = (
+        jnp.full((2, 4), 0.5),
+        jnp.asarray([[0.75, 0.25, 0.625, 0.25], [9, 0.6, 1, 0]]),
+    )
+    kept = L0(jnp.asarray([2.0, 1.9])).project(v, x, (0.0, 1.0))
+    np.testing.assert_allclose(kept, [[0.75, 0.25, 0.5, 0.5], [1.0, 0.5, 0.5, 0.5]])
+    np.testing.assert_array_equal(L0(1).norm(kept - x), [2, 1])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from robjax import inputs, lowering
-from robjax.balls import Ball, per_sample
+from robjax.balls import L1, L2, Ball, Linf, per_sample
 from robjax.inputs import Bounds
 
 Objective = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -172,14 +172,21 @@ class Problem(NamedTuple):
     bounds: Bounds
 
 
-def check(logits_fn: Any, x: Any, ball: Any, bounds: Any) -> Problem:
-    """Checks what every attack takes; ValueError names the argument that is wrong."""
+def check(
+    logits_fn: Any, x: Any, ball: Any, bounds: Any, kinds: tuple[type, ...] = ()
+) -> Problem:
+    """Checks what every attack takes; ValueError names the argument that is wrong.
+
+    kinds: the balls that the attack knows; by default any that has a steepest step.
+    """
     logits_fn = inputs.as_logits_fn(logits_fn)
     bounds = inputs.check_bounds(bounds)
     x = inputs.check_images(x, bounds=bounds)
+    if not (isinstance(ball, kinds) if kinds else hasattr(ball, "steepest")):
+        *names, last = (f"{kind.__name__}(eps)" for kind in kinds or (Linf, L2, L1))
+        allowed = f"{', '.join(names)} or {last}" if names else last
+        raise ValueError(f"ball must be {allowed}, got {ball!r}")
     eps = getattr(ball, "eps", None)
-    if eps is None or not hasattr(ball, "project"):
-        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
     inputs.check_number("ball.eps", eps, minimum=0, batch_size=x.shape[0])
     ball = jax.tree.map(lambda value: jnp.asarray(value, x.dtype), ball)
     return Problem(logits_fn, x, ball, bounds)

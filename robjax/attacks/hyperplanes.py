@@ -8,7 +8,9 @@ adversarial examples with a fast adaptive boundary attack", ICML 2020, eq. 4 and
     Linf   |d_i| = min(λ, m_i)             λ ≥ 0 with Σ |w_i| |d_i| = |c|
     L2     |d_i| = min(λ |w_i|, m_i)       likewise
     L1     |d_i| = m_i where |w_i| > τ, a share of it where |w_i| = τ, else 0
+    L0     |d_i| = m_i for the fewest i, of largest |w_i| m_i, that reach the hyperplane
 
+The L0 shift goes beyond the hyperplane, as far as its pixels can.
 If even the whole room is not enough, all of it is used. Σ |w_i| |d_i| is concave and
 piecewise linear in λ, so Newton's method from λ = 0 rises to the solution in as many
 rounds as the set of used-up pixels grows (a handful); τ is found by bisection on the
@@ -19,19 +21,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robjax.balls import L1, L2, Ball, Linf
+from robjax.balls import L0, L1, L2, Ball, Linf, largest
 from robjax.inputs import Bounds
 
 _NEGLIGIBLE = 1e-8
 
 
 def shift(
-    ball: Ball, t: jax.Array, w: jax.Array, c: jax.Array, bounds: Bounds
+    ball: Ball | L0, t: jax.Array, w: jax.Array, c: jax.Array, bounds: Bounds
 ) -> jax.Array:
     """The shift d [B, n] of least norm with ⟨w, d⟩ = −c and t + d in the box.
 
     Args:
-      ball: Linf, L2 or L1; only its norm matters.
+      ball: Linf, L2, L1 or L0; only its norm matters.
       t: [B, n] points inside `bounds`.
       w: [B, n] normals; entries below 1e-8 of the largest count as 0 and do not move.
       c: [B] signed excess ⟨w, t⟩ − b.
@@ -48,6 +50,8 @@ def shift(
     need = jnp.minimum(jnp.abs(c), reach)
     if isinstance(ball, L1):
         length = _spend_largest(size, room, need)
+    elif isinstance(ball, L0):
+        length = jnp.where(_fewest(size * room, need), room, 0)
     else:
         speed = size if isinstance(ball, L2) else jnp.ones_like(size)
         length = jnp.minimum(_multiplier(size, speed, room, need) * speed, room)
@@ -100,3 +104,10 @@ def _spend_largest(size, room, need) -> jax.Array:
     available = total(at)
     share = (need - total(above)) / jnp.where(available > 0, available, 1)
     return jnp.where(above, room, jnp.where(at, share * room, 0))
+
+
+def _fewest(gain, need) -> jax.Array:
+    """The fewest pixels, as bool [B, n], whose gains ≥ 0 [B, n] add up to `need`."""
+    falling = -jnp.sort(-gain, axis=1)
+    before = jnp.cumsum(falling, axis=1) - falling
+    return largest(gain, jnp.sum(before < need, axis=1))

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from robjax import losses
 from robjax.attacks import hyperplanes
 from robjax.attacks.fab import Walk, approach, fab
-from robjax.balls import L1, L2, Linf
+from robjax.balls import L0, L1, L2, Linf
 from tests.oracles.linear_attacks import best_gain, best_margin
 
 RNG = np.random.default_rng(0)
@@ -110,6 +110,22 @@ def test_shift_agrees_with_linear_programming(norm):
         )
 
 
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=6)
+def test_shift_in_l0_changes_the_fewest_coordinates(seed):
+    t, w, c, most = planes(seed, n=6)
+    u, v, e = (jnp.asarray(a, jnp.float32) for a in (t, w, c))
+    d = np.asarray(hyperplanes.shift(L0(0), u, v, e, (0.0, 1.0)))
+    assert (t + d).min() >= -1e-6 and (t + d).max() <= 1 + 1e-6
+    for i in np.flatnonzero((c != 0) & (np.abs(c) < 0.99 * most)):
+        direction = -np.sign(c[i]) * w[i]
+        gains = np.where(direction > 0, direction * (1 - t[i]), -direction * t[i])
+        subsets = np.array(list(itertools.product([False, True], repeat=6)))
+        enough = subsets @ gains >= abs(c[i]) + 1e-5
+        assert np.count_nonzero(d[i]) <= subsets[enough].sum(axis=1).min()
+        assert direction @ d[i] >= abs(c[i]) - 1e-5
+
+
 def test_shift_survives_useless_gradients():
     t, bounds = jnp.full((3, 4), 0.5), (0.0, 1.0)
     w = jnp.asarray([[0.0] * 4, [1e-30] * 4, [jnp.nan] * 4])
@@ -122,14 +138,10 @@ def test_shift_survives_useless_gradients():
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("targets", [None, 3])
 def test_fab_finds_the_minimal_distance_of_a_linear_model(norm, targets):
-    # untargeted FAB compares boundaries without the box: exact for two classes only
-    w = W if targets else W[:, :2]
-    model = Partial(linear, w)
-    labels = jnp.argmax(model(X), axis=1)
-    out = fab(model, X, labels, ball=NORMS[norm](100.0), steps=40, targets=targets)
+    out = fab(MODEL, X, Y, ball=NORMS[norm](100.0), steps=10, targets=targets)
     shortest = [
-        smallest(lambda eps, x=x, y=y: best_margin(w, x, int(y), norm, eps) > 0)
-        for x, y in zip(X, labels, strict=True)
+        smallest(lambda eps, x=x, y=y: best_margin(W, x, int(y), norm, eps) > 0)
+        for x, y in zip(X, Y, strict=True)
     ]
     np.testing.assert_allclose(out.distance, shortest, atol=1e-4)
     assert out.success.all() and (out.loss > 0).all()
