@@ -26,7 +26,7 @@ from robjax.balls import per_sample
 POINTS = 4
 DIRECTIONS = 8
 STEPS = 20
-SMALL = 0.01  # of ε
+SMALL = 0.001  # of ε
 COARSE = 0.25  # of ε
 TINY = 1e-6  # of the range of a pixel: a few roundings of float32
 
@@ -93,7 +93,11 @@ def look(problem: Problem, y: jax.Array, keys: jax.Array) -> Look:
             lambda j: ball.sample(draws.fold(keys, number * _DRAWS + j), x),
             jnp.arange(_DRAWS),
         )
-        p = ball.project(x + (number > 0) * noise[-1], x, bounds)
+        # Bounced off the border, not stopped there: flat areas are full of ties in
+        # pooling and of ReLUs at 0, where an honest network has no gradient.
+        away = x + noise[-1]
+        away = jnp.where((away < low) | (away > high), x - noise[-1], away)
+        p = ball.project(jnp.where(number > 0, away, x), x, bounds)
         # room for the small step on both sides, since images sit on the borders
         edge = jnp.minimum(per_sample(SMALL * ball.eps, x), (high - low) / 4)
         p = jnp.clip(p, low + edge, high - edge)

@@ -26,7 +26,7 @@ SATURATED_GAP = {dtype: -np.log(np.finfo(dtype).tiny) for dtype in ("f4", "f8")}
 SAME = 1e-3
 # The same for images in another batch, which GPUs may compute in another way (TF32).
 SAME_IN_BATCH = 1e-2
-# Gradient and difference along the gradient: a factor of 3 at 1 % of ε, where only
+# Gradient and difference along the gradient: a factor of 3 at 0.1 % of ε, where only
 # kinks separate them; a factor of 10 at a quarter of ε, where curvature does too.
 RATIO_SMALL, RATIO_COARSE = 3.0, 10.0
 # In random directions the gradient must explain 3/4 of the square of the differences,
@@ -128,7 +128,7 @@ def slopes(look: Look) -> tuple[Columns, Columns]:
         "zero_gradient": look.zero.mean(axis=0),
         "shattered": jump,
         "gradient": residual,
-        "gradient/ratio at 0.01 ε": small,
+        "gradient/ratio at 0.001 ε": small,
         "gradient/ratio at 0.25 ε": coarse,
     }
     return flags, numbers
