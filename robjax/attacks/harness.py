@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from robjax import inputs, provenance, storage
 from robjax.attacks.task import Task, to_images
-from robjax.attacks.verdicts import Column, attack_and_judge
+from robjax.attacks.verdicts import Column, attack_and_judge, trace
 
 Attacks = Mapping[str, Callable[..., Any]]
 
@@ -109,7 +109,10 @@ def run(
 
 
 def _check_attack(name: str, attack: Any, task: Task) -> None:
-    """Traces an attack (nothing compiles) with its options concrete, to judge them."""
+    """Traces an attack as it will run, so that it judges its options; compiles nothing.
+
+    Traces are kept: what has run once with the same options costs nothing.
+    """
     if not callable(attack):
         raise ValueError(f"attacks[{name!r}] must be callable, got {attack!r}")
     if name == "clean":
@@ -122,15 +125,7 @@ def _check_attack(name: str, attack: Any, task: Task) -> None:
         eps = getattr(ball, "eps", None)
         what = f"attacks[{name!r}] ball.eps"
         inputs.check_number(what, eps, minimum=0, batch_size=len(task.labels))
-        ball = jax.tree.map(
-            lambda eps: np.asarray(eps)[index] if np.ndim(eps) else eps, ball
-        )
-        attack = functools.partial(attack, ball=ball)
-    x, y, keys = task.take(index)
-    jax.eval_shape(
-        lambda x, y, key: attack(task.attacked, x, y, key=key, bounds=task.bounds),
-        *(x, y, keys),
-    )
+    trace(task, attack, index)
 
 
 class _Store(NamedTuple):

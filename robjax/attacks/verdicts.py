@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from robjax import losses, lowering
 from robjax.attacks import draws
 from robjax.attacks.task import Task
-from robjax.balls import L1, Ball, Linf
+from robjax.balls import L0, L1, L2, Ball, Linf
 from robjax.inputs import Bounds
 
 _JUDGE = 2**32 - 1  # what the keys of a verdict fold in; no attack has this number
@@ -104,6 +104,26 @@ def attack_and_judge(
     return column, x_adv
 
 
+def trace(task: Task, attack: Any, index: np.ndarray) -> None:
+    """Traces an attack on a batch; ValueError if it does not like its options."""
+    x, y, keys = task.take(index)
+    ball, numbers, options = _split(attack, x, index)
+    if any(number is not None for number in numbers):  # judged while they are concrete
+        bound = functools.partial(attack)
+        if ball is not None:
+            bound = functools.partial(bound, ball=ball)
+        jax.eval_shape(
+            lambda x, y, key: bound(task.attacked, x, y, key=key, bounds=task.bounds),
+            *(x, y, keys),
+        )
+    _attack.eval_shape(
+        *(task.attacked, x, y, keys, ball, numbers),
+        options=options,
+        bounds=task.bounds,
+        mesh=task.mesh,
+    )
+
+
 def _split(attack: Any, x: jax.Array, index: np.ndarray) -> tuple[Any, tuple, tuple]:
     """Separates ball, what else is traced (arrays), and what is static."""
     bound = functools.partial(attack)
@@ -183,10 +203,16 @@ def _measure(
         return ~inside, None
     eps = np.asarray(ball.eps, np.float64)
     delta = np.abs(flat.astype(np.float64) - x.reshape(flat.shape))
+    distance = _NORMS[type(ball)](delta)
+    slack = 1e-6 * eps + 1e-7
     if isinstance(ball, Linf):
-        distance, slack = delta.max(axis=1), 1e-7 * max(1.0, *map(abs, bounds))
-    else:
-        sum_ = delta.sum(axis=1) if isinstance(ball, L1) else (delta**2).sum(axis=1)
-        distance = sum_ if isinstance(ball, L1) else np.sqrt(sum_)
-        slack = 1e-6 * eps + 1e-7
+        slack = 1e-7 * max(1.0, *map(abs, bounds))
     return ~(inside & (distance <= eps + slack)), distance.astype(x.dtype)
+
+
+_NORMS: dict[type, Callable[[np.ndarray], np.ndarray]] = {
+    Linf: lambda delta: delta.max(axis=1),
+    L2: lambda delta: np.sqrt((delta**2).sum(axis=1)),
+    L1: lambda delta: delta.sum(axis=1),
+    L0: lambda delta: np.count_nonzero(delta, axis=1).astype(np.float64),
+}
