@@ -1,21 +1,29 @@
 """Throughput of the attacks against their floor: k steps cost k input gradients.
 
     python -m benchmarks.attack_throughput [--models cnn resnet20 …] [--peers]
+    python -m benchmarks.attack_throughput --every-attack [--batch-sizes 32]
 
 For each network, batch size and step count: seconds of the first call (tracing and
 compilation), images/s, milliseconds a step, and the ratio of the whole attack to
 k × the standalone jitted input gradient: of the model as it is ("plain"), and of the
 fastest form known (the smaller of plain and `lowering.fast`). A ratio below 1 against
 "plain" means that the compiled loop is faster than what `jax.grad` gives a user.
+
+With --every-attack: one row for each attack at full strength on images that stay
+robust, so that none ends early: compilation, model calls and gradients an image,
+images/s, and the time over that of as many gradients and forward passes alone.
+`benchmarks.autoattack` races the ensemble against the reference.
 """
 
 import argparse
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 
 from benchmarks import networks, timing
 from robjax import attacks, losses, lowering
-from robjax.balls import Linf
+from robjax.balls import L2, Linf
 
 EPS, STEP = 0.1, 0.01
 
@@ -72,6 +80,59 @@ def measure(name: str, size: int, steps: int, rounds: int, peers: bool) -> list[
     return rows
 
 
+class Candidate(NamedTuple):
+    """An attack with its options, and the gradients it takes an image."""
+
+    attack: Any
+    gradients: int
+
+
+TINY = Linf(1e-4)  # where the untrained networks stay robust
+EVERY_ATTACK = {
+    "fgsm": Candidate(partial(attacks.fgsm, ball=TINY), 1),
+    "mi_fgsm, 10 steps": Candidate(partial(attacks.mi_fgsm, ball=TINY), 10),
+    "pgd, 40 steps": Candidate(partial(attacks.pgd, ball=TINY, steps=40), 40),
+    "apgd (CE), 100 steps": Candidate(partial(attacks.apgd, ball=TINY), 101),
+    "apgd_targeted, 9 × 100": Candidate(partial(attacks.apgd_targeted, ball=TINY), 909),
+    "fab, 9 targets × 100": Candidate(
+        partial(attacks.fab, ball=TINY, targets=9, early_exit=True), 922
+    ),
+    "square, 5000 queries": Candidate(partial(attacks.square, ball=TINY), 0),
+    "deepfool": Candidate(partial(attacks.deepfool, ball=L2(1e-3)), 0),
+    "ddn": Candidate(partial(attacks.ddn, ball=L2(1e-3)), 0),
+    "fmn": Candidate(partial(attacks.fmn, ball=TINY), 0),
+    "carlini_wagner": Candidate(partial(attacks.carlini_wagner, ball=L2(1e-3)), 0),
+}
+
+
+def measure_every_attack(name: str, size: int, rounds: int) -> list[str]:
+    """Table rows for one network and batch size."""
+    network = networks.build(name)
+    x, y = networks.batch(network, size)
+    logits, key = network.logits, jax.random.key(1)
+    fast, forward = jax.jit(fast_input_gradient), jax.jit(lambda fn, v: fn(v))
+    alone = timing.compare(
+        {"f": lambda: forward(logits, x), "g": lambda: fast(logits, x, y)}, rounds
+    )
+    rows = []
+    for which, (attack, gradients) in EVERY_ATTACK.items():
+
+        def run(attack=attack):
+            return attack(logits, x, y, key=key)
+
+        t = timing.compare({which: run}, rounds)[which]
+        calls = float(run().queries.mean())
+        floor = ""
+        if gradients or which.startswith("square"):
+            least = gradients * alone["g"].best + (calls - gradients) * alone["f"].best
+            floor = f"{t.best / least:.2f}"
+        rows.append(
+            f"| {name} | {size} | {which} | {t.first - t.best:.1f} | {calls:.0f} | "
+            f"{gradients or ''} | {t.best:.2f} | {size / t.best:.2f} | {floor} |"
+        )
+    return rows
+
+
 def main() -> None:
     """Prints one Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -82,8 +143,20 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[40])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", action="store_true", help="other libraries too")
+    parser.add_argument("--every-attack", action="store_true")
     args = parser.parse_args()
     print(f"Measured on {timing.environment()}\n")
+    if args.every_attack:
+        print(
+            "| network | batch | attack | compiling s | model calls an image | of them "
+            "gradients | s | images/s | ÷ floor |\n"
+            "|---|---|---|---|---|---|---|---|---|"
+        )
+        for name in args.models:
+            for size in args.batch_sizes:
+                for row in measure_every_attack(name, size, args.rounds):
+                    print(row, flush=True)
+        return
     print(
         "| network | batch | what | first call s | ms per call or step (best) |"
         " (median) | images/s | ÷ plain gradient | ÷ fastest gradient |"
