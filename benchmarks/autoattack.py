@@ -6,10 +6,10 @@
 
 `parity` attacks the same test images with robjax and with pyautoattack, which runs the
 network natively in PyTorch, and compares robust accuracies and verdicts. `speed` times
-both on 256 images that stay robust, and on 256 of which half fall to the first attack,
-and adds the floor: 1,910 input gradients and 5,942 forward passes for a robust image,
-at the speed of the compiled functions alone. `ladder` gives the robust accuracy under
-stronger and stronger attacks. Needs torch and pyautoattack, but for `ladder`.
+both on 256 images (or fewer) that stay robust, and on as many of which half fall to
+PGD-40, and adds the floor: 1,910 input gradients and 5,942 forward passes for a robust
+image, at the speed of the compiled functions alone. `ladder` gives the robust accuracy
+under stronger and stronger attacks. Needs torch and pyautoattack, but for `ladder`.
 """
 
 import argparse
@@ -109,27 +109,27 @@ def parity(name: str, norm: str, points: int) -> None:
     storage.save_npz(FOLDER / f"{name}-{norm}-{len(x)}.npz", columns)
 
 
-def choose(logits_fn, x, y, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """256 images that PGD-100 with 5 restarts leaves robust, and half that fall."""
-    strong = functools.partial(attacks.pgd, steps=100, restarts=5, early_exit=True)
+def choose(logits_fn, x, y, eps: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`size` images that PGD-40 leaves robust, and as many of which half fall to it."""
     table = evaluation.evaluate(
         logits_fn,
         (np.asarray(x), np.asarray(y)),
-        {"pgd": functools.partial(strong, ball=Linf(eps))},
+        {"pgd": functools.partial(attacks.pgd, ball=Linf(eps), early_exit=True)},
         key=KEY,
     )
     robust = np.flatnonzero(table.robust)
     fallen = np.flatnonzero(table.correct & ~table.robust)
-    return robust[:256], np.concatenate([robust[:128], fallen[:128]])
+    half = size // 2
+    return robust[:size], np.concatenate([robust[:half], fallen[:half]])
 
 
-def speed(name: str, points: int) -> None:
-    """The table of wall times, floor included."""
-    logits_fn, x, y, eps = images_of(name, points)
+def speed(name: str, size: int) -> None:
+    """The table of wall times on `size` images, floor included."""
+    logits_fn, x, y, eps = images_of(name, 3000)
     ball = Linf(eps)
     forward = jax.jit(lambda fn, v: lowering.fast(fn, forward=True)(v))
     gradient = jax.jit(fast_input_gradient)
-    batch = x[:256], y[:256]
+    batch = x[:size], y[:size]
     alone = timing.compare(
         {
             "forward": lambda: forward(logits_fn, batch[0]),
@@ -137,23 +137,18 @@ def speed(name: str, points: int) -> None:
         },
         rounds=5,
     )
-    floor = (
-        GRADIENTS * alone["gradient"].best + FORWARDS * alone["forward"].best
-    ) / 256
+    forward_s, gradient_s = (alone[k].best / size for k in ("forward", "gradient"))
+    floor = GRADIENTS * gradient_s + FORWARDS * forward_s
     print(
-        f"forward {1e3 * alone['forward'].best:.1f} ms, input gradient "
-        f"{1e3 * alone['gradient'].best:.1f} ms for 256 images; floor "
-        f"{floor:.3f} s for a robust image\n"
-    )
-    print(
+        f"forward {1e3 * forward_s:.3f} ms, input gradient {1e3 * gradient_s:.3f} ms "
+        f"an image; floor {floor:.3f} s for a robust image\n\n"
         "| set | images | robust | pyautoattack's | robjax s | compiling s | "
         "pyautoattack s | ratio | robjax CPU s | pyautoattack CPU s | floor s |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|"
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        flush=True,
     )
-    sets = dict(
-        zip(("robust", "half falls"), choose(logits_fn, x, y, eps), strict=True)
-    )
-    for which, rows in sets.items():
+    sets = choose(logits_fn, x, y, eps, size)
+    for which, rows in zip(("robust", "half falls"), sets, strict=True):
         images, labels = x[rows], y[rows]
         compiling = warm_up(logits_fn, images, labels)
         ours = robjax_side(logits_fn, images, labels, ball)
@@ -170,9 +165,9 @@ def speed(name: str, points: int) -> None:
 
 
 def warm_up(logits_fn: Any, x: jax.Array, y: jax.Array) -> float:
-    """Compiles every attack for 256 and for 128 images; ε = 1, so that all fall."""
+    """Compiles every attack for all images and for half; at ε = 1 all fall at once."""
     start = time.perf_counter()
-    for size in (256, 128):
+    for size in (len(x), len(x) // 2):
         attacks.autoattack(
             logits_fn, x[:size], y[:size], key=KEY, ball=Linf(1.0), version="individual"
         )
@@ -220,7 +215,7 @@ def main() -> None:
             for norm in args.norm:
                 parity(name, norm, args.points)
         elif args.what == "speed":
-            speed(name, max(args.points, 3000))
+            speed(name, min(args.points, 256))
         else:
             ladder(name, args.points)
 
