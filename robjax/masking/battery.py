@@ -36,7 +36,7 @@ def check(
 ) -> MaskingReport:
     """Asks whether gradient attacks on this model can be trusted.
 
-    Costs about 190 gradients and 630 forward passes an image (with `eot`, that many
+    Costs about 195 gradients and 600 forward passes an image (with `eot`, that many
     times `eot`), and seven compiled programs, which new weights, images, ε and keys
     reuse.
 
