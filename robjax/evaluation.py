@@ -134,7 +134,7 @@ def evaluate(
     *,
     key: jax.Array,
     cascade: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     bounds: inputs.Bounds = (0.0, 1.0),
     eot: int | None = None,
     dtype: Any = None,
@@ -157,7 +157,8 @@ def evaluate(
         cascade: give each attack only what no attack before it fooled, and draws of its
             own; otherwise each gets all that is classified correctly, with the same
             draws.
-        batch_size: images at a time, over all devices together.
+        batch_size: images at a time, over all devices together; default: 64 on a CPU,
+            else 256.
         bounds: lowest and highest value of an image.
         eot: draws over which verdicts on a randomised model are averaged.
         dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None:
@@ -224,10 +225,8 @@ def _assemble(labels, outcome: harness.Outcome, cascade: bool) -> Evaluation:
             notes.append(f"{name}: {lost} attacked images give logits not finite")
         wrong = column.tried & ~column.outside
         wrong &= column.claimed != (column.predicted != labels)
-        if np.count_nonzero(wrong) > _BORDERLINE * len(labels):
-            notes.append(
-                f"{name}: {np.count_nonzero(wrong)} verdicts differ from the attack's own"
-            )
+        if (lied := np.count_nonzero(wrong)) > _BORDERLINE * len(labels):
+            notes.append(f"{name}: {lied} verdicts differ from the attack's own")
     return Evaluation(labels, clean.predicted, tables, outcome.fooled_by, tuple(notes))
 
 

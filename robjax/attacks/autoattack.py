@@ -112,7 +112,7 @@ def autoattack(
     version: str = "standard",
     attacks: Mapping[str, Callable[..., Any]] | None = None,
     eot: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     dtype: Any = None,
     devices: Sequence[Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
@@ -135,7 +135,8 @@ def autoattack(
         which is called with (logits_fn, x, y, key=, ball=, bounds=).
       eot: draws over which the verdicts on a randomised model are averaged; 20 for
         "rand". A custom attack has an `eot` of its own.
-      batch_size: most images at a time, over all devices together.
+      batch_size: most images at a time, over all devices together; default: 64 on a
+        CPU, else 256.
       dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
         of the model. Verdicts are given on the model as it is.
       devices: devices that share each batch; default: all local ones.

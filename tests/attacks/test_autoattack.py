@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 from robjax import losses
 from robjax.attacks import AttackResult
-from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks import autoattack as on_all_devices
+from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.autoattack import suite
 from robjax.attacks.task import Task
 from robjax.balls import L1, Linf
