@@ -92,7 +92,7 @@ def place(draws: Draws, side: jax.Array, shape, reference_quirks: bool) -> Windo
     free = jnp.maximum(free, 1)
     corners = (draws.places * free[None, None]).astype(jnp.int32)
     # a product of floats may round up to `free` itself
-    corners = jnp.minimum(corners, (free - 1)[None, None])
+    corners = jnp.minimum(corners, (free - 1)[None, None]).astype(jnp.int32)
 
     def mask(corner):
         rows, columns = (

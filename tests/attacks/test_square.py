@@ -340,3 +340,20 @@ def test_candidates_and_acceptance_are_the_authors(peer, norm):
         loss = jnp.where(better, proposed, loss)
     np.testing.assert_allclose(best, final, atol=2e-6)
     assert next(uniform, None) is None
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_double_precision_follows_the_same_path(norm):
+    ball, x, w = NORMS[norm](RADII[norm]), np.asarray(X[:3]), np.asarray(W)
+    with jax.enable_x64(True):
+        out = square(
+            Partial(linear, jnp.asarray(w, jnp.float64)),
+            jnp.asarray(x, jnp.float64),
+            Y[:3],
+            key=KEY,
+            ball=ball,
+            queries=10,
+        )
+        assert out.x_adv.dtype == jnp.float64 and out.loss.dtype == jnp.float64
+        inside = length(norm, out.x_adv - x)
+    assert (inside <= RADII[norm] * (1 + 1e-6) + 1e-7).all()
