@@ -18,7 +18,8 @@ with d = v − x and the room m_i that the box leaves in the direction of d_i,
 
 (t = 1, α = 0 if that already lies in the ball); the L1 form is Croce & Hein,
 "Mind the box", ICML 2021, Prop. 2.1. The box holds exactly, the ball up to 1e-7 (L∞)
-or a relative 1e-6 (L2, L1), the rounding of float32.
+or a relative 1e-6 (L2, L1), the rounding of float32: in L2 and L1 a pixel is rounded
+towards x, so that the roundings of many pixels cannot add up.
 
 L0, the number of changed coordinates, is a threat model for `fmn` alone: it has no
 steepest step, since ⟨g, δ⟩ has no maximum over ‖δ‖₀ ≤ 1.
@@ -116,8 +117,8 @@ class L2:
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
         d, x_flat = _flat(v - x), _flat(x)
-        t = _l2_scale(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
-        return jnp.clip(x_flat + t * d, *bounds).reshape(x.shape)
+        size = _l2_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
+        return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
 
     def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
         # radius ~ ε U^{1/d}, direction uniform on the sphere
@@ -153,10 +154,8 @@ class L1:
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
         d, x_flat = _flat(v - x), _flat(x)
-        room = _room(d, x_flat, bounds)
-        alpha = _l1_threshold(jnp.abs(d), room, per_sample(self.eps, d))
-        size = jnp.clip(jnp.abs(d) - alpha, 0, room)
-        return jnp.clip(x_flat + jnp.sign(d) * size, *bounds).reshape(x.shape)
+        size = _l1_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
+        return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
 
     def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
         # |δ_i|/ε = E_i / (E_0 + Σ E_j) with E ~ Exp(1) is uniform on the simplex
@@ -230,16 +229,26 @@ def _unit(g: jax.Array) -> jax.Array:
     return (scaled / jnp.where(length > 0, length, 1)).reshape(g.shape)
 
 
+def _move(x: jax.Array, sign: jax.Array, size: jax.Array, bounds: Bounds) -> jax.Array:
+    """x + sign · size inside the box, rounded towards x: never farther than `size`."""
+    moved = jnp.clip(x + sign * size, *bounds)
+    return jnp.where(jnp.abs(moved - x) > size, jnp.nextafter(moved, x), moved)
+
+
 @jax.jit
-def _l2_scale(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
-    """t ∈ [0, 1] with ‖min(t d, room)‖₂ = ε, [B, 1]; 1 where already ≤ ε.
+def _l2_sizes(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
+    """min(t d, room) for the t ∈ [0, 1] that makes its length ε; t = 1 if it is less.
 
     The pixels that the box stops are those with t d_i ≥ m_i. Solving for t with the
     stopped set of the previous t gives a sequence that rises to the solution and
     stops in as many rounds as the set grows: a handful.
     """
     eps = jnp.broadcast_to(eps, (d.shape[0], 1))
-    inside = _length(jnp.minimum(d, room)) <= eps
+    nearest = jnp.minimum(d, room)
+    inside = _length(nearest) <= eps
+    # squares of huge steps would overflow
+    largest = jnp.max(d, axis=1, keepdims=True)
+    d = d / jnp.where(largest > 0, largest, 1)
 
     def solve(stopped):
         spent = jnp.sum(jnp.where(stopped, room, 0) ** 2, axis=1, keepdims=True)
@@ -254,39 +263,46 @@ def _l2_scale(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
 
     start = jnp.zeros(d.shape, bool)
     stopped, _ = jax.lax.while_loop(lambda carry: carry[1], grow, (start, True))
-    return jnp.where(inside, 1, jnp.minimum(solve(stopped), 1))
+    return jnp.where(inside, nearest, jnp.minimum(solve(stopped) * d, nearest))
 
 
 @jax.jit
-def _l1_threshold(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
-    """α ≥ 0 with Σ clip(d − α, 0, room) = ε, [B, 1]; 0 where already ≤ ε.
+def _l1_sizes(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
+    """clip(d − α, 0, room) for the α ≥ 0 that makes its sum ε; α = 0 if it is less.
 
     The sum falls piecewise linearly in α. Newton's step is exact once α is on the
     right piece; a bracket [low, high] that only shrinks makes it safe before.
     """
     eps = jnp.broadcast_to(eps, (d.shape[0], 1))
+    rounding = jnp.finfo(d.dtype).eps
 
-    def excess(alpha):
-        return jnp.sum(jnp.clip(d - alpha, 0, room), axis=1, keepdims=True) - eps
+    def total(alpha):
+        return jnp.sum(jnp.clip(d - alpha, 0, room), axis=1, keepdims=True)
 
     def refine(carry):
-        alpha, low, high, _, count = carry
-        above = excess(alpha)
+        alpha, low, high, open_, count = carry
+        above = total(alpha) - eps
         low, high = jnp.where(above > 0, alpha, low), jnp.where(above > 0, high, alpha)
         moving = (d > alpha) & (d - alpha < room)
         slope = jnp.sum(moving, axis=1, keepdims=True).astype(d.dtype)
         newton = alpha + above / jnp.maximum(slope, 1)
         safe = (slope > 0) & (newton > low) & (newton <= high)
-        proposal = jnp.where(safe, newton, (low + high) / 2)
-        moved = (proposal != alpha) & (above != 0)
-        return jnp.where(moved, proposal, alpha), low, high, moved.any(), count + 1
+        # as near as the rounding of α allows: the last step
+        near = jnp.abs(above) <= rounding * (eps + slope * alpha)
+        middle = jnp.where(near, alpha, (low + high) / 2)
+        proposal = jnp.where(safe, newton, middle)
+        moved = open_ & (proposal != alpha) & (above != 0)
+        return jnp.where(moved, proposal, alpha), low, high, moved & ~near, count + 1
 
     def unsettled(carry):
-        return carry[3] & (carry[4] < _L1_ITERATIONS)
+        return carry[3].any() & (carry[4] < _L1_ITERATIONS)
 
     low = jnp.zeros((d.shape[0], 1), d.dtype)
     high = jnp.max(d, axis=1, keepdims=True)
-    inside = excess(low) <= 0
-    carry = (low, low, jnp.where(inside, 0, high), jnp.array(True), 0)
+    inside = total(low) <= eps
+    carry = (low, low, jnp.where(inside, 0, high), ~inside, 0)
     alpha = jax.lax.while_loop(unsettled, refine, carry)[0]
-    return jnp.where(inside, 0, alpha)
+    size = jnp.clip(d - jnp.where(inside, 0, alpha), 0, room)
+    # the rounding of α, times the number of pixels, may be more than that of ε
+    excess = jnp.sum(size, axis=1, keepdims=True) / jnp.where(eps > 0, eps, 1)
+    return jnp.where(eps > 0, size / jnp.maximum(excess, 1), 0)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -81,6 +81,52 @@ def test_projection_is_the_nearest_point_of_ball_and_box(ball_type, seed, eps, s
     x64, v64 = x.astype(np.float64), v.astype(np.float64)
     expected = [nearest64(ball, a, b, 0.0, 1.0) for a, b in zip(v64, x64, strict=True)]
     np.testing.assert_allclose(got, expected, atol=3e-6 * max(1.0, scale))
+
+
+def stays_inside(ball_type, seed, size, eps, scale, saturated):
+    """Asserts that projections of large images lie in ball and box; their norm / ε."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(size=(2, size)).astype(np.float32)
+    x = np.where(rng.uniform(size=x.shape) < saturated, np.round(x), x)
+    with np.errstate(over="ignore"):
+        v = (x + scale * rng.normal(size=x.shape)).astype(np.float32)
+    v = np.clip(v, -3e38, 3e38)
+    got = np.asarray(project(ball_type(jnp.float32(eps)), v, x))
+    assert got.min() >= 0 and got.max() <= 1  # NaN fails too
+    length = norm64(ball_type(1.0), got - x.astype(np.float64))
+    eps = float(np.float32(eps))
+    assert (length <= eps * (1 + 1e-6) + 1e-7).all()
+    return length / eps
+
+
+@pytest.mark.parametrize("ball_type", [L2, L1])
+@given(
+    seed=st.integers(0, 2**31),
+    eps=st.sampled_from([1e-6, 1e-4, 1e-2, 0.5, 3.0, 12.0, 40.0]),
+    scale=st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 30.0, 1e4, 1e20, 1e38]),
+    saturated=st.sampled_from([0.0, 0.5, 1.0]),
+)
+@settings(max_examples=60)
+def test_the_roundings_of_many_pixels_do_not_leave_the_ball(
+    ball_type, seed, eps, scale, saturated
+):
+    used = stays_inside(ball_type, seed, 3072, eps, scale, saturated)
+    # nor do they leave much of it unused where it is what stops the step
+    assert not (0.1 <= scale <= 30 and 0.5 <= eps <= 3) or (used >= 1 - 1e-4).all()
+
+
+@pytest.mark.parametrize("ball_type", [L2, L1])
+def test_images_of_150528_pixels_stay_in_the_ball(ball_type):
+    for seed, (eps, scale) in enumerate([(1e-4, 0.1), (3.0, 0.1), (50.0, 1.0)]):
+        used = stays_inside(ball_type, seed, 150528, eps, scale, 0.5)
+        assert eps < 1 or (used >= 1 - 1e-4).all()
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e20, 1e30, 1e37])
+def test_huge_l2_steps_do_not_overflow(scale):
+    x, v = jnp.full((1, 2), 0.5), scale * jnp.asarray([[3.0, -1.0]])
+    direction = np.array([0.3, -0.1]) / np.sqrt(0.1)
+    np.testing.assert_allclose(project(L2(0.1), v, x) - x, [0.1 * direction], rtol=1e-5)
 
 
 @pytest.mark.parametrize("ball_type", BALLS)

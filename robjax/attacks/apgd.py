@@ -62,9 +62,9 @@ def apgd(
       large_reps: L1 only: shrink the radius from 3ε over 2ε to ε, at least 10 steps.
       start: [B, *S] where the first restart begins, instead of at random.
       reference_quirks: as the reference implementation: its loss history begins with a
-        0, its L2 projection is not exact, with `eot` losses and verdicts come from the
-        last draw alone, and a run goes on after success and returns its last fooling
-        iterate.
+        0, its L2 projection is not exact, its L1 runs do not end with the step that is
+        best on a linear model, with `eot` losses and verdicts come from the last draw
+        alone, and a run goes on after success and returns its last fooling iterate.
 
     Returns:
       AttackResult. `first_success` counts evaluations: 0 is the clean image, 1 + i the
@@ -302,8 +302,9 @@ def setup(
         begin = apgd_l1.begin
         given = jnp.asarray(use_start if start is not None else False) | large_reps
         advance = functools.partial(
-            apgd_l1.advance, x=x, ball=ball, bounds=bounds, given_start=given
-        )
+            apgd_l1.advance, x=x, ball=ball, bounds=bounds, given_start=given,
+            reference_quirks=reference_quirks,
+        )  # fmt: skip
     else:
         windows = apgd_steps.checkpoint_windows(steps)
         plan = apgd_steps.plan([(1.0, windows, steps)])

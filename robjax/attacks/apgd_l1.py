@@ -10,6 +10,11 @@ with P the exact projection onto ball ∩ box. At a checkpoint k = ‖x_best −
 if x_best has become sparser by 5 %, the step returns to s = ε and x_i to x_best,
 otherwise s shrinks by 1.5, down to ε/10. `phases` of radius 3ε, 2ε and ε, each starting
 from the best point of the one before, are the paper's "large ε" schedule.
+
+Equal steps on many pixels leave a few per cent of what a linear model allows. So the
+last step of a run goes to the maximiser of ⟨g, δ⟩ over ball ∩ box, g being the gradient
+at x_best: it spends ε on the room of the pixels in the order of falling |g|. The
+reference has no such step.
 """
 
 import dataclasses
@@ -18,7 +23,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from robjax.attacks import hyperplanes
 from robjax.attacks.apgd_steps import Peak, Plan, select
 from robjax.balls import L1, per_sample
 from robjax.inputs import Bounds
@@ -95,6 +102,7 @@ def advance(
     ball: L1,
     bounds: Bounds,
     given_start: Any,
+    reference_quirks: bool,
 ) -> SparseClimb:
     """One step of algorithm 1: takes in (gradient, loss) at climb.x and moves on.
 
@@ -117,10 +125,23 @@ def advance(
     here, g = select(sparser, (peak.x, peak.gradient), (climb.x, gradient))
     moved = here + per_sample(step_size, x) * _sparse_sign(g, density)
     moved = jnp.where(row.hop, peak.x, moved)
+    if not reference_quirks:
+        final = lambda: x + _maximiser(peak.gradient, x, eps, bounds)  # noqa: E731
+        moved = lax.cond(row.last, final, lambda: moved)
     radius = dataclasses.replace(ball, eps=eps)
     return SparseClimb(
         radius.project(moved, x, bounds), peak, step_size, density, support
     )
+
+
+def _maximiser(g: jax.Array, x: jax.Array, eps: Any, bounds: Bounds) -> jax.Array:
+    """argmax ⟨g, δ⟩ over ‖δ‖₁ ≤ ε with x + δ in the box."""
+    flat, x_flat = g.reshape(g.shape[0], -1), x.reshape(x.shape[0], -1)
+    room = jnp.where(flat > 0, bounds[1] - x_flat, x_flat - bounds[0])
+    room = jnp.where(flat == 0, 0, room)
+    budget = jnp.broadcast_to(eps, (x.shape[0],))[:, None]
+    size = hyperplanes.spend_largest(jnp.abs(flat), room, room, budget)
+    return (jnp.sign(flat) * size).reshape(x.shape)
 
 
 def _support(delta: jax.Array) -> jax.Array:

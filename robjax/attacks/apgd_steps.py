@@ -42,6 +42,7 @@ class Plan(NamedTuple):
       hop: [E] bool, the next point starts a phase, from the best point of this one.
       scale: [E] radius of the ball of the next point, in units of ε.
       counts: [E] bool, the point lies in the ball of radius ε, so it may be returned.
+      last: [E] bool, the next point is the last of the run.
     """
 
     first: Any
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     hop: Any
     scale: Any
     counts: Any
+    last: Any
 
 
 def checkpoint_windows(steps: int) -> list[int]:
@@ -70,9 +72,13 @@ def plan(phases: list[tuple[float, list[int], int]]) -> Plan:
         for i in range(steps + 1):
             hop = i == steps and phase + 1 < len(phases)
             scale = next_radius if hop else radius
-            rows.append((i == 0, at.get(i, 0), hop, scale, phase + 1 == len(phases)))
-    first, window, hop, scale, counts = map(np.asarray, zip(*rows, strict=True))
-    return Plan(first, window.astype(np.int32), hop, scale.astype(np.float32), counts)
+            counts = phase + 1 == len(phases)
+            last = counts and i + 1 == steps
+            rows.append(Plan(i == 0, at.get(i, 0), hop, scale, counts, last))
+    columns = Plan(*map(np.asarray, zip(*rows, strict=True)))
+    return columns._replace(
+        window=columns.window.astype(np.int32), scale=columns.scale.astype(np.float32)
+    )
 
 
 class Peak(NamedTuple):

@@ -49,7 +49,7 @@ def shift(
     reach = jnp.sum(size * room, axis=1, keepdims=True)
     need = jnp.minimum(jnp.abs(c), reach)
     if isinstance(ball, L1):
-        length = _spend_largest(size, room, need)
+        length = spend_largest(size, room, size * room, need)
     elif isinstance(ball, L0):
         length = jnp.where(_fewest(size * room, need), room, 0)
     else:
@@ -82,27 +82,31 @@ def _multiplier(size, speed, room, need) -> jax.Array:
     return lax.while_loop(lambda carry: carry[1], rise, start)[0]
 
 
-def _spend_largest(size, room, need) -> jax.Array:
-    """Spends the room of the pixels in the order of falling `size` up to `need`."""
+def spend_largest(size, room, cost, budget) -> jax.Array:
+    """Spends the room [B, n] of pixels in the order of falling `size` ≥ 0 [B, n].
+
+    The room of a pixel has a `cost` ≥ 0 [B, n], and all that is spent costs `budget`
+    [B, 1] at most; of the last pixels, of equal size, all spend the same share.
+    """
     bits = jnp.finfo(size.dtype).bits
     # the bits of floats ≥ 0, read as integers, are in the order of the floats
     code = lax.bitcast_convert_type(size, jnp.dtype(f"int{bits}"))
-    value = size * room
 
     def total(chosen):
-        return jnp.sum(jnp.where(chosen, value, 0), axis=1, keepdims=True)
+        return jnp.sum(jnp.where(chosen, cost, 0), axis=1, keepdims=True)
 
     def halve(_, bracket):
         low, high = bracket
         middle = low + (high - low) // 2
-        too_many = total(code > middle) > need
+        too_many = total(code > middle) > budget
         return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
 
     high = jnp.max(code, axis=1, keepdims=True)
     _, threshold = lax.fori_loop(0, bits, halve, (jnp.full_like(high, -1), high))
     above, at = code > threshold, code == threshold
     available = total(at)
-    share = (need - total(above)) / jnp.where(available > 0, available, 1)
+    share = (budget - total(above)) / jnp.where(available > 0, available, 1)
+    share = jnp.minimum(share, 1)
     return jnp.where(above, room, jnp.where(at, share * room, 0))
 
 

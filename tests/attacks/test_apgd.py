@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
-from robjax import losses
+from robjax import inputs, losses
 from robjax.attacks import apgd_l1, apgd_steps, ascent, draws
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.balls import L1, L2, Linf
@@ -55,6 +55,7 @@ def test_large_radii_schedule_of_100_steps():
     np.testing.assert_array_equal(np.bincount(plan.scale.astype(int)), [0, 42, 31, 30])
     np.testing.assert_array_equal(np.flatnonzero(plan.counts), np.arange(62, 103))
     assert (plan.window[1:31] == 1).all() and not plan.window[plan.first].any()
+    np.testing.assert_array_equal(np.flatnonzero(plan.last), [101])
 
 
 @pytest.mark.parametrize("loss_sign", [1, -1])
@@ -263,6 +264,7 @@ def test_the_l1_run_with_large_radii_is_the_reference(float64):
         *(jnp.asarray(x), jnp.asarray(runs[0].points[0]), L1(0.4)),
         lambda z: losses.cross_entropy(z, labels),
         large_reps=True,
+        reference_quirks=True,
     )
     np.testing.assert_allclose(
         points, np.concatenate([run.points for run in runs]), atol=1e-9
@@ -279,10 +281,13 @@ def test_the_l1_run_with_large_radii_is_the_reference(float64):
 # --- closed forms and properties ----------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])  # L1-APGD stops short
-def test_two_classes_reach_the_worst_case_of_a_linear_model(norm):
+@pytest.mark.parametrize("large_reps", [False, True])
+@pytest.mark.parametrize("norm", BALLS)
+def test_two_classes_reach_the_worst_case_of_a_linear_model(norm, large_reps):
+    if large_reps and norm != "L1":
+        return
     # one pixel in three is at the end of the box
-    w, eps = W[:, :2], {"Linf": 0.1, "L2": 0.4}[norm]
+    w, eps = W[:, :2], {"Linf": 0.1, "L2": 0.4, "L1": 1.3}[norm]
     x_all = X.at[:, 0].set(jnp.round(X[:, 0]))
     y = jnp.argmax(linear(w, x_all), axis=1)
     # far from the boundary nothing succeeds, so the loss climbs to the end
@@ -291,10 +296,14 @@ def test_two_classes_reach_the_worst_case_of_a_linear_model(norm):
         best_margin(w, x, int(t), norm, eps) for x, t in zip(x_all, y, strict=True)
     ]
     out = apgd_targeted(
-        lambda x: linear(w, x) + bias, x_all, y, key=KEY, ball=BALLS[norm](eps)
+        lambda x: linear(w, x) + bias,
+        *(x_all, y),
+        key=KEY,
+        ball=BALLS[norm](eps),
+        large_reps=large_reps,
     )
     assert not out.success.any()
-    np.testing.assert_array_equal(out.queries, 102)
+    np.testing.assert_array_equal(out.queries, 104 if large_reps else 102)
     np.testing.assert_allclose(out.loss + 50, worst, atol=1e-4)
 
 
@@ -414,7 +423,7 @@ def noisy(w, x, keys):
 def test_eot_averages_gradient_loss_and_logits_of_the_same_draws(quirks):
     model, keys = Partial(noisy, W), jax.random.split(KEY, 8)
     evaluate = draws.evaluation(
-        draws.as_model(model, 4), lambda z: losses.cross_entropy(z, Y), 4, quirks
+        inputs.as_logits_fn(model), lambda z: losses.cross_entropy(z, Y), 4, quirks
     )
     g, (loss, logits) = evaluate(X, keys)
 
