@@ -79,7 +79,7 @@ def reference_side(logits_fn: Any, x: jax.Array, y: jax.Array, ball: Any) -> Sid
     labels = torch.from_numpy(np.array(y)).long()
     ours = np.asarray(logits_fn(x[:8]))
     np.testing.assert_allclose(twin(images[:8]).detach().numpy(), ours, atol=1e-3)
-    norm = type(ball).__name__
+    norm: Any = type(ball).__name__
     attack: Any = AutoAttack(twin, norm=norm, eps=ball.eps, seed=0)
     start, cpu = time.perf_counter(), time.process_time()
     moved = attack.run_standard_evaluation(images, labels, batch_size=256)

@@ -262,7 +262,10 @@ def _phases(images, kernel, padding, dilation, params):
 def _members(array, window, strides):
     """For each offset in a window, its element in every window (no padding)."""
     ends = [n - w + 1 for n, w in zip(array.shape, window, strict=True)]
-    return [lax.slice(array, o, np.add(o, ends), strides) for o in np.ndindex(*window)]
+    return [
+        lax.slice(array, o, [i + n for i, n in zip(o, ends, strict=True)], strides)
+        for o in np.ndindex(*window)
+    ]
 
 
 def _pooling_gradient(

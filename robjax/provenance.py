@@ -39,7 +39,9 @@ def checksum(tree: Any) -> str:
     """CRC-32 of all arrays of a tree, PRNG keys among them."""
     crc = 0
     for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
             leaf = jax.random.key_data(leaf)
         crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
     return f"crc32 {crc:08x}"
