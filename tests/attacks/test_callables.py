@@ -193,7 +193,7 @@ def test_the_spelling_of_the_model_does_not_matter(name):
     others = [
         attack(model(i, OTHERS), X, Y) for i, f in enumerate(FORMS) if f not in OPAQUE
     ]
-    if name != "autoattack":  # which traces its attacks every time, to check options
+    if name != "autoattack":  # other weights leave it other numbers of samples
         assert len(TRACES) == before  # new weights, nothing compiled
     assert (others[0].loss != results[0].loss).any()
     for result in others[1:]:
