@@ -191,6 +191,7 @@ def refine(
         i, part, beyond, nearest = carry
         v, aiming = nearest.x_adv, i < aimed
         w, (f, logits) = towards(v, aiming)
+        w = lowering.stored(w)
         f = f - search.confidence - beyond * _rounding(logits, y, nearest)
         goal = jnp.clip(x + shift(f, w, x, v, ball, bounds), *bounds)
         candidate = jnp.clip(v + per_sample(part, x) * (goal - v), *bounds)
@@ -235,7 +236,7 @@ def gradient(value_fn: Callable[[jax.Array], jax.Array], v: jax.Array):
         return jnp.sum(values), values
 
     w, f = lowering.fast(jax.grad(total, has_aux=True))(v)
-    return f.astype(v.dtype), w
+    return f.astype(v.dtype), lowering.stored(w)
 
 
 def nearest_boundary(
@@ -265,6 +266,7 @@ def nearest_boundary(
             c = likely[rank]
             towards = jax.nn.one_hot(c, num_classes) - jax.nn.one_hot(y, num_classes)
             (w,) = pull_back(towards.astype(logits.dtype))
+            w = lowering.stored(w)
             f = difference(logits, c, y).astype(v.dtype)
             distance = length(f, w)
             closer = distance < best[0]

@@ -1,5 +1,4 @@
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,13 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from robjax import inputs, losses
-from robjax.attacks import apgd_l1, apgd_steps, ascent, draws
+from robjax.attacks import apgd_l1, apgd_steps, draws
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.balls import L1, L2, Linf
+from tests.attacks.stepwise import apgd_path, defined_until
 from tests.oracles import autoattack as reference
 from tests.oracles.linear_attacks import best_margin
 
-apgd_module = importlib.import_module("robjax.attacks.apgd")
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32)
 X = jnp.asarray(RNG.uniform(size=(8, 3, 4)), jnp.float32)
@@ -105,54 +104,6 @@ def small_problem(norm, eps, classes=6):
     return weights, x, y, np.clip(x + t.reshape(x.shape), 0, 1)
 
 
-def trajectory(model, x, start, ball, loss, *, use_start=True, **options):
-    """Points, losses, step sizes and predictions of each evaluation of one run."""
-    problem = ascent.check(model, x, ball, (0.0, 1.0))
-    keys = jax.random.split(KEY, x.shape[0])
-
-    def total(v):
-        logits = model(v)
-        value = loss(logits)
-        return jnp.sum(value), (value, jnp.argmax(logits, axis=1))
-
-    @jax.jit
-    def run(start):
-        climb, advance, plan = apgd_module.setup(
-            problem, start, use_start, keys, start.dtype, steps=100, **options
-        )
-
-        def step(climb, row):
-            g, (value, predicted) = jax.grad(total, has_aux=True)(climb.x)
-            after = advance(climb, g, value, row)
-            return after, (climb.x, value, after.step_size, predicted)
-
-        return jax.lax.scan(step, climb, plan)[1]
-
-    return [np.asarray(column) for column in run(start)]
-
-
-@pytest.fixture
-def float64(monkeypatch):
-    """JAX and torch in float64, so that rounding cannot decide a comparison."""
-    torch, base = reference.torch_and_apgd()
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield torch, base
-    torch.set_default_dtype(torch.float32)
-
-
-def defined_until(run, name):
-    """[E, B] bool: evaluations before a DLR loss whose gradient is rounding noise.
-
-    Once y has fallen to the third place the loss is exactly 1 and its gradient 0.
-    """
-    if name == "ce":
-        return np.ones_like(run.correct)
-    noise = np.abs(run.losses - 1) < 1e-9
-    return np.cumsum(noise, axis=0) - noise == 0
-
-
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("name", ["ce", "dlr"])
 def test_a_run_is_the_reference_step_by_step(float64, norm, name):
@@ -168,7 +119,7 @@ def test_a_run_is_the_reference_step_by_step(float64, norm, name):
     loss = losses.cross_entropy if name == "ce" else losses.dlr
     model = Partial(_net, *map(jnp.asarray, weights))
     x, start, labels = jnp.asarray(x), jnp.asarray(start), jnp.asarray(y)
-    points, values, steps, predicted = trajectory(
+    points, values, steps, predicted, _ = apgd_path(
         model,
         *(x, start, BALLS[norm](eps), lambda z: loss(z, labels)),
         reference_quirks=True,
@@ -209,7 +160,7 @@ def test_a_targeted_run_is_the_reference_step_by_step(float64):
     )
     model = Partial(_net, *map(jnp.asarray, weights))
     labels, goal = jnp.asarray(y), jnp.asarray(target)
-    points, values, steps, _ = trajectory(
+    points, values, steps, *_ = apgd_path(
         model,
         *(jnp.asarray(x), jnp.asarray(start), Linf(0.03)),
         lambda z: losses.targeted_dlr(z, labels, goal),
@@ -259,7 +210,7 @@ def test_the_l1_run_with_large_radii_is_the_reference(float64):
         torch.tensor(x), torch.tensor(y), [3 * 0.4, 2 * 0.4, 0.4], [30, 30, 40]
     )
     model, labels = Partial(_net, *map(jnp.asarray, weights)), jnp.asarray(y)
-    points, values, steps, _ = trajectory(
+    points, values, steps, *_ = apgd_path(
         model,
         *(jnp.asarray(x), jnp.asarray(runs[0].points[0]), L1(0.4)),
         lambda z: losses.cross_entropy(z, labels),

@@ -13,8 +13,10 @@ from scipy.optimize import linprog
 
 from robjax import losses
 from robjax.attacks import hyperplanes
-from robjax.attacks.fab import Walk, approach, fab
+from robjax.attacks.fab import fab
 from robjax.balls import L0, L1, L2, Linf
+from tests.attacks.stepwise import fab_path
+from tests.oracles import autoattack as reference
 from tests.oracles.linear_attacks import best_gain, best_margin
 
 RNG = np.random.default_rng(0)
@@ -279,44 +281,14 @@ def peer():
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rank", [2, 4])
 def test_targeted_steps_are_the_authors(peer, norm, rank):
-    torch, attack, model, x, y = peer
-    theirs, path = attack(norm, 1.0, n_iter=40), []
-    theirs.target_class = rank
-    original = theirs.get_diff_logits_grads_batch_targeted
-
-    def recorded(images, labels, targets):
-        path.append(images.numpy().copy())
-        return original(images, labels, targets)
-
-    theirs.get_diff_logits_grads_batch_targeted = recorded
-    theirs.attack_single_run(torch.from_numpy(x), torch.from_numpy(y), is_targeted=True)
-
+    _, attack, model, x, y = peer
+    path, _ = reference.run_fab(attack(norm, 1.0, n_iter=40), rank, x, y)
     classes = np.argsort(-np.asarray(model(jnp.asarray(x))), axis=1)[:, rank - 1]
-    walk = Walk(*map(jnp.float32, (0.1, 1.05, 0.9)))
-    rows = jnp.arange(len(x))
-
-    def total(v):
-        logits = model(v)
-        f = logits[rows, classes] - logits[rows, y]
-        return f.sum(), f
-
-    @jax.jit
-    def step(v):
-        w, f = jax.grad(total, has_aux=True)(v)
-        moved = approach(f, w, v, jnp.asarray(x), NORMS[norm](1.0), (0.0, 1.0), walk)
-        margin = losses.margin(model(moved), y)
-        back = x + walk.beta * (moved - x)
-        # rounding decides about a margin of 1e-7, and with it about the way back
-        return jnp.where(margin[:, None] > 0, back, moved), jnp.abs(margin) > 1e-6
-
-    v, same_way = jnp.asarray(x), np.ones(len(x), bool)
-    for before, after in itertools.pairwise(path):
-        single, clear = step(before)
-        np.testing.assert_allclose(single[clear], after[clear], atol=1e-4)
-        v, clear = step(v)
-        same_way &= np.asarray(clear)
-        np.testing.assert_allclose(v[same_way], after[same_way], atol=1e-4)
-    assert same_way.sum() >= len(x) - 1
+    (single, whole), clear = fab_path(model, x, y, classes, NORMS[norm](1.0), path)
+    clear, same_way = clear[0], np.cumprod(clear[1], axis=0, dtype=bool)
+    np.testing.assert_allclose(single[clear], path[1:][clear], atol=1e-4)
+    np.testing.assert_allclose(whole[same_way], path[1:][same_way], atol=1e-4)
+    assert same_way[-1].sum() >= len(x) - 1
 
 
 CASES = [("Linf", True), ("L2", True), ("L1", True), ("L2", False)]

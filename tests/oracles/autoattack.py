@@ -60,15 +60,7 @@ def run_apgd(attack: Any, model: Any, x, y, start) -> Run:
     x_best, robust, _, x_adv = attack.attack_single_run(
         tensors[0], tensors[1], x_init=tensors[2]
     )
-    if attack.loss == "ce":
-        values = [
-            torch.nn.functional.cross_entropy(z, tensors[1], reduction="none")
-            for z in logits
-        ]
-    elif attack.loss == "dlr":
-        values = [attack.dlr_loss(z, tensors[1]) for z in logits]
-    else:
-        values = [attack.dlr_loss_targeted(z, tensors[1]) for z in logits]
+    values = [loss_values(attack, z, tensors[1]) for z in logits]
     return Run(
         np.stack(points),
         np.stack([v.numpy() for v in values]),
@@ -78,3 +70,50 @@ def run_apgd(attack: Any, model: Any, x, y, start) -> Run:
         x_best.numpy(),
         x_adv.detach().numpy(),
     )
+
+
+def loss_values(attack: Any, logits: Any, labels: Any) -> Any:
+    """The loss [B] that an APGD attack climbs."""
+    torch, _ = torch_and_apgd()
+    if attack.loss == "ce":
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    targeted = attack.loss != "dlr"
+    return (attack.dlr_loss_targeted if targeted else attack.dlr_loss)(logits, labels)
+
+
+def apgd_gradients(attack: Any, model: Any, run: Run, y) -> np.ndarray:
+    """Gradients [E, B, *S] of the loss at the points of a run."""
+    torch, _ = torch_and_apgd()
+    labels, gradients = torch.tensor(np.asarray(y)).long(), []
+    for point in run.points:
+        leaf = torch.tensor(point).requires_grad_()
+        total = loss_values(attack, model(leaf), labels).sum()
+        gradients.append(torch.autograd.grad(total, leaf)[0].numpy())
+    return np.stack(gradients)
+
+
+def run_fab(attack: Any, rank: int, x, y) -> tuple[np.ndarray, np.ndarray]:
+    """Iterates of one FAB-T run, x first, and the slopes there, [steps, B, *S] both.
+
+    It aims at the class of the `rank`th highest logit; all x must be classified as y.
+    Slopes below 10⁻⁷, also as a share of an image's largest, are made 0: robjax drops
+    them below 10⁻⁸ of the largest, the reference in L2 below 10⁻⁸, in L∞ never.
+    """
+    torch, _ = torch_and_apgd()
+    path, slopes = [], []
+    original = attack.get_diff_logits_grads_batch_targeted
+
+    def recorded(images, labels, targets):
+        difference, slope = original(images, labels, targets)
+        size = slope.abs()
+        largest = size.amax(dim=tuple(range(1, size.ndim)), keepdim=True)
+        slope[size < 1e-7 * largest.clamp(min=1)] = 0
+        path.append(images.numpy().copy())
+        slopes.append(slope[:, 0].numpy().copy())
+        return difference, slope
+
+    attack.target_class = rank
+    attack.get_diff_logits_grads_batch_targeted = recorded
+    tensors = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y))
+    attack.attack_single_run(*tensors, is_targeted=True)
+    return np.stack(path), np.stack(slopes)
