@@ -1,14 +1,18 @@
 """Per-sample and per-pair measurements that explain why a model is (not) robust."""
 
 from robjax.metrics.fisher import FisherSpectrum, fisher_spectrum
-from robjax.metrics.kl import KLComponents, kl_components
-from robjax.metrics.pairwise import PairwiseKL, pairwise_kl
+from robjax.metrics.kl import KLComponents, kl_components, kl_path, kl_to_class_means
+from robjax.metrics.pairwise import ClassPairKL, PairwiseKL, class_pair_kl, pairwise_kl
 
 __all__ = [
+    "ClassPairKL",
     "FisherSpectrum",
     "KLComponents",
     "PairwiseKL",
+    "class_pair_kl",
     "fisher_spectrum",
     "kl_components",
+    "kl_path",
+    "kl_to_class_means",
     "pairwise_kl",
 ]

@@ -26,15 +26,21 @@ class FisherSpectrum(NamedTuple):
     """Spectrum of F, one per sample, nats per squared unit of the image.
 
     `eigenvalues` [B, K] (or [B, lanczos_steps]) descending and ≥ 0; `trace`,
-    `frobenius` and `spectral` norm [B]; `top_direction` [B, *S] the unit eigenvector
-    of the largest eigenvalue (its sign is arbitrary; zero where F = 0).
+    `frobenius` and `spectral` norm [B]; `directions` [B, D, *S] the unit eigenvectors
+    of the D largest eigenvalues, the most adversarial directions to second order (their
+    signs are arbitrary; zero where the eigenvalue is).
     """
 
     eigenvalues: jax.Array
     trace: jax.Array
     frobenius: jax.Array
     spectral: jax.Array
-    top_direction: jax.Array
+    directions: jax.Array
+
+    @property
+    def top_direction(self) -> jax.Array:
+        """The most adversarial direction [B, *S], unit or zero."""
+        return self.directions[:, 0]
 
     @property
     def effective_rank(self) -> jax.Array:
@@ -47,6 +53,7 @@ def fisher_spectrum(
     logits_fn,
     x: jax.Array,
     *,
+    directions: int = 1,
     lanczos_steps: int | None = None,
     batch_size: int = 64,
 ) -> FisherSpectrum:
@@ -55,6 +62,7 @@ def fisher_spectrum(
     Args:
         logits_fn: images [B, *S] -> logits [B, K].
         x: [B, *S] images.
+        directions: D, at least 1 and at most the number of eigenvalues.
         lanczos_steps: None computes all eigenvalues from the Gram matrix: K backward
             passes and K·d numbers of memory per image. A number of steps (20 to 50
             do, for K of 100 and more) computes that many leading eigenvalues by
@@ -73,20 +81,24 @@ def fisher_spectrum(
     batch_size = inputs.check_count("batch_size", batch_size)
     if lanczos_steps is not None:
         inputs.check_count("lanczos_steps", lanczos_steps)
+    directions = inputs.check_count("directions", directions)
     logits_fn = inputs.as_logits_fn(logits_fn)
-    return _fisher_spectrum(logits_fn, x, lanczos_steps, batch_size)
+    values = lanczos_steps or inputs.count_classes(logits_fn, x)
+    if directions > values:
+        raise ValueError(f"directions must be at most {values}, got {directions}")
+    return _fisher_spectrum(logits_fn, x, directions, lanczos_steps, batch_size)
 
 
-def _fisher_spectrum(logits_fn, x, steps, batch_size):
+def _fisher_spectrum(logits_fn, x, directions, steps, batch_size):
     def spectrum(x):
         if steps is None:
-            return _by_gram(logits_fn, x)
-        return _by_lanczos(logits_fn, x, steps)
+            return _by_gram(logits_fn, x, directions)
+        return _by_lanczos(logits_fn, x, directions, steps)
 
     return map_batched(lowering.fast(spectrum), x, batch_size)
 
 
-_fisher_spectrum = jax.jit(_fisher_spectrum, static_argnums=(2, 3))
+_fisher_spectrum = jax.jit(_fisher_spectrum, static_argnums=(2, 3, 4))
 
 
 def logits_and_jacobian(logits_fn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -103,29 +115,33 @@ def logits_and_jacobian(logits_fn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return logits, jnp.moveaxis(jax.lax.map(gradient_of_class, rows), 0, 1)
 
 
-def _by_gram(logits_fn, x):
+def gram_rows(logits_fn, x: jax.Array) -> jax.Array:
+    """A [B, K, d], F = AᵀA; differentiable in the weights of `logits_fn`."""
     logits, jacobian = logits_and_jacobian(logits_fn, x)
     p = jax.nn.softmax(logits)[:, :, None]
-    rows = jnp.sqrt(p) * centre(jacobian, p, axis=1)  # A [B, K, d]
+    return jnp.sqrt(p) * centre(jacobian, p, axis=1)
+
+
+def _by_gram(logits_fn, x, count):
+    rows = gram_rows(logits_fn, x)
     gram = jnp.einsum("bkd,bld->bkl", rows, rows, precision="highest")
     eigenvalues, vectors = jnp.linalg.eigh(gram)
-    direction = jnp.einsum("bkd,bk->bd", rows, vectors[:, :, -1], precision="highest")
+    top = vectors[:, :, ::-1][:, :, :count]
+    along = jnp.einsum("bkd,bkc->bcd", rows, top, precision="highest")
     trace = jnp.sum(rows * rows, (1, 2))
     frobenius = safe_norm(gram, (1, 2))
-    return _result(eigenvalues[:, ::-1], trace, frobenius, direction, x)
+    return _result(eigenvalues[:, ::-1], trace, frobenius, along, x)
 
 
-def _result(eigenvalues, trace, frobenius, direction, x):
+def _result(eigenvalues, trace, frobenius, along, x):
     eigenvalues = jnp.maximum(eigenvalues, 0)
-    length = safe_norm(direction, 1)[:, None]
-    direction = direction / jnp.where(length > 0, length, 1)
-    spectral = eigenvalues[:, 0]
-    return FisherSpectrum(
-        eigenvalues, trace, frobenius, spectral, direction.reshape(x.shape)
-    )
+    length = safe_norm(along, 2)[:, :, None]
+    directions = along / jnp.where(length > 0, length, 1)
+    directions = directions.reshape(*along.shape[:2], *x.shape[1:])
+    return FisherSpectrum(eigenvalues, trace, frobenius, eigenvalues[:, 0], directions)
 
 
-def _by_lanczos(logits_fn, x, steps):
+def _by_lanczos(logits_fn, x, count, steps):
     logits, push = jax.linearize(logits_fn, x)
     inputs.check_logits(logits, x.shape[0])
     pull = jax.linear_transpose(push, x)
@@ -141,10 +157,11 @@ def _by_lanczos(logits_fn, x, steps):
 
     basis, diagonal, off_diagonal = _lanczos(apply_gram, root, steps)
     ritz, vectors = jnp.linalg.eigh(_tridiagonal(diagonal, off_diagonal))
-    top = jnp.einsum("mbk,bm->bk", basis, vectors[:, :, -1])
+    top = jnp.einsum("mbk,bmc->cbk", basis, vectors[:, :, ::-1][:, :, :count])
     ritz = jnp.maximum(ritz[:, ::-1], 0)
-    direction = to_image(top).reshape(x.shape[0], -1)
-    return _result(ritz, jnp.sum(ritz, 1), safe_norm(ritz, 1), direction, x)
+    along = jax.lax.map(to_image, top).reshape(count, x.shape[0], -1)
+    along = jnp.moveaxis(along, 0, 1)
+    return _result(ritz, jnp.sum(ritz, 1), safe_norm(ritz, 1), along, x)
 
 
 def _lanczos(apply, null_vector, steps):

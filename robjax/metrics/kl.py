@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robjax import inputs, lowering
 from robjax.numerics import (
@@ -85,13 +86,86 @@ def kl_components(logits_fn, x: jax.Array, x_prime: jax.Array) -> KLComponents:
     Source: arXiv 1906.02494, section 3 (fisher and the remainder); the split of the
     remainder is this library's.
     """
+    x, x_prime = _check_pair(x, x_prime)
+    return _kl_components(inputs.as_logits_fn(logits_fn), x, x_prime)
+
+
+def _check_pair(x, x_prime):
     x = inputs.check_images(x)
     x_prime = inputs.check_images(x_prime, name="x_prime")
     if x_prime.shape != x.shape:
         raise ValueError(
             f"x_prime must have the shape of x, {x.shape}, got {x_prime.shape}"
         )
-    return _kl_components(inputs.as_logits_fn(logits_fn), x, x_prime)
+    return x, x_prime
+
+
+def kl_path(
+    logits_fn, x: jax.Array, x_prime: jax.Array, times: jax.Array
+) -> KLComponents:
+    """The split of D_KL(p(·|x) ‖ p(·|x + tΔ)), Δ = x′ − x, along t.
+
+    The Fisher part is t² that of `kl_components`; where the robust parts take over, the
+    second order has ceased to describe the network. Costs one `jax.jvp` at x and one
+    forward pass for each t.
+
+    Args:
+        logits_fn, x, x_prime: as in `kl_components`.
+        times: [T] values of t, in [0, 1] between x and x′.
+
+    Returns:
+        KLComponents of arrays [T, B].
+
+    Raises:
+        ValueError: as in `kl_components`, or `times` not a vector.
+    """
+    x, x_prime = _check_pair(x, x_prime)
+    times = jnp.asarray(times, x.dtype)
+    if times.ndim != 1:
+        raise ValueError(f"times must be a vector, got shape {times.shape}")
+    return _kl_path(inputs.as_logits_fn(logits_fn), x, x_prime, times)
+
+
+@jax.jit
+def _kl_path(logits_fn, x, x_prime, times):
+    def path(x, x_prime):
+        delta = x_prime - x
+        logits, change = jax.jvp(logits_fn, (x,), (delta,))
+        inputs.check_logits(logits, x.shape[0])
+
+        def at(t):
+            return split_kl(logits, t * change, logits_fn(x + t * delta))
+
+        return jax.lax.map(at, times)
+
+    return lowering.fast(path, forward=True)(x, x_prime)
+
+
+def kl_to_class_means(logits_fn, x: jax.Array, y: jax.Array) -> KLComponents:
+    """The split of D_KL(p(·|x) ‖ p(·|μ_c)) for the mean image μ_c of every class.
+
+    Args:
+        logits_fn, x: as in `kl_components`; the means are those of x itself.
+        y: [B] integer labels.
+
+    Returns:
+        KLComponents of arrays [B, C], C the highest label + 1; NaN for a class without
+        images. Costs three forward passes for each class.
+
+    Raises:
+        ValueError: images not floating or not finite, labels not integer or not [B].
+    """
+    x = inputs.check_images(x)
+    labels = np.asarray(inputs.check_labels(y, x.shape[0]))
+    columns = []
+    for c in range(labels.max() + 1):
+        mean = (
+            jnp.mean(x[labels == c], axis=0) if c in labels else jnp.zeros(x[0].shape)
+        )
+        parts = kl_components(logits_fn, x, jnp.broadcast_to(mean[None], x.shape))
+        missing = jnp.nan if c not in labels else 0.0
+        columns.append(jax.tree.map(lambda part, m=missing: part + m, parts))
+    return jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *columns)
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""The KL metric of a data set: its mean over ordered pairs with different labels.
+"""The KL metric of a data set: its mean over ordered pairs of images.
 
 Shi et al., arXiv 1906.02494: M = E over pairs (x_i, x_j), c(x_i) ≠ c(x_j), of
 D_KL(p(·|x_i) ‖ p(·|x_j)), and the mean of each part (see `robjax.metrics.kl`).
@@ -19,7 +19,8 @@ anchor and as partner, and
                                               count once, a pair with itself not twice
 
 (at least Σ e_ij², the value for independent pairs). It says how much the mean would
-move on other images from the same source.
+move on other images from the same source. A share is a ratio of two means, and by the
+delta method its influence is (ψ_part − share · ψ_total) / M.
 """
 
 from typing import NamedTuple
@@ -30,7 +31,7 @@ import numpy as np
 
 from robjax import inputs, lowering
 from robjax.metrics.fisher import logits_and_jacobian
-from robjax.metrics.kl import kl_components, split_kl
+from robjax.metrics.kl import KLComponents, kl_components, split_kl
 from robjax.numerics import map_batched
 
 # Logits of pairs held at a time: a few arrays of this size stay in a CPU's cache.
@@ -53,6 +54,18 @@ class PairwiseKL(NamedTuple):
     softmax_stderr: float
     network_stderr: float
     robust_stderr: float
+    fisher_share_stderr: float
+    softmax_share_stderr: float
+    network_share_stderr: float
+
+    def share(self, part: str) -> tuple[float, float]:
+        """Share of "fisher", "softmax" or "network" in the mean, and its stderr."""
+        if part not in ("fisher", "softmax", "network"):
+            raise ValueError(
+                f"part must be 'fisher', 'softmax' or 'network', got {part!r}"
+            )
+        stderr = getattr(self, f"{part}_share_stderr")
+        return getattr(self, part) / (self.mean or np.nan), stderr
 
     @property
     def non_robust(self) -> float:
@@ -63,6 +76,19 @@ class PairwiseKL(NamedTuple):
     def robust(self) -> float:
         """Mean of all higher orders; its standard error is `robust_stderr`."""
         return self.softmax + self.network
+
+
+class ClassPairKL(NamedTuple):
+    """Means [C, C] over pairs by the labels of x and x′, nats; C the highest label + 1.
+
+    `mean`: the four parts; entry (a, b) is the mean of KL(p(x) ‖ p(x′)) over x of label
+    a and x′ of label b (for a = b over different images), NaN where there is no pair.
+    `stderr`: in the same form. `pairs`: how many [C, C].
+    """
+
+    mean: KLComponents
+    stderr: KLComponents
+    pairs: np.ndarray
 
 
 def pairwise_kl(
@@ -96,62 +122,114 @@ def pairwise_kl(
         ValueError: images not floating or not finite; labels not integer, not one
             per image, or all equal; `key` given without `partners` or the reverse.
     """
-    x = inputs.check_images(x)
-    labels = np.asarray(inputs.check_labels(y, x.shape[0]))
-    batch_size = inputs.check_count("batch_size", batch_size)
+    x, labels, batch_size = _check(x, y, batch_size)
     if (partners is None) != (key is None):
         raise ValueError(
             "partners and key go together (sampled pairs), got "
             f"partners={partners!r}, key={key!r}"
         )
-    if (labels == labels[0]).all():
-        raise ValueError(
-            f"y must hold two different labels at least, got {labels[0]} only"
-        )
     logits_fn = inputs.as_logits_fn(logits_fn)
     if partners is None:
-        return _all_pairs(logits_fn, x, labels, min(batch_size, x.shape[0]))
+        return _all_pairs(logits_fn, x, labels, batch_size)
     partners = inputs.check_count("partners", partners)
     keys = inputs.sample_keys(key, x.shape[0])
     drawn = _draw(keys, labels, partners)
     return _sampled_pairs(logits_fn, x, labels, drawn, batch_size)
 
 
+def class_pair_kl(
+    logits_fn, x: jax.Array, y: jax.Array | np.ndarray, *, batch_size: int = 64
+) -> ClassPairKL:
+    """The metric and its parts class pair by class pair, over all ordered pairs.
+
+    Tells which classes a network keeps apart by its non-robust part. Costs as much as
+    `pairwise_kl` over all pairs; M is the mean of the entries off the diagonal by
+    `pairs`. The standard error treats the images of each label as a sample of their
+    own: Var_i(mean over x′) / n_a + Var_j(mean over x) / n_b for a two-sample
+    U-statistic, to first order; NaN for a class of one image.
+
+    Args, Raises: as in `pairwise_kl`.
+    """
+    x, labels, batch_size = _check(x, y, batch_size)
+    rows, columns = _class_sums(inputs.as_logits_fn(logits_fn), x, labels, batch_size)
+    counts = np.bincount(labels)
+    classes = len(counts)
+    pairs = np.outer(counts, counts) - np.diag(counts)
+    means, errors = np.full((2, 4, classes, classes), np.nan)
+    for a, b in np.ndindex(classes, classes):
+        if pairs[a, b] == 0:
+            continue
+        row, column = rows[:, labels == a, b], columns[:, labels == b, a]
+        means[:, a, b] = row.sum(1) / pairs[a, b]
+        if a == b:
+            influences = [(row + column) / (counts[a] - 1)]
+        else:
+            influences = [row / counts[b], column / counts[a]]
+        if min(values.shape[1] for values in influences) > 1:
+            errors[:, a, b] = np.sqrt(
+                sum(v.var(1, ddof=1) / v.shape[1] for v in influences)
+            )
+    return ClassPairKL(KLComponents(*means), KLComponents(*errors), pairs)
+
+
+def _check(x, y, batch_size):
+    x = inputs.check_images(x)
+    labels = np.asarray(inputs.check_labels(y, x.shape[0]))
+    batch_size = inputs.check_count("batch_size", batch_size)
+    if (labels == labels[0]).all():
+        raise ValueError(
+            f"y must hold two different labels at least, got {labels[0]} only"
+        )
+    return x, labels, batch_size
+
+
 def _all_pairs(logits_fn, x, y, batch_size):
-    size = x.shape[0]
+    rows, columns = _class_sums(logits_fn, x, y, batch_size)
+    own = y[None, :, None]
+    rows, columns = (
+        sums.sum(2) - np.take_along_axis(sums, own, axis=2)[:, :, 0]
+        for sums in (rows, columns)
+    )
+    possible = len(y) - np.bincount(y)[y]
+    pairs = int(possible.sum())
+    means = rows.sum(1) / pairs
+    influence = rows + columns - 2 * possible[None] * means[:, None]
+    return _summary(means, influence / pairs, pairs, None)
+
+
+def _class_sums(logits_fn, x, y, batch_size):
+    """Sums [4, N, C] over x′ of each label for x, and over x of each label for x′."""
+    size, batch_size = x.shape[0], min(batch_size, x.shape[0])
     flat = x.reshape(size, -1)
     flat = flat - jnp.mean(flat, 0)[None]
     logits = _logits(logits_fn, x, batch_size)
     width = min(size, max(1, _BLOCK // (batch_size * logits.shape[1])))
-    row_sums, column_sums = np.zeros((2, 4, size))
+    member = np.eye(y.max() + 1, dtype=logits.dtype)[y]
+    row_sums, column_sums = np.zeros((2, 4, size, member.shape[1]))
     for anchors, real_anchors in _chunks(size, batch_size):
         z, jacobian = _jacobian(logits_fn, x[anchors])
         jacobian = (jacobian, _matvec(jacobian, flat[anchors]))
-        anchor_labels = np.where(real_anchors, y[anchors], -1)
+        # padding repeats an image and belongs to no class
+        labels = member[anchors] * real_anchors[:, None]
         blocks = [
             (
                 chosen,
+                real,
                 _block(
                     z,
                     *jacobian,
-                    anchor_labels,
+                    labels,
                     logits[chosen],
                     flat[chosen],
-                    np.where(real, y[chosen], -1),
+                    member[chosen] * real[:, None],
                 ),
             )
             for chosen, real in _chunks(size, width)
         ]
-        for chosen, (rows, columns) in blocks:
-            # Padding repeats an image and has weight zero; add.at sums repeats.
-            np.add.at(row_sums.T, anchors, np.asarray(rows, np.float64).T)
-            np.add.at(column_sums.T, chosen, np.asarray(columns, np.float64).T)
-    counts = np.bincount(y)
-    possible = size - counts[y]
-    pairs = int(possible.sum())
-    means = row_sums.sum(1) / pairs
-    influence = row_sums + column_sums - 2 * possible[None] * means[:, None]
-    return _summary(means, influence / pairs, pairs, None)
+        for chosen, real, (rows, columns) in blocks:
+            row_sums[:, anchors[real_anchors]] += np.asarray(rows)[:, real_anchors]
+            column_sums[:, chosen[real]] += np.asarray(columns)[:, real]
+    return row_sums, column_sums
 
 
 def _chunks(size, width):
@@ -179,17 +257,17 @@ _logits = jax.jit(_logits, static_argnums=2)
 
 
 @jax.jit
-def _block(z, jacobian, own, labels, z_prime, flat, labels_prime):
-    """Sums of the four parts over a block of pairs, by anchor [4, A] and partner."""
+def _block(z, jacobian, own, member, z_prime, flat, member_prime):
+    """Sums of the four parts by anchor [4, A, C] and by partner [4, P, C]."""
     # class axis first: reductions over it then run along contiguous pairs
     change = jnp.einsum("akd,pd->kap", jacobian, flat, precision="highest")
     parts = split_kl(
         z.T[:, :, None], change - own[:, :, None], z_prime.T[:, None, :], axis=0
     )
-    used = labels[:, None] != labels_prime[None, :]
-    used = used & (labels >= 0)[:, None] & (labels_prime >= 0)[None, :]
-    values = jnp.where(used[None], jnp.stack(parts), 0)
-    return values.sum(2), values.sum(1)
+    values = jnp.stack(parts)
+    rows = jnp.einsum("qap,pc->qac", values, member_prime, precision="highest")
+    columns = jnp.einsum("qap,ac->qpc", values, member, precision="highest")
+    return rows, columns
 
 
 def _draw(keys, y, partners):
@@ -237,6 +315,10 @@ def _summary(means, influence, pairs, residuals):
 
     mean, fisher, softmax, network = map(float, means)
     e_total, e_fisher, e_softmax, e_network = np.eye(4)
+
+    def share_stderr(part, value):
+        return stderr(part - value / mean * e_total) / abs(mean) if mean else np.nan
+
     return PairwiseKL(
         mean=mean,
         stderr=stderr(e_total),
@@ -248,4 +330,7 @@ def _summary(means, influence, pairs, residuals):
         softmax_stderr=stderr(e_softmax),
         network_stderr=stderr(e_network),
         robust_stderr=stderr(e_softmax + e_network),
+        fisher_share_stderr=share_stderr(e_fisher, fisher),
+        softmax_share_stderr=share_stderr(e_softmax, softmax),
+        network_share_stderr=share_stderr(e_network, network),
     )

@@ -128,7 +128,7 @@ def fit(
                 )
                 if optimizer is None:
                     rates = learning_rate_schedule(config, steps_per_epoch)
-                    means["learning_rate"] = float(rates(taken - 1))
+                    means["learning_rate"] = float(rates(taken * config.replays - 1))
                 scalars = measure(epoch, parallel.one_copy(state.weights))
                 journal.log({"epoch": epoch, "step": taken, **means, **scalars})
                 meter = _Meter()

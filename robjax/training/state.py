@@ -44,6 +44,12 @@ class FitConfig:
       ema_decay: γ of the running mean of the weights, ema ← γ ema + (1 − γ) weights,
         after every step; None to keep none.
       warmup_epochs: over these the strength of the attack grows linearly up to 1.
+      replays: steps taken on each batch, m of FreeAT (Shafahi et al., "Adversarial
+        training for free!", NeurIPS 2019, algorithm 1, with objective `standard`). Each
+        moves the weights along the gradient and the images by replay_eps against it,
+        both from one backward pass. Paper: epochs / m. (Here the perturbation starts
+        uniformly at random in each batch; theirs runs on from the last one.)
+      replay_eps: L∞ radius and step of that perturbation; images stay in [0, 1].
       pad: pixels of zero padding of the random crop; 0 for no crop.
       flip: random left-right flips.
       seed: of the initial weights, the order, the augmentation and the attacks.
@@ -62,6 +68,8 @@ class FitConfig:
     clip_norm: float | None = None
     ema_decay: float | None = None
     warmup_epochs: float = 0.0
+    replays: int = 1
+    replay_eps: float = 0.0
     pad: int = 0
     flip: bool = False
     seed: int = 0
@@ -71,6 +79,7 @@ class FitConfig:
         whole = {
             "epochs": 1,
             "batch_size": 1,
+            "replays": 1,
             "pad": 0,
             "seed": 0,
             "checkpoint_every": 0,
@@ -79,7 +88,7 @@ class FitConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value < 2**32:
                 self._reject(name, f"a whole number from {least} to 2^32 − 1")
-        for name in ("learning_rate", "weight_decay", "warmup_epochs"):
+        for name in ("learning_rate", "weight_decay", "warmup_epochs", "replay_eps"):
             if not 0 <= getattr(self, name) < math.inf:
                 self._reject(name, "finite and not negative")
         if not 0 <= self.momentum < 1:
@@ -131,7 +140,8 @@ class TrainState(NamedTuple):
 
 
 def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> Callable:
-    """Learning rate as a function of the number of steps taken."""
+    """Learning rate as a function of the number of updates of the weights."""
+    steps_per_epoch *= config.replays
     if config.schedule == "cosine":
         total = config.epochs * steps_per_epoch
         return optax.cosine_decay_schedule(config.learning_rate, total)
@@ -223,24 +233,49 @@ def make_step(
             x = data.augment(x, keys[:, 0], pad=config.pad, flip=config.flip)
         strength = attack_strength(state.step, config, steps_per_epoch)
 
-        def mean_loss(params):
-            network = Network(model, {**state.variables, "params": params})
+        def mean_loss(params, images, variables):
+            network = Network(model, {**variables, "params": params}, parallel.AXIS)
             losses, metrics, network = objective(
-                network, x, labels, keys=keys[:, 1], strength=strength
+                network, images, labels, keys=keys[:, 1], strength=strength
             )
             chex.assert_shape([losses, *metrics.values()], labels.shape)
             means = {name: jnp.mean(values) for name, values in metrics.items()}
             return jnp.mean(losses), (means, network.variables)
 
-        differentiate = lowering.fast(jax.value_and_grad(mean_loss, has_aux=True))
-        (loss, (metrics, variables)), gradient = differentiate(
-            state.variables["params"]
-        )
-        loss, metrics, gradient = jax.lax.pmean(
-            (loss, metrics, gradient), parallel.AXIS
-        )
-        metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradient)}
-        return _apply(state, variables, gradient), metrics
+        def update(state: TrainState, images, of=0):
+            """The next state, metrics, and the gradient for the images if asked."""
+            differentiate = lowering.fast(
+                jax.value_and_grad(mean_loss, argnums=of, has_aux=True)
+            )
+            (loss, (metrics, variables)), gradients = differentiate(
+                state.variables["params"], images, state.variables
+            )
+            gradient, slope = gradients if of else (gradients, None)
+            loss, metrics, gradient = jax.lax.pmean(
+                (loss, metrics, gradient), parallel.AXIS
+            )
+            metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradient)}
+            return _apply(state, variables, gradient), metrics, slope
+
+        if config.replays == 1:
+            state, metrics, _ = update(state, x)
+        else:
+            eps = config.replay_eps * strength
+
+            def replay(carry, _):
+                state, delta = carry
+                moved = jnp.clip(x + delta, 0, 1)
+                state, metrics, slope = update(state, moved, of=(0, 1))
+                delta = jnp.clip(delta + eps * jnp.sign(slope), -eps, eps)
+                return (state, delta), metrics
+
+            draw = functools.partial(jax.random.uniform, minval=-1, maxval=1)
+            delta = eps * jax.vmap(lambda key: draw(key, x.shape[1:]))(keys[:, 1])
+            (state, _), metrics = jax.lax.scan(
+                replay, (state, delta), length=config.replays
+            )
+            metrics = jax.tree.map(lambda values: values.mean(), metrics)
+        return state._replace(step=state.step + 1), metrics
 
     def _apply(state: TrainState, variables, gradient) -> TrainState:
         params = state.variables["params"]
@@ -249,6 +284,6 @@ def make_step(
         ema = state.ema
         if config.ema_decay is not None:
             ema = update_mean(ema, variables, config.ema_decay)
-        return TrainState(state.step + 1, state.seed, variables, opt_state, ema)
+        return TrainState(state.step, state.seed, variables, opt_state, ema)
 
     return step

@@ -22,7 +22,9 @@ def test_spectrum_equals_that_of_the_explicit_matrix(scale, lanczos_steps):
     with jax.enable_x64(True):
         fn = models.smooth(5, SHAPE, scale, dtype=jnp.float64)
         x = _images(7, dtype=jnp.float64)
-        spectrum = fisher_spectrum(fn, x, lanczos_steps=lanczos_steps, batch_size=3)
+        spectrum = fisher_spectrum(
+            fn, x, directions=3, lanczos_steps=lanczos_steps, batch_size=3
+        )
         for i, image in enumerate(x):
             matrix = oracle.fisher_matrix(fn, image)
             want = np.linalg.eigvalsh(matrix)[::-1]
@@ -32,9 +34,11 @@ def test_spectrum_equals_that_of_the_explicit_matrix(scale, lanczos_steps):
             assert spectrum.trace[i] == pytest.approx(np.trace(matrix), rel=1e-10)
             norm = np.linalg.norm(matrix)
             assert spectrum.frobenius[i] == pytest.approx(norm, rel=1e-10)
-            v = spectrum.top_direction[i].reshape(-1)
-            np.testing.assert_allclose(matrix @ v, want[0] * v, atol=1e-8 * want[0])
-            assert np.linalg.norm(v) == pytest.approx(1, rel=1e-12)
+            v = np.asarray(spectrum.directions[i]).reshape(3, -1)
+            np.testing.assert_allclose(
+                v @ matrix, want[:3, None] * v, atol=1e-8 * want[0]
+            )
+            np.testing.assert_allclose(v @ v.T, np.eye(3), atol=1e-8)
 
 
 def test_trace_is_the_mean_square_of_the_score():
@@ -133,3 +137,9 @@ def test_bad_arguments_are_named():
         fisher_spectrum(fn, x * jnp.inf)
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         fisher_spectrum(fn, x, batch_size=-1)
+
+
+def test_more_directions_than_eigenvalues_are_an_error():
+    fn, x = models.smooth(5, SHAPE), _images(2)
+    with pytest.raises(ValueError, match="directions must be at most 5, got 6"):
+        fisher_spectrum(fn, x, directions=6)

@@ -8,7 +8,7 @@ import pytest
 
 from robjax import models as flax_models
 from robjax.metrics import kl as kl_module
-from robjax.metrics import kl_components
+from robjax.metrics import kl_components, kl_path, kl_to_class_means
 from tests.metrics import models
 from tests.oracles import kl as oracle
 
@@ -195,3 +195,32 @@ def test_bad_arguments_are_named():
         kl_components(fn, jnp.ones((4, *SHAPE), jnp.int32), x_prime)
     with pytest.raises(ValueError, match="must return logits"):
         kl_components(lambda x: x, x, x_prime)
+
+
+def test_the_path_is_the_split_at_every_point_of_it():
+    with jax.enable_x64(True):
+        fn = models.smooth(4, SHAPE, dtype=jnp.float64)
+        x, x_prime = _images(6, dtype=jnp.float64)
+        times = jnp.array([0.0, 0.3, 1.0])
+        path = kl_path(fn, x, x_prime, times)
+        for i, t in enumerate(times):
+            parts = kl_components(fn, x, x + t * (x_prime - x))
+            got = [part[i] for part in path]
+            np.testing.assert_allclose(got, np.stack(parts), rtol=1e-9, atol=1e-14)
+        quadratic = times[:, None] ** 2 * path.fisher[-1][None]
+        np.testing.assert_allclose(path.fisher, quadratic, rtol=1e-12)
+        with pytest.raises(ValueError, match="times must be a vector"):
+            kl_path(fn, x, x_prime, 0.5)
+
+
+def test_the_split_towards_the_class_means():
+    fn = models.smooth(4, SHAPE)
+    x, _ = _images(7)
+    y = np.array([0, 2, 2, 0, 3, 3, 3])
+    parts = kl_to_class_means(fn, x, y)
+    assert np.isnan(parts.total[:, 1]).all()
+    for c in (0, 2, 3):
+        mean = jnp.broadcast_to(x[y == c].mean(0)[None], x.shape)
+        want = kl_components(fn, x, mean)
+        got = [part[:, c] for part in parts]
+        np.testing.assert_allclose(got, np.stack(want), rtol=1e-5, atol=1e-7)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robjax import models as flax_models
-from robjax.metrics import kl_components, pairwise_kl
+from robjax.metrics import class_pair_kl, kl_components, pairwise_kl
 from robjax.metrics.pairwise import _draw
 from tests.metrics import models
 
@@ -132,3 +132,93 @@ def test_bad_arguments_are_named():
         pairwise_kl(fn, x, LABELS, partners=0, key=jax.random.key(0))
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         pairwise_kl(fn, x, LABELS, batch_size=0)
+
+
+def test_class_pairs_are_the_means_over_their_pairs_and_make_up_the_metric():
+    with jax.enable_x64(True):
+        fn = models.smooth(5, SHAPE, dtype=jnp.float64)
+        x = _images(dtype=jnp.float64)
+        pairs = class_pair_kl(fn, x, LABELS, batch_size=5)
+        total = pairwise_kl(fn, x, LABELS)
+        i, j = np.nonzero(~np.eye(len(x), dtype=bool))
+        parts = kl_components(fn, x[i], x[j])
+        for a, b in np.ndindex(5, 5):
+            used = (LABELS[i] == a) & (LABELS[j] == b)
+            assert pairs.pairs[a, b] == used.sum()
+            for part, table in zip(parts, pairs.mean, strict=True):
+                if used.any():
+                    expected = np.mean(np.asarray(part)[used])
+                    np.testing.assert_allclose(table[a, b], expected, rtol=1e-9)
+                else:
+                    assert np.isnan(table[a, b])
+        weights = pairs.pairs * ~np.eye(5, dtype=bool)
+        means = [np.nansum(t * weights) / weights.sum() for t in pairs.mean]
+        np.testing.assert_allclose(means, _means(total), rtol=1e-9)
+
+
+def _kl(fn, x):
+    z = np.asarray(fn(x), np.float64)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    p = np.exp(log_p)
+    return (p * log_p).sum(1)[:, None] - p @ log_p.T
+
+
+def test_standard_errors_of_class_pairs_and_shares_against_fresh_samples():
+    # 400 data sets of 2 × 30 images from one source: the spread of the estimates
+    fn = models.smooth(3, SHAPE)
+    labels = np.repeat([0, 1], 30)
+    keys = jax.random.split(jax.random.key(5), 400)
+    shift = np.where(labels, 0.3, 0.0)[:, None, None]
+    estimates = []
+    for key in keys:
+        x = jax.random.uniform(key, (60, *SHAPE)) + shift
+        kl = _kl(fn, x)
+        within = kl[:30, :30].sum() / (30 * 29)
+        estimates.append((kl[:30, 30:].mean(), within))
+    spread = np.std(estimates, axis=0, ddof=1)
+    said = []
+    for key in keys[:40]:
+        x = jax.random.uniform(key, (60, *SHAPE)) + shift
+        error = class_pair_kl(fn, x, labels).stderr.total
+        said.append((error[0, 1], error[0, 0]))
+    np.testing.assert_allclose(np.mean(said, axis=0), spread, rtol=0.15)
+
+
+def test_standard_error_of_a_share_against_the_bootstrap():
+    fn = models.smooth(5, SHAPE)
+    x, y = _images(60), np.arange(60) % 3
+    result = pairwise_kl(fn, x, y)
+    share, stderr = result.share("fisher")
+    assert share == pytest.approx(result.fisher / result.mean)
+    i, j = np.nonzero(np.ones((60, 60)))
+    parts = kl_components(fn, x[i], x[j])
+    total, fisher = (np.asarray(part).reshape(60, 60) for part in parts[:2])
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(400):
+        drawn = rng.integers(60, size=60)
+        apart = y[drawn][:, None] != y[drawn][None]
+        grid = np.ix_(drawn, drawn)
+        shares.append(fisher[grid][apart].mean() / total[grid][apart].mean())
+    assert stderr == pytest.approx(np.std(shares, ddof=1), rel=0.2)
+    with pytest.raises(ValueError, match="part must be"):
+        result.share("total")
+
+
+def test_the_authors_groups_of_five_agree_within_their_standard_error():
+    # their estimator: the first of five images against the other four
+    fn = models.smooth(4, SHAPE)
+    x, y = _images(600), np.arange(600) % 4
+    kl = _kl(fn, x)
+    order = np.random.default_rng(0).permutation(600).reshape(-1, 5)
+    groups = []
+    for first, *others in order:
+        apart = [j for j in others if y[j] != y[first]]
+        groups.append((kl[first, apart].sum(), len(apart)))
+    sums, counts = np.array(groups).T
+    theirs = sums.sum() / counts.sum()
+    spread = np.std(sums - theirs * counts, ddof=1) * np.sqrt(120) / counts.sum()
+    assert abs(theirs - pairwise_kl(fn, x, y).mean) < 3 * spread
+    anchors, partners = order[:, :1].repeat(4, 1).ravel(), order[:, 1:].ravel()
+    ours = np.asarray(kl_components(fn, x[anchors], x[partners]).total)
+    apart = y[anchors] != y[partners]
+    assert ours[apart].mean() == pytest.approx(theirs, rel=1e-4)

@@ -145,7 +145,7 @@ def test_trades_formula_with_a_known_attack(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["standard", "adversarial", "trades"])
+@pytest.mark.parametrize("name", ["standard", "adversarial", "trades", "mart"])
 def test_gradient_is_that_of_the_loss_with_the_attacked_images_held(monkeypatch, name):
     # The fake attacks depend strongly on the weights; were the attacked images not
     # constant, the gradient would differ from that of the loss at fixed images.
@@ -173,6 +173,132 @@ def test_gradient_is_that_of_the_loss_with_the_attacked_images_held(monkeypatch,
         ]
         np.testing.assert_allclose(
             directions @ gradient, np.array(differences) / 2e-6, atol=1e-7
+        )
+
+
+def test_mart_formula_with_a_known_attack(monkeypatch):
+    network, x, y, keys = problem(Linear(CLASSES))
+    attack_that_returns(monkeypatch, "pgd", lambda f, x: x + 0.07)
+    losses, metrics, _ = objectives.mart(
+        network, x, y, keys=keys, strength=1.0, beta=6.0
+    )
+    z, z_moved = linear_logits(network, x), linear_logits(network, np.asarray(x) + 0.07)
+    p, moved = np.exp(log_softmax(z)), np.exp(log_softmax(z_moved))
+    rows, others = np.arange(BATCH), moved.copy()
+    others[rows, y] = 0
+    boosted = -np.log(moved[rows, y]) - np.log(1 - others.max(axis=1))
+    expected = boosted + 6.0 * kl(z, z_moved) * (1 - p[rows, y])
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    np.testing.assert_array_equal(metrics["adversarial_accuracy"], moved.argmax(1) == y)
+
+
+def test_n_fgsm_steps_from_the_noisy_image_and_stays_there():
+    # With two classes the sign of the gradient is known, so x̃ − x − η is as well.
+    network, x, y, keys = problem(Linear(2))
+    eps, seen = 0.05, []
+    kernel = np.asarray(network.variables["params"]["logits"]["kernel"])
+    up = np.sign(kernel[:, 1] - kernel[:, 0]).reshape(1, 2, 2, 1)
+    corner = eps * np.where(np.asarray(y) == 0, 1, -1)[:, None, None, None] * up
+
+    class Spy(Linear):
+        def apply(self, variables, images, **options):
+            seen.append(images)
+            return super().apply(variables, images, **options)
+
+    def attacked(noise):
+        spied = Network(Spy(2), network.variables)
+        objectives.n_fgsm(
+            spied, x, y, keys=keys, strength=0.5, ball=Linf(2 * eps), noise=noise
+        )
+        return np.asarray(seen[-1])
+
+    np.testing.assert_allclose(attacked(0.0), x + corner, atol=1e-6)
+    noise = attacked(2.0) - x - corner
+    assert 1.5 * eps < np.max(np.abs(noise)) <= 2 * eps + 1e-6
+    assert len(np.unique(np.round(noise, 5))) > 20
+
+
+def test_awp_is_the_loss_at_weights_moved_up_the_gradient(monkeypatch):
+    network, x, y, keys = problem(Linear(CLASSES))
+    attack_that_returns(monkeypatch, "pgd", lambda f, x: x + 0.07)
+
+    def loss(weights):
+        here = network._replace(variables={"params": {"logits": weights}})
+        return objectives.awp(here, x, y, keys=keys, strength=0.5, gamma=0.2)[0].mean()
+
+    layer = network.variables["params"]["logits"]
+    moved = np.asarray(x, np.float64).reshape(BATCH, -1) + 0.07
+
+    def by_hand(kernel):
+        error = np.exp(log_softmax(moved @ kernel + np.asarray(layer["bias"])))
+        error[np.arange(BATCH), y] -= 1
+        return moved.T @ error / BATCH
+
+    kernel = np.asarray(layer["kernel"], np.float64)
+    slope = by_hand(kernel)
+    there = kernel + 0.1 * np.linalg.norm(kernel) * slope / np.linalg.norm(slope)
+    z = moved @ there + np.asarray(layer["bias"])
+    value, gradient = jax.value_and_grad(loss)(layer)
+    np.testing.assert_allclose(value, cross_entropy(z, y).mean(), rtol=1e-5)
+    np.testing.assert_allclose(gradient["kernel"], by_hand(there), rtol=1e-4, atol=1e-6)
+    _, _, after = objectives.awp(network, x, y, keys=keys, strength=1.0)
+    np.testing.assert_array_equal(
+        after.variables["params"]["logits"]["kernel"], layer["kernel"]
+    )
+
+
+def explicit_fisher(network, x):
+    """F [B, d, d] of a linear network, by its definition."""
+    kernel = np.asarray(network.variables["params"]["logits"]["kernel"], np.float64)
+    p = np.exp(log_softmax(linear_logits(network, x)))
+    slopes = kernel.T[None] - (p @ kernel.T)[:, None, :]  # ∇_x log p_k [B, K, d]
+    return np.einsum("bk,bki,bkj->bij", p, slopes, slopes)
+
+
+PENALTIES = {
+    "trace": (
+        functools.partial(objectives.fisher_trace, weight=0.3),
+        lambda f: 0.3 * 0.5 * np.trace(f, axis1=1, axis2=2),
+    ),
+    "spectral": (
+        functools.partial(objectives.fisher_spectral, eps=0.8, weight=3.0),
+        lambda f: 3.0 * 0.4**2 / 2 * np.linalg.eigvalsh(f)[:, -1],
+    ),
+    "power iteration": (
+        functools.partial(
+            objectives.fisher_spectral, eps=0.8, weight=3.0, power_steps=60
+        ),
+        lambda f: 3.0 * 0.4**2 / 2 * np.linalg.eigvalsh(f)[:, -1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_fisher_penalties_are_those_of_the_explicit_matrix(name):
+    objective, penalty = PENALTIES[name]
+    network, x, y, keys = problem(Linear(CLASSES))
+    losses, _, _ = objective(network, x, y, keys=keys, strength=0.5)
+    expected = penalty(explicit_fisher(network, x))
+    expected += cross_entropy(linear_logits(network, x), y)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_gradient_of_a_fisher_penalty_against_finite_differences(name):
+    with jax.enable_x64(True):
+        network, x, y, keys = problem(MLP(CLASSES, widths=(5,)), jnp.float64)
+        flat, unravel = ravel_pytree(network.variables["params"])
+
+        @jax.jit
+        def loss(weights):
+            here = network._replace(variables={"params": unravel(weights)})
+            return PENALTIES[name][0](here, x, y, keys=keys, strength=1.0)[0].mean()
+
+        gradient = jax.grad(loss)(flat)
+        directions = jax.random.normal(jax.random.key(1), (8, len(flat)), jnp.float64)
+        steps = [loss(flat + 1e-5 * d) - loss(flat - 1e-5 * d) for d in directions]
+        np.testing.assert_allclose(
+            directions @ gradient, np.array(steps) / 2e-5, rtol=1e-5, atol=1e-7
         )
 
 
@@ -215,7 +341,9 @@ class TestBatchNorm:
         other = expected["train" if mode == "eval" else "eval"]
         assert np.max(np.abs(seen - other)) > 0.01
 
-    @pytest.mark.parametrize("name", ["standard", "adversarial", "trades"])
+    @pytest.mark.parametrize(
+        "name", ["standard", "adversarial", "trades", "mart", "fisher_trace"]
+    )
     def test_running_statistics_move_towards_the_batch(self, monkeypatch, name):
         attack_that_returns(monkeypatch, "pgd", lambda f, x: x)
         attack_that_returns(monkeypatch, "kl_pgd", lambda f, x: x)
@@ -227,7 +355,7 @@ class TestBatchNorm:
             x.reshape(BATCH, -1) @ dense["kernel"] + dense["bias"][None]
         ).mean(0)
         before = network.variables["batch_stats"]["BatchNorm_0"]["mean"]
-        forwards = 2 if name == "trades" else 1
+        forwards = 2 if name in ("trades", "mart") else 1
         kept = 0.9**forwards
         np.testing.assert_allclose(
             updated["batch_stats"]["BatchNorm_0"]["mean"],

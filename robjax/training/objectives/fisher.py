@@ -1,0 +1,109 @@
+"""Objectives that penalise the Fisher information F of the input itself.
+
+Notation as in `robjax.metrics.fisher`: F = AᵀA, the rows of A (K×d) √p_k ∇_x log p_k.
+Batch norm uses its running statistics inside F, as when the network is attacked, so
+that each image has its own F.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from robjax import losses
+from robjax.metrics import fisher
+from robjax.numerics import centre, safe_norm
+from robjax.training.objectives.network import Network, correct
+
+
+def fisher_trace(
+    network: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    keys: jax.Array,
+    strength: jax.Array | float,
+    weight: float = 0.1,
+):
+    """CE(x, y) + weight · trace F(x), trace F = Σ_k p_k ‖∇_x log p_k‖².
+
+    Shen et al., "Defending against adversarial attacks by suppressing the largest
+    eigenvalue of Fisher information matrix", arXiv 1909.06137. K backward passes and
+    their gradient. `weight` is in squared units of the image. Logs "accuracy" and
+    "trace" (nats per squared unit).
+    """
+    del keys
+    rows = fisher.gram_rows(Partial(network.model.apply, network.variables), images)
+    logits, network = network.train(images)
+    trace = jnp.sum(rows * rows, axis=(1, 2))
+    metrics = {"accuracy": correct(logits, labels), "trace": trace}
+    penalty = weight * strength * trace
+    return losses.cross_entropy(logits, labels) + penalty, metrics, network
+
+
+def fisher_spectral(
+    network: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    keys: jax.Array,
+    strength: jax.Array | float,
+    eps: float = 0.5,
+    weight: float = 1.0,
+    power_steps: int | None = None,
+):
+    """CE(x, y) + weight · ½ε² λ_max(F(x)): the worst KL divergence within ‖δ‖₂ ≤ ε.
+
+    (To second order in ε, `robjax.metrics.fisher`.) λ_max = ‖Aᵀu‖² for the leading unit
+    eigenvector u of AAᵀ, held constant, which gives the gradient of a simple λ_max
+    exactly.
+
+    Args:
+      eps: radius in the units of the image; scaled by `strength`.
+      weight: of the penalty.
+      power_steps: None finds u from the K×K matrix AAᵀ, by K backward passes. A number
+        takes that many steps u ← A(Aᵀu) / ‖·‖, of one backward and one forward-mode
+        pass each, from a random start: λ_max from below.
+
+    Logs "accuracy" and "spectral" (λ_max, nats per squared unit).
+    """
+    logits_fn = Partial(network.model.apply, network.variables)
+    if power_steps is None:
+        rows = fisher.gram_rows(logits_fn, images)
+        gram = jnp.einsum("bkd,bld->bkl", *2 * [jax.lax.stop_gradient(rows)])
+        u = jnp.linalg.eigh(gram)[1][:, :, -1]
+        direction = jnp.einsum("bkd,bk->bd", rows, u)
+        spectral = jnp.sum(direction * direction, axis=1)
+    else:
+        spectral = _by_power_iteration(logits_fn, images, keys, power_steps)
+    logits, network = network.train(images)
+    metrics = {"accuracy": correct(logits, labels), "spectral": spectral}
+    penalty = weight * (eps * strength) ** 2 / 2 * spectral
+    return losses.cross_entropy(logits, labels) + penalty, metrics, network
+
+
+def _by_power_iteration(logits_fn, images, keys, steps):
+    constant = jax.lax.stop_gradient(logits_fn)
+    logits, push = jax.linearize(constant, images)
+    pull = jax.linear_transpose(push, images)
+    p = jax.nn.softmax(logits)
+    root = jnp.sqrt(p)
+
+    def to_logits(u, p, root):  # the cotangent of the logits whose pull-back is Aᵀu
+        return root * (u - root * jnp.sum(root * u, axis=1, keepdims=True))
+
+    def unit(u):
+        length = safe_norm(u, 1)[:, None]
+        return u / jnp.where(length > 0, length, 1)
+
+    def step(_, u):
+        (gradient,) = pull(to_logits(u, p, root))
+        return unit(root * centre(push(gradient), p))
+
+    def draw(key):
+        return jax.random.normal(key, logits.shape[1:], logits.dtype)
+
+    u = jax.lax.fori_loop(0, steps, step, unit(jax.vmap(draw)(keys)))
+    logits, pull = jax.vjp(logits_fn, images)
+    p = jax.nn.softmax(logits)
+    (direction,) = pull(to_logits(u, p, jnp.sqrt(p)))
+    return jnp.sum(direction**2, axis=tuple(range(1, images.ndim)))
