@@ -6,10 +6,14 @@ that the claim names, *did not hold* otherwise, and is *not testable* with fewer
 two seeds or where a number is missing.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
+from matplotlib.figure import Figure
+
+from robjax.reporting import figures, tables
 
 HELD = "held"
 FAILED = "did not hold"
@@ -58,3 +62,22 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     ranks = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def course(values: np.ndarray) -> str:
+    """First, last and highest value of a curve [seeds, epochs + 1], nats, in words."""
+    first, peak, last = values[:, 0], values.max(axis=1), values[:, -1]
+    return (
+        f"from {tables.plus_minus(first)} to {tables.plus_minus(last, unit='nats')}, "
+        f"peak {tables.plus_minus(peak)}"
+    )
+
+
+def parts_figure(followed: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """The parts of the metric over training above the accuracies, side by side."""
+    renamed = {"total": "metric", "accuracy": "test_accuracy"}
+    parts = {
+        name: {**curves, **{new: curves[old] for new, old in renamed.items()}}
+        for name, curves in followed.items()
+    }
+    return figures.metric_parts(parts, title=title)

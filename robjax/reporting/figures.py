@@ -69,8 +69,14 @@ class Panel(NamedTuple):
     linear_to: float = 0.1
 
 
-def curves(rows: Sequence[Sequence[Panel]], *, title: str) -> Figure:
-    """Quantities over training, as a grid of panels.
+def curves(
+    rows: Sequence[Sequence[Panel]],
+    *,
+    title: str,
+    x: Any = None,
+    xlabel: str = "epoch",
+) -> Figure:
+    """Quantities over training (or over `x`), as a grid of panels.
 
     The panels of a row share their vertical axis and one legend, at its right; a row
     with the names of the row above does without.
@@ -78,6 +84,8 @@ def curves(rows: Sequence[Sequence[Panel]], *, title: str) -> Figure:
     Args:
         rows: rows of panels, all of the same length.
         title: what the figure shows, in words.
+        x: [points] what the quantities are followed over; None: epochs from 0 on.
+        xlabel: its name and unit.
     """
     with matplotlib.rc_context(STYLE):
         columns = len(rows[0])
@@ -85,13 +93,13 @@ def curves(rows: Sequence[Sequence[Panel]], *, title: str) -> Figure:
         named = None
         for axes_row, panels in zip(grid, rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
-                _draw_panel(axes, panel)
+                _draw_panel(axes, panel, x)
                 axes.label_outer()
             if list(panels[0].series) != named:
                 named = list(panels[0].series)
                 _legend_right(axes_row)
         for axes in grid[-1]:
-            axes.set_xlabel("epoch")
+            axes.set_xlabel(xlabel)
         figure.align_ylabels(grid[:, 0])
     return figure
 
@@ -147,6 +155,85 @@ def scatter(
     return figure
 
 
+def points(
+    series: Mapping[str, tuple[Any, Any]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """One panel of dots for each name, on a log and a linear axis.
+
+    Args:
+        series: name -> (x > 0, y), each [samples].
+        title: what the figure shows, in words.
+        xlabel: name and unit of x.
+        ylabel: name and unit of y.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _grid(1, len(series), title)
+        for axes, (name, (x, y)), colour in zip(
+            grid[0], series.items(), COLOURS, strict=False
+        ):
+            axes.plot(x, y, "o", color=colour, markersize=4, alpha=0.5)
+            axes.set(title=name, xlabel=xlabel, xscale="log")
+        grid[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def matrices(
+    values: Mapping[str, Any], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Square tables [C, C] side by side, on one colour scale; NaN is left blank.
+
+    Args:
+        values: name -> [C, C], the unit named in the title.
+        title: what the figure shows, in words.
+        xlabel: of the second index.
+        ylabel: of the first index.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _grid(1, len(values), title)
+        tables = [np.asarray(table, float) for table in values.values()]
+        off = [t[~np.eye(len(t), dtype=bool)] for t in tables]
+        low, high = np.nanmin(off), np.nanmax(off)
+        shown = None
+        for axes, name, table in zip(grid[0], values, tables, strict=True):
+            table = np.where(np.eye(len(table), dtype=bool), np.nan, table)
+            shown = axes.imshow(table, vmin=low, vmax=high, cmap="viridis")
+            axes.grid(False)
+            axes.set(title=name, xlabel=xlabel)
+            axes.set_xticks(range(len(table)))
+            axes.set_yticks(range(len(table)))
+        grid[0, 0].set_ylabel(ylabel)
+        figure.colorbar(shown, ax=list(grid[0]), shrink=0.8)
+    return figure
+
+
+def bars(
+    panels: Mapping[str, Mapping[str, Mapping[str, Any]]], *, title: str, ylabel: str
+) -> Figure:
+    """Shares in %, as bars with ± one s.e. over seeds.
+
+    Args:
+        panels: panel -> series -> label on the horizontal axis -> shares [seeds].
+        title: what the figure shows, in words.
+        ylabel: what is drawn.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _grid(1, len(panels), title)
+        for axes, (name, series) in zip(grid[0], panels.items(), strict=True):
+            width = 0.8 / len(series)
+            for index, (label, values) in enumerate(series.items()):
+                mean, stderr = mean_stderr(100 * np.stack(list(values.values()), 1))
+                at = np.arange(len(mean)) + (index - (len(series) - 1) / 2) * width
+                error = {"yerr": np.nan_to_num(stderr), "capsize": 3}
+                axes.bar(at, mean, width, label=label, color=COLOURS[index], **error)
+            labels = list(next(iter(series.values())))
+            axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right")
+            axes.set(title=name, ylim=(0, 103))
+            axes.grid(False, axis="x")
+        grid[0, 0].set_ylabel(ylabel)
+        _legend_right(grid[0])
+    return figure
+
+
 def robustness_curves(
     series: Mapping[str, tuple[Any, Any, Any]], *, title: str, xlabel: str
 ) -> Figure:
@@ -185,20 +272,21 @@ def _grid(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
     )
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, x: Any) -> None:
     for (name, values), colour, dashes in zip(
         panel.series.items(), COLOURS, DASHES, strict=False
     ):
         values = np.asarray(values, float) * (100 if panel.scale == "percent" else 1)
         mean, stderr = mean_stderr(values)
-        epochs = np.arange(len(mean))
+        epochs = np.arange(len(mean)) if x is None else np.asarray(x)
         axes.plot(epochs, mean, color=colour, linestyle=dashes, label=name)
         band = np.nan_to_num(stderr)
         axes.fill_between(
             epochs, mean - band, mean + band, color=colour, alpha=0.2, linewidth=0
         )
     axes.set(title=panel.title, ylabel=panel.ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if x is None:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.scale == "percent":
         axes.set_ylim(-3, 103)
     elif panel.scale == "symlog":

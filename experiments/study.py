@@ -1,0 +1,167 @@
+"""What the experiments on trained networks share: command line, training, report.
+
+A `Study` says which networks it needs, what it claims and what it draws. Its run prints
+the claim and an estimate of the cost, trains the networks that no other study has
+trained (`networks`), and writes results/<study>/<data set>/: summary.md with the
+computed verdicts, claims.json, figures/ (PNG and SVG).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from matplotlib.figure import Figure
+
+from experiments import networks
+from experiments.common import Claim
+from experiments.networks import RECIPES, SMOKE, TITLES, History, Recipe
+from robjax import storage
+from robjax.reporting import figures, tables
+
+VERDICTS = (
+    "A claim held if the one-sided 95 % confidence bound of the mean over seeds is "
+    "beyond its threshold (0 for a direction)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What every study can be told on the command line."""
+
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """Digits needs nothing; the others must have been prepared with TFDS."""
+    epochs: int | None = None
+    """Passes over the training set. Default: that of the data set."""
+    seeds: int = 3
+    """Repetitions, at least 2 for verdicts."""
+    train_images: int | None = None
+    """How many training images. Default: that of the data set."""
+    smoke: bool = False
+    """A few seconds on a linear model and one seed, to see that everything works."""
+    results: Path = Path("results")
+    """Folder of all results."""
+
+
+Variants = Mapping[str, Mapping[str, Any]]
+
+
+def by_objective(*names: str) -> Callable[[Arguments], Variants]:
+    """Variants of a recipe that differ by what was minimised, by their titles."""
+    return lambda arguments: {TITLES[name]: {"objective": name} for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An experiment on trained networks.
+
+    Attributes:
+      name: of the module and of the folder of its results.
+      question: what it is about, one line.
+      claim: what the paper says, in words.
+      variants: arguments -> {title: changes of the recipe}, which networks it needs.
+      judge: history -> claims with their verdicts.
+      draw: history -> {file name: figure}.
+    """
+
+    name: str
+    question: str
+    claim: str
+    variants: Callable[[Arguments], Variants]
+    judge: Callable[[History], Sequence[Claim]]
+    draw: Callable[[History], Mapping[str, Figure]]
+
+
+def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
+    """The networks that the study needs: title -> one recipe for each seed.
+
+    Raises:
+        ValueError: fewer than one seed or epoch.
+    """
+    if arguments.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
+    base, seeds = RECIPES[arguments.dataset], arguments.seeds
+    changes: dict[str, Any] = {}
+    if arguments.smoke:
+        changes, seeds = dict(SMOKE), 1
+        changes["fit"] = dataclasses.replace(base.fit, epochs=1, batch_size=64)
+    if arguments.epochs is not None:
+        fit = changes.get("fit", base.fit)
+        changes["fit"] = dataclasses.replace(fit, epochs=arguments.epochs)
+    if arguments.train_images is not None:
+        changes["train_images"] = arguments.train_images
+
+    def one(variant: Mapping[str, Any], seed: int) -> Recipe:
+        recipe = dataclasses.replace(base, **{**variant, **changes})
+        fit = dataclasses.replace(recipe.fit, seed=seed)
+        return dataclasses.replace(recipe, fit=fit)
+
+    return {
+        title: [one(variant, seed) for seed in range(seeds)]
+        for title, variant in study.variants(arguments).items()
+    }
+
+
+def run(study: Study, arguments: Arguments) -> Path:
+    """Runs the study and returns the folder of its results."""
+    chosen = recipes(study, arguments)
+    every = [recipe for row in chosen.values() for recipe in row]
+    description = (
+        f"{study.question}\nClaim: {study.claim}\n"
+        + networks.describe(every, arguments.results)
+    )  # fmt: skip
+    print(description, flush=True)
+    history = networks.collect(chosen, arguments.results)
+    folder = arguments.results / study.name / arguments.dataset
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files = [
+        figures.save(figure, folder / "figures" / name)
+        for name, figure in study.draw(history).items()
+    ]
+    claims = study.judge(history)
+    storage.save_json(
+        folder / "claims.json",
+        {
+            "claims": [claim._asdict() for claim in claims],
+            "networks": [recipe.folder(arguments.results).name for recipe in every],
+            "versions": storage.versions(),
+        },
+    )
+    pictures = "\n".join(f"![{png.stem}](figures/{png.name})\n" for png, _ in files)
+    storage.save_text(
+        folder / "summary.md",
+        f"# {study.question}\n\nClaim: {study.claim}\n\n{_setting(every)}\n\n"
+        + tables.markdown(
+            ["claim", "measured, mean ± s.e. over seeds", "verdict"], claims
+        )
+        + f"{VERDICTS}\n\n{_accuracies(history)}\n{pictures}",
+    )
+    print((folder / "summary.md").read_text())
+    print(f"Figures: {folder / 'figures'}")
+    return folder
+
+
+def _setting(every: Sequence[Recipe]) -> str:
+    first, models = every[0], sorted({recipe.model for recipe in every})
+    images = first.train_images or "all"
+    return (
+        f"{', '.join(models)} on {first.dataset}, {images} training images, "
+        f"{first.fit.epochs} epochs, Linf eps = {first.eps:.3g}, "
+        f"{len({recipe.fit.seed for recipe in every})} seeds."
+    )
+
+
+def _accuracies(history: History) -> str:
+    attacks = list(next(iter(history.final.values())))
+    rows = [
+        [title, *(tables.plus_minus(rates[a], unit="%") for a in attacks)]
+        for title, rates in history.final.items()
+    ]
+    table = tables.markdown(["final networks, test images", *attacks], rows)
+    return f"{table}"
+
+
+def main(study: Study) -> None:
+    """The command line `python -m experiments.<study>`."""
+    run(study, tyro.cli(Arguments, prog=f"python -m experiments.{study.name}"))

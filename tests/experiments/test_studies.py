@@ -1,0 +1,200 @@
+"""The studies of the KL metric: verdicts on made-up histories, and smoke runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import (
+    common,
+    fisher_vs_robustness,
+    kl_metric,
+    metric_vs_accuracy,
+    networks,
+    nonlinearity,
+    study,
+)
+from experiments.networks import History
+from experiments.study import Arguments
+from robjax import storage
+
+SEEDS, EPOCHS = 3, 6
+STANDARD, MADRY, FISHER = networks.TITLES.values()
+
+
+def curves(final_norm, share, final_robust, norm_rises=True):
+    """A history in which accuracy, M and the Fisher part rise over the epochs."""
+    seeds = 1 + 0.01 * np.arange(SEEDS)[:, None]
+    rising = np.linspace(0.1, 1.0, EPOCHS)[None] * seeds
+    values = {name: rising for name in networks.FOLLOWED}
+    return values | {
+        "fisher": final_norm * rising,
+        "fisher_share": share * np.ones_like(rising) * seeds,
+        "fisher_norm": final_norm * (rising if norm_rises else seeds / rising),
+        "robust_accuracy": final_robust * rising,
+    }
+
+
+def samples():
+    """Images whose distances fall as their sensitivity rises."""
+    count = np.arange(1.0, 20.0)
+    falling = {name: 1 / count for name in ("linear_distance", "ddn", "fmn")}
+    return {"spectral": count, "correct": count > 0, **falling}
+
+
+def as_claimed():
+    """A history in which everything is as the paper says."""
+    followed = {
+        STANDARD: curves(100.0, 2.0, 0.01),
+        MADRY: curves(1.0, 0.5, 0.5),
+        FISHER: curves(1.0, 0.5, 0.5, norm_rises=False),
+    }
+    tables = {title: [samples() for _ in range(SEEDS)] for title in followed}
+    return History(followed, {}, tables, {}, num_classes=10)
+
+
+def verdicts(history):
+    return {c.statement: c.verdict for c in kl_metric.STUDY.judge(history)}
+
+
+def test_a_history_as_claimed_holds_everywhere():
+    assert set(verdicts(as_claimed()).values()) == {common.HELD}
+
+
+@pytest.mark.parametrize(
+    ("title", "quantity", "change", "statement"),
+    [
+        (STANDARD, "metric", lambda v: -v, "M rises with standard accuracy: stand"),
+        (MADRY, "metric", lambda v: -v, "M rises with standard accuracy: adv"),
+        (STANDARD, "fisher", lambda v: v[:, ::-1], "Standard training raises the mean"),
+        (STANDARD, "robust_accuracy", lambda v: v + 0.2, "Meanwhile"),
+        (MADRY, "fisher_norm", lambda v: 20 * v, "adversarial (Madry): ‖F‖_F falls"),
+        (MADRY, "fisher_share", lambda v: 9 * v, "adversarial (Madry): so the Fisher"),
+        (FISHER, "fisher", lambda v: 200 + v, "Fisher-regularised: the Fisher part"),
+        (FISHER, "robust_accuracy", lambda v: 0 * v, "Fisher-regularised: robust"),
+        (FISHER, "fisher_norm", lambda v: v[:, ::-1], "Fisher-regularised: strong"),
+    ],
+)
+def test_each_verdict_turns_on_its_own_numbers(title, quantity, change, statement):
+    history = as_claimed()
+    history.followed[title][quantity] = change(history.followed[title][quantity])
+    found = verdicts(history)
+    name = next(name for name in found if name.startswith(statement))
+    assert found[name] == common.FAILED
+
+
+@pytest.mark.parametrize("attack", ["ddn", "fmn"])
+def test_the_prediction_turns_on_the_distances_of_what_is_right(attack):
+    history = as_claimed()
+    for table in history.samples[MADRY]:
+        table[attack] = table[attack][::-1]
+    found = [c for c in kl_metric.STUDY.judge(history) if c.verdict == common.FAILED]
+    assert len(found) == 1 and attack.upper() in found[0].statement
+    table = samples() | {"correct": np.arange(19) < 10}
+    table[attack] = np.where(np.arange(19) < 10, table[attack], np.inf)
+    rho = fisher_vs_robustness.predicted(table, -table["spectral"], attack)
+    assert rho == pytest.approx(1)
+
+
+def test_one_seed_decides_nothing():
+    history = as_claimed()
+    for values in history.followed.values():
+        values.update({name: value[:1] for name, value in values.items()})
+    for title in history.samples:
+        history.samples[title] = [samples()]
+    assert set(verdicts(history).values()) == {common.UNTESTABLE}
+
+
+def test_accuracy_against_the_order_of_the_architectures():
+    names = list(nonlinearity.SMALL)
+    rising = {
+        f"{name}, {MADRY}": {
+            "clean": np.full(SEEDS, 0.5 + 0.1 * i) + 0.01 * np.arange(SEEDS),
+            "PGD-20": np.full(SEEDS, 0.5 - 0.1 * i),
+        }
+        for i, name in enumerate(names)
+    }
+    history = History({}, rising, {}, {}, 10)
+    clean, robust = nonlinearity.judge(history)
+    assert (clean.verdict, robust.verdict) == (common.HELD, common.FAILED)
+
+
+def test_the_command_line_changes_the_recipes():
+    arguments = Arguments(dataset="mnist", epochs=2, seeds=5, train_images=300)
+    chosen = study.recipes(kl_metric.STUDY, arguments)
+    assert list(chosen) == [STANDARD, MADRY, FISHER]
+    recipe = chosen[MADRY][4]
+    assert (recipe.fit.epochs, recipe.fit.seed, recipe.train_images) == (2, 4, 300)
+    assert recipe.objective == "madry"
+    assert recipe.eps == networks.RECIPES["mnist"].eps
+    (default, *_) = study.recipes(kl_metric.STUDY, Arguments())[STANDARD]
+    assert default == networks.RECIPES["digits"]
+    paper = study.recipes(nonlinearity.STUDY, Arguments(dataset="cifar10"))
+    assert {row[0].model for row in paper.values()} == set(nonlinearity.PAPER.values())
+
+
+def test_studies_share_networks_and_other_recipes_do_not(tmp_path):
+    def folders(chosen, arguments):
+        rows = study.recipes(chosen, arguments).values()
+        return {recipe.folder(tmp_path) for row in rows for recipe in row}
+
+    everything = folders(kl_metric.STUDY, Arguments())
+    for part in kl_metric.PARTS:
+        assert folders(part, Arguments()) <= everything
+    assert not folders(kl_metric.STUDY, Arguments(epochs=3)) & everything
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(Arguments(seeds=0), "seeds"), (Arguments(epochs=0), "epochs")],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        study.recipes(kl_metric.STUDY, arguments)
+
+
+def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsys):
+    arguments = Arguments(smoke=True, results=tmp_path)
+    folder = study.run(kl_metric.STUDY, arguments)
+    printed = capsys.readouterr().out
+    assert printed.startswith("The KL metric") and "Claim:" in printed
+    assert str(folder / "figures") in printed
+    assert "not testable" in (folder / "summary.md").read_text()
+    assert len(list((folder / "figures").glob("*.png"))) == 8
+    claims = json.loads((folder / "claims.json").read_text())
+    assert len(claims["networks"]) == 3
+    for name in claims["networks"]:
+        network = tmp_path / "networks" / name
+        config = json.loads((network / "config.json").read_text())["config"]
+        assert config["fit"]["epochs"] == 1 and config["dataset"] == "digits"
+        lines = storage.load_json_lines(network / "metrics.jsonl")
+        assert [line["epoch"] for line in lines] == [0, 1]
+        for line in lines:
+            parts = sum(line[part] for part in networks.PARTS)
+            assert parts == pytest.approx(line["metric"], rel=1e-4)
+            # the smoke model is linear
+            assert abs(line["network"]) < 1e-4 * line["metric"]
+        table = storage.load_npz(network / "robustness.npz")
+        assert table["label"].shape == table["PGD-20/robust"].shape == (40,)
+        # the linearised margin of a linear model is its distance, but for the box
+        samples = storage.load_npz(network / "samples.npz")
+        right = samples["correct"]
+        assert (
+            samples["ddn"][right] >= 0.999 * samples["linear_distance"][right]
+        ).all()
+
+    # another study finds them, and one that is lost is trained again, to the same
+    lost = tmp_path / "networks" / claims["networks"][1] / "robustness.npz"
+    before = storage.load_npz(lost)
+    lost.unlink()
+    study.run(metric_vs_accuracy.STUDY, arguments)
+    printed = capsys.readouterr().out
+    assert "of which 1 are still to be trained" in printed
+    after = storage.load_npz(lost)
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
+
+    folder = study.run(nonlinearity.STUDY, arguments)
+    assert (folder / "figures" / "nonlinearity.png").exists()
+    names = json.loads((folder / "claims.json").read_text())["networks"]
+    assert len(names) == 10 and len(set(names)) == 2  # the smoke model is always linear
