@@ -38,6 +38,8 @@ class Arguments:
     """Repetitions, at least 2 for verdicts."""
     train_images: int | None = None
     """How many training images. Default: that of the data set."""
+    test_images: int | None = None
+    """How many test images. Default: that of the data set."""
     smoke: bool = False
     """A few seconds on a linear model and one seed, to see that everything works."""
     results: Path = Path("results")
@@ -89,8 +91,9 @@ def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
     if arguments.epochs is not None:
         fit = changes.get("fit", base.fit)
         changes["fit"] = dataclasses.replace(fit, epochs=arguments.epochs)
-    if arguments.train_images is not None:
-        changes["train_images"] = arguments.train_images
+    for name in ("train_images", "test_images"):
+        if getattr(arguments, name) is not None:
+            changes[name] = getattr(arguments, name)
 
     def one(variant: Mapping[str, Any], seed: int) -> Recipe:
         recipe = dataclasses.replace(base, **{**variant, **changes})
@@ -135,7 +138,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         + tables.markdown(
             ["claim", "measured, mean ± s.e. over seeds", "verdict"], claims
         )
-        + f"{VERDICTS}\n\n{_accuracies(history)}\n{pictures}",
+        + f"\n{VERDICTS}\n\n{_accuracies(history)}\n{pictures}",
     )
     print((folder / "summary.md").read_text())
     print(f"Figures: {folder / 'figures'}")
