@@ -54,8 +54,9 @@ def measure(name: str, size: int, rounds: int) -> list[str]:
         )
         step = parallel.data_parallel(step, devices)
         # the step takes its state's buffers, so each call goes on from the last one
-        box = [parallel.replicate(start, devices)]
+        box = [parallel.replicate(jax.tree.map(jnp.copy, start), devices)]
         rows = images, np.asarray(y), np.arange(size, dtype=np.int32)
+        rows = tuple(array[None] for array in rows)
 
         def run():
             box[0], seen = step(box[0], *rows)
