@@ -77,6 +77,7 @@ def draw(history: History) -> Mapping[str, Figure]:
     panel = figures.Panel
     rows = [
         [panel(series("fisher_norm"), "", f"mean {NORM} [nats/unit²]", "log")],
+        [panel(series("effective_rank"), "", "effective rank of F")],
         [panel(series("robust_accuracy"), "", "PGD-20 accuracy [%]", "percent")],
     ]
     distances = {}

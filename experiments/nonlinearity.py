@@ -99,7 +99,8 @@ def draw(history: History) -> Mapping[str, Figure]:
         for training, networks in by_training(history).items()
     }
     title = "Accuracy under robust training, from linear to wide"
-    return {"nonlinearity": figures.bars(bars, title=title, ylabel="accuracy [%]")}
+    figure = figures.bars(bars, title=title, ylabel="accuracy [%]", percent=True)
+    return {"nonlinearity": figure}
 
 
 STUDY = Study(

@@ -7,8 +7,8 @@ fall, and robust accuracy rises.
     python -m experiments.robust_training_components [--dataset mnist]
 
 Judged at the end of training against the standard network of the same seed. The figures
-show the parts over training side by side, class pair by class pair, and along the path
-from one image to another. Numbers: experiments/README.md.
+show the parts over training side by side, class pair by class pair, along the path from
+one image to another, and at the adversarial example. Numbers: experiments/README.md.
 """
 
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ def _against_standard(title: str, curves: dict, standard: dict) -> list[Claim]:
 
 def draw(history: History) -> Mapping[str, Figure]:
     """Parts over training, between classes, and along the path to another class."""
-    shares, paths = {}, []
+    shares, paths, attacked = {}, [], {}
     for title, seeds in history.pairs.items():
         total, fisher = np.mean([table["class_mean"][:2] for table in seeds], axis=0)
         shares[title] = 100 * fisher / total
@@ -78,6 +78,8 @@ def draw(history: History) -> Mapping[str, Figure]:
         names = ("total", *(f"{part} part" for part in PARTS))
         series = {name: path[:, i] for i, name in enumerate(names)}
         paths.append(figures.Panel(series, title, "mean over pairs [nats]", "symlog"))
+        at = np.stack([table["attacked"].mean(axis=1) for table in seeds])
+        attacked[title] = {name: at[:, i] for i, name in enumerate(names)}
     return {
         "parts": common.parts_figure(
             history.followed, "The parts of the KL metric, and accuracy, over training"
@@ -93,6 +95,11 @@ def draw(history: History) -> Mapping[str, Figure]:
             title="KL(p(x) ‖ p(x + tΔ)) and its parts on the way to another class",
             x=TIMES,
             xlabel="t",
+        ),
+        "attacked": figures.bars(
+            {"x′ = PGD-20 example of x": attacked},
+            title="KL(p(x) ‖ p(x′)) and its parts at the adversarial example",
+            ylabel="mean over images [nats]",
         ),
     }
 

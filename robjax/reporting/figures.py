@@ -207,28 +207,36 @@ def matrices(
 
 
 def bars(
-    panels: Mapping[str, Mapping[str, Mapping[str, Any]]], *, title: str, ylabel: str
+    panels: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    *,
+    title: str,
+    ylabel: str,
+    percent: bool = False,
 ) -> Figure:
-    """Shares in %, as bars with ± one s.e. over seeds.
+    """Bars with ± one s.e. over seeds.
 
     Args:
-        panels: panel -> series -> label on the horizontal axis -> shares [seeds].
+        panels: panel -> series -> label on the horizontal axis -> values [seeds].
         title: what the figure shows, in words.
-        ylabel: what is drawn.
+        ylabel: what is drawn and its unit.
+        percent: the values are shares, to be drawn in %.
     """
+    scale = 100 if percent else 1
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(panels), title)
         for axes, (name, series) in zip(grid[0], panels.items(), strict=True):
             width = 0.8 / len(series)
             for index, (label, values) in enumerate(series.items()):
-                mean, stderr = mean_stderr(100 * np.stack(list(values.values()), 1))
+                mean, stderr = mean_stderr(scale * np.stack(list(values.values()), 1))
                 at = np.arange(len(mean)) + (index - (len(series) - 1) / 2) * width
                 error = {"yerr": np.nan_to_num(stderr), "capsize": 3}
                 axes.bar(at, mean, width, label=label, color=COLOURS[index], **error)
             labels = list(next(iter(series.values())))
             axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right")
-            axes.set(title=name, ylim=(0, 103))
+            axes.set(title=name)
             axes.grid(False, axis="x")
+        if percent:
+            grid[0, 0].set_ylim(0, 103)
         grid[0, 0].set_ylabel(ylabel)
         _legend_right(grid[0])
     return figure

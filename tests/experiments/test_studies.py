@@ -160,7 +160,7 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
     assert printed.startswith("The KL metric") and "Claim:" in printed
     assert str(folder / "figures") in printed
     assert "not testable" in (folder / "summary.md").read_text()
-    assert len(list((folder / "figures").glob("*.png"))) == 8
+    assert len(list((folder / "figures").glob("*.png"))) == 9
     claims = json.loads((folder / "claims.json").read_text())
     assert len(claims["networks"]) == 3
     for name in claims["networks"]:

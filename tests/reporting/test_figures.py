@@ -108,3 +108,49 @@ def test_saves_both_formats_the_same_way_each_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("a.png", "a.svg", "b.png", "b.svg")
     ]
+
+
+def test_curves_over_something_else_than_epochs():
+    panel = figures.Panel({"a": np.ones((2, 3))}, "panel", "y")
+    figure = figures.curves([[panel]], title="title", x=[0, 0.5, 1], xlabel="t")
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(np.asarray(line.get_xdata()), [0, 0.5, 1])
+    assert figure.axes[0].get_xlabel() == "t"
+
+
+def test_matrices_share_one_scale_and_leave_the_diagonal_blank():
+    one, two = np.arange(9.0).reshape(3, 3), 20 + np.arange(9.0).reshape(3, 3)
+    figure = figures.matrices(
+        {"one": one, "two": two}, title="title", xlabel="x", ylabel="y"
+    )
+    for axes, table in zip(figure.axes, (one, two), strict=False):
+        (image,) = axes.images
+        assert image.get_clim() == (1, 27)
+        shown = np.ma.filled(image.get_array(), np.nan)
+        assert np.isnan(np.diag(shown)).all()
+        np.testing.assert_array_equal(shown[0, 1:], table[0, 1:])
+
+
+@pytest.mark.parametrize("percent", [False, True])
+def test_bars_are_means_over_seeds_with_their_errors(percent):
+    values = {"left": np.array([0.1, 0.3]), "right": np.array([0.5, 0.7])}
+    figure = figures.bars(
+        {"panel": {"a": values}}, title="title", ylabel="y", percent=percent
+    )
+    (axes,) = figure.axes
+    scale = 100 if percent else 1
+    heights = [bar.get_height() for bar in axes.patches]
+    np.testing.assert_allclose(heights, [0.2 * scale, 0.6 * scale])
+    (error,) = axes.collections
+    ends = [path.vertices[:, 1] for path in error.get_paths()]
+    np.testing.assert_allclose(ends[0], [0.1 * scale, 0.3 * scale])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["left", "right"]
+
+
+def test_points_have_a_panel_for_each_name():
+    series = {"a": ([1.0, 10.0], [0.1, 0.2]), "b": ([2.0], [0.3])}
+    figure = figures.points(series, title="title", xlabel="x", ylabel="y")
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    np.testing.assert_array_equal(
+        np.asarray(figure.axes[0].lines[0].get_xdata()), [1, 10]
+    )
