@@ -6,8 +6,8 @@ accuracy stays near 0.
 
     python -m experiments.components_over_training [--dataset mnist]
 
-Judged by rank correlations over the epochs, and by the final robust accuracy (PGD-20)
-against chance. Numbers: experiments/README.md.
+Judged by rank correlations over the epochs, by what the parts grow, and by the highest
+robust accuracy (PGD-20) against chance. Numbers: experiments/README.md.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, study
 from experiments.common import Claim
-from experiments.networks import TITLES, History
+from experiments.networks import PARTS, TITLES, History
 from experiments.study import Study
 from robjax.reporting import tables
 
@@ -36,14 +36,24 @@ def judge(history: History) -> list[Claim]:
                 common.is_above(rho, 0),
             )
         )
+    grown = {name: curves[name][:, -1] - curves[name][:, 0] for name in PARTS}
+    robust_part = grown["softmax"] + grown["network"]
+    claims.append(
+        Claim(
+            "M is raised through the Fisher part: it grows more than the robust part",
+            f"by {tables.plus_minus(grown['fisher'], unit='nats')}, the robust part by "
+            f"{tables.plus_minus(robust_part, unit='nats')}",
+            common.is_above(grown["fisher"] - robust_part, 0),
+        )
+    )
     robust, chance = curves["robust_accuracy"], 1 / history.num_classes
     claims.append(
         Claim(
-            "Meanwhile its robust accuracy stays near 0: it ends below chance "
-            f"({100 * chance:.3g} %)",
+            "Meanwhile its robust accuracy stays near 0: below chance "
+            f"({100 * chance:.3g} %) in every epoch",
             f"PGD-20 robust accuracy {tables.plus_minus(robust[:, -1], unit='%')} in "
             f"the end, {tables.plus_minus(robust.max(axis=1), unit='%')} at the most",
-            common.is_below(robust[:, -1], chance),
+            common.is_below(robust.max(axis=1), chance),
         )
     )
     return claims

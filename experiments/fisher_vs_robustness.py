@@ -47,15 +47,18 @@ def judge(history: History) -> list[Claim]:
     for title, seeds in history.samples.items():
         for attack, norm in (("ddn", "L2"), ("fmn", "L∞")):
             rho = [predicted(table, -table["spectral"], attack) for table in seeds]
-            linear = [
-                predicted(table, table["linear_distance"], attack) for table in seeds
-            ]
+            beside = ""
+            if norm == "L2":
+                linear = [predicted(t, t["linear_distance"], attack) for t in seeds]
+                beside = (
+                    "; the linearised margin reaches "
+                    f"{tables.plus_minus(np.array(linear))}"
+                )
             claims.append(
                 Claim(
                     f"{title}: small λ_max(F) predicts a large {norm} distance "
                     f"({attack.upper()})",
-                    f"rank correlation {tables.plus_minus(np.array(rho))}; the "
-                    f"linearised margin reaches {tables.plus_minus(np.array(linear))}",
+                    f"rank correlation {tables.plus_minus(np.array(rho))}{beside}",
                     common.is_above(rho, 0),
                 )
             )
@@ -64,7 +67,7 @@ def judge(history: History) -> list[Claim]:
 
 def predicted(table: Mapping[str, np.ndarray], values: np.ndarray, attack: str):
     """Rank correlation of values and distances over the images classified correctly."""
-    used = table["correct"] & np.isfinite(table[attack])
+    used = table["correct"] & np.isfinite(table[attack]) & np.isfinite(values)
     return common.rank_correlation(values[None, used], table[attack][None, used])[0]
 
 

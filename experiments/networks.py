@@ -1,7 +1,7 @@
 """The networks that experiments share: each is trained once and found again.
 
-A `Recipe` is everything that decides a network. Its folder is
-results/networks/<data set>-<model>-<objective>-<seed>-<digest of the recipe>/, with
+A `Recipe`, with the code of this file (`FORMAT`), decides a network. Its folder is
+results/networks/<data set>-<model>-<objective>-<seed>-<digest of all that>/, with
 
     config.json        the recipe and the versions
     metrics.jsonl      a record of every epoch: training, and what `follow` measures
@@ -27,7 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robjax import attacks, data, evaluation, losses, metrics, models, storage, training
+from robjax import (
+    attacks,
+    data,
+    evaluation,
+    losses,
+    metrics,
+    models,
+    provenance,
+    storage,
+    training,
+)
 from robjax.balls import L2, Linf
 from robjax.training import TRACKING, FitConfig, objectives
 
@@ -58,6 +68,9 @@ for _form in ("pure_linear", "half_linear"):
     for _name in ("vgg4", "vgg13"):
         MODELS[f"{_name}_{_form}"] = functools.partial(MODELS[_name], form=_form)
 TIMES = np.linspace(0, 1, 11)
+# To be raised with any change of what is trained or measured below, so that networks
+# from before it are not taken for new ones.
+FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +97,9 @@ class Recipe:
 
     def folder(self, results: Path) -> Path:
         """Where the network lies."""
-        plain = json.dumps(storage.plain(self), sort_keys=True)
+        model = provenance.describe(MODELS[self.model](2))
+        decides = [storage.plain(self), model, FORMAT]
+        plain = json.dumps(decides, sort_keys=True)
         digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
         name = f"{self.dataset}-{self.model}-{self.objective}-{self.fit.seed}-{digest}"
         return results / "networks" / name
@@ -183,9 +198,10 @@ def obtain(recipe: Recipe, results: Path) -> Path:
     if is_done(recipe, results):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    storage.save_json(
-        folder / "config.json", {"config": recipe, "versions": storage.versions()}
-    )
+    if not (folder / "config.json").exists():
+        storage.save_json(
+            folder / "config.json", {"config": recipe, "versions": storage.versions()}
+        )
     train, test, tracked = load_splits(recipe)
     model = MODELS[recipe.model](train.num_classes)
     state = training.fit(
@@ -327,7 +343,7 @@ def explain(
 
 @jax.jit
 def linear_distance(logits_fn: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """How far away the margin m, linearised, is 0: max(0, −m) / ‖∇m‖₂ [B]."""
+    """How far away in L2 the margin m, linearised, is 0: max(0, −m) / ‖∇m‖₂ [B]."""
 
     def total(x):
         margin = losses.margin(logits_fn(x), y)
@@ -335,7 +351,8 @@ def linear_distance(logits_fn: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
     slope, margin = jax.grad(total, has_aux=True)(x)
     length = jnp.linalg.norm(slope.reshape(len(slope), -1), axis=1)
-    return jnp.maximum(-margin, 0) / jnp.where(length > 0, length, 1)
+    distance = jnp.maximum(-margin, 0) / jnp.where(length > 0, length, 1)
+    return jnp.where(length > 0, distance, jnp.inf)
 
 
 class History(NamedTuple):

@@ -118,8 +118,14 @@ def logits_and_jacobian(logits_fn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def gram_rows(logits_fn, x: jax.Array) -> jax.Array:
     """A [B, K, d], F = AᵀA; differentiable in the weights of `logits_fn`."""
     logits, jacobian = logits_and_jacobian(logits_fn, x)
-    p = jax.nn.softmax(logits)[:, :, None]
-    return jnp.sqrt(p) * centre(jacobian, p, axis=1)
+    p, root = probabilities(logits)
+    return root[:, :, None] * centre(jacobian, p[:, :, None], axis=1)
+
+
+def probabilities(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """p and √p [B, K]; the gradient of √p stays finite where p underflows to 0."""
+    log_p = jax.nn.log_softmax(logits)
+    return jnp.exp(log_p), jnp.exp(log_p / 2)
 
 
 def _by_gram(logits_fn, x, count):
@@ -136,7 +142,10 @@ def _by_gram(logits_fn, x, count):
 def _result(eigenvalues, trace, frobenius, along, x):
     eigenvalues = jnp.maximum(eigenvalues, 0)
     length = safe_norm(along, 2)[:, :, None]
-    directions = along / jnp.where(length > 0, length, 1)
+    # ‖Aᵀu‖ = √λ; below this it is rounding
+    rounding = 10 * eigenvalues.shape[1] * jnp.finfo(along.dtype).eps
+    real = length > rounding * jnp.sqrt(eigenvalues[:, :1])[:, :, None]
+    directions = jnp.where(real, along / jnp.where(real, length, 1), 0)
     directions = directions.reshape(*along.shape[:2], *x.shape[1:])
     return FisherSpectrum(eigenvalues, trace, frobenius, eigenvalues[:, 0], directions)
 

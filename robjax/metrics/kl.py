@@ -159,9 +159,7 @@ def kl_to_class_means(logits_fn, x: jax.Array, y: jax.Array) -> KLComponents:
     labels = np.asarray(inputs.check_labels(y, x.shape[0]))
     columns = []
     for c in range(labels.max() + 1):
-        mean = (
-            jnp.mean(x[labels == c], axis=0) if c in labels else jnp.zeros(x[0].shape)
-        )
+        mean = jnp.mean(x[labels == c], axis=0) if c in labels else jnp.zeros_like(x[0])
         parts = kl_components(logits_fn, x, jnp.broadcast_to(mean[None], x.shape))
         missing = jnp.nan if c not in labels else 0.0
         columns.append(jax.tree.map(lambda part, m=missing: part + m, parts))

@@ -23,6 +23,7 @@ move on other images from the same source. A share is a ratio of two means, and 
 delta method its influence is (ψ_part − share · ψ_total) / M.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -79,13 +80,14 @@ class PairwiseKL(NamedTuple):
 
 
 class ClassPairKL(NamedTuple):
-    """Means [C, C] over pairs by the labels of x and x′, nats; C the highest label + 1.
+    """Means [C, C] over pairs by the labels of x and x′, nats.
 
-    `mean`: the four parts; entry (a, b) is the mean of KL(p(x) ‖ p(x′)) over x of label
-    a and x′ of label b (for a = b over different images), NaN where there is no pair.
-    `stderr`: in the same form. `pairs`: how many [C, C].
+    `labels`: [C], those that occur. `mean`: the four parts; entry (a, b) is the mean of
+    KL(p(x) ‖ p(x′)) over x of label a and x′ of label b (for a = b over different
+    images), NaN where there is no pair. `stderr`: in the same form. `pairs`: how many.
     """
 
+    labels: np.ndarray
     mean: KLComponents
     stderr: KLComponents
     pairs: np.ndarray
@@ -146,30 +148,29 @@ def class_pair_kl(
     `pairwise_kl` over all pairs; M is the mean of the entries off the diagonal by
     `pairs`. The standard error treats the images of each label as a sample of their
     own: Var_i(mean over x′) / n_a + Var_j(mean over x) / n_b for a two-sample
-    U-statistic, to first order; NaN for a class of one image.
+    U-statistic, to first order; NaN for a class of one image (on the diagonal, of two).
 
     Args, Raises: as in `pairwise_kl`.
     """
     x, labels, batch_size = _check(x, y, batch_size)
-    rows, columns = _class_sums(inputs.as_logits_fn(logits_fn), x, labels, batch_size)
-    counts = np.bincount(labels)
-    classes = len(counts)
+    present, labels = np.unique(labels, return_inverse=True)
+    counts, classes = np.bincount(labels), len(present)
+    logits_fn = inputs.as_logits_fn(logits_fn)
+    rows, columns = _sums(logits_fn, x, labels, batch_size, classes)
     pairs = np.outer(counts, counts) - np.diag(counts)
     means, errors = np.full((2, 4, classes, classes), np.nan)
-    for a, b in np.ndindex(classes, classes):
-        if pairs[a, b] == 0:
-            continue
+    for a, b in np.argwhere(pairs):
         row, column = rows[:, labels == a, b], columns[:, labels == b, a]
         means[:, a, b] = row.sum(1) / pairs[a, b]
         if a == b:
-            influences = [(row + column) / (counts[a] - 1)]
+            influences, least = [(row + column) / (counts[a] - 1)], 3
         else:
-            influences = [row / counts[b], column / counts[a]]
-        if min(values.shape[1] for values in influences) > 1:
+            influences, least = [row / counts[b], column / counts[a]], 2
+        if min(values.shape[1] for values in influences) >= least:
             errors[:, a, b] = np.sqrt(
                 sum(v.var(1, ddof=1) / v.shape[1] for v in influences)
             )
-    return ClassPairKL(KLComponents(*means), KLComponents(*errors), pairs)
+    return ClassPairKL(present, KLComponents(*means), KLComponents(*errors), pairs)
 
 
 def _check(x, y, batch_size):
@@ -184,12 +185,7 @@ def _check(x, y, batch_size):
 
 
 def _all_pairs(logits_fn, x, y, batch_size):
-    rows, columns = _class_sums(logits_fn, x, y, batch_size)
-    own = y[None, :, None]
-    rows, columns = (
-        sums.sum(2) - np.take_along_axis(sums, own, axis=2)[:, :, 0]
-        for sums in (rows, columns)
-    )
+    rows, columns = _sums(logits_fn, x, y, batch_size, None)
     possible = len(y) - np.bincount(y)[y]
     pairs = int(possible.sum())
     means = rows.sum(1) / pairs
@@ -197,20 +193,23 @@ def _all_pairs(logits_fn, x, y, batch_size):
     return _summary(means, influence / pairs, pairs, None)
 
 
-def _class_sums(logits_fn, x, y, batch_size):
-    """Sums [4, N, C] over x′ of each label for x, and over x of each label for x′."""
+def _sums(logits_fn, x, y, batch_size, classes):
+    """Sums of the four parts over x′ for each x, and over x for each x′.
+
+    Over other labels, [4, N] both; with a number of classes, over each label apart
+    [4, N, C], an image with itself (0) included.
+    """
     size, batch_size = x.shape[0], min(batch_size, x.shape[0])
     flat = x.reshape(size, -1)
     flat = flat - jnp.mean(flat, 0)[None]
     logits = _logits(logits_fn, x, batch_size)
     width = min(size, max(1, _BLOCK // (batch_size * logits.shape[1])))
-    member = np.eye(y.max() + 1, dtype=logits.dtype)[y]
-    row_sums, column_sums = np.zeros((2, 4, size, member.shape[1]))
+    shape = (4, size) if classes is None else (4, size, classes)
+    row_sums, column_sums = np.zeros((2, *shape))
     for anchors, real_anchors in _chunks(size, batch_size):
         z, jacobian = _jacobian(logits_fn, x[anchors])
         jacobian = (jacobian, _matvec(jacobian, flat[anchors]))
-        # padding repeats an image and belongs to no class
-        labels = member[anchors] * real_anchors[:, None]
+        anchor_labels = np.where(real_anchors, y[anchors], -1)
         blocks = [
             (
                 chosen,
@@ -218,10 +217,11 @@ def _class_sums(logits_fn, x, y, batch_size):
                 _block(
                     z,
                     *jacobian,
-                    labels,
+                    anchor_labels,
                     logits[chosen],
                     flat[chosen],
-                    member[chosen] * real[:, None],
+                    np.where(real, y[chosen], -1),
+                    classes,
                 ),
             )
             for chosen, real in _chunks(size, width)
@@ -256,18 +256,25 @@ def _logits(logits_fn, x, batch_size):
 _logits = jax.jit(_logits, static_argnums=2)
 
 
-@jax.jit
-def _block(z, jacobian, own, member, z_prime, flat, member_prime):
-    """Sums of the four parts by anchor [4, A, C] and by partner [4, P, C]."""
+@functools.partial(jax.jit, static_argnums=7)
+def _block(z, jacobian, own, labels, z_prime, flat, labels_prime, classes):
+    """Sums over a block of pairs, by anchor and by partner; label −1 is padding."""
     # class axis first: reductions over it then run along contiguous pairs
     change = jnp.einsum("akd,pd->kap", jacobian, flat, precision="highest")
     parts = split_kl(
         z.T[:, :, None], change - own[:, :, None], z_prime.T[:, None, :], axis=0
     )
-    values = jnp.stack(parts)
+    used = (labels >= 0)[:, None] & (labels_prime >= 0)[None, :]
+    if classes is None:
+        used = used & (labels[:, None] != labels_prime[None, :])
+    values = jnp.where(used[None], jnp.stack(parts), 0)
+    if classes is None:
+        return values.sum(2), values.sum(1)
+    member, member_prime = (
+        jax.nn.one_hot(y, classes, dtype=values.dtype) for y in (labels, labels_prime)
+    )
     rows = jnp.einsum("qap,pc->qac", values, member_prime, precision="highest")
-    columns = jnp.einsum("qap,ac->qpc", values, member, precision="highest")
-    return rows, columns
+    return rows, jnp.einsum("qap,ac->qpc", values, member, precision="highest")
 
 
 def _draw(keys, y, partners):
@@ -307,6 +314,8 @@ def _summary(means, influence, pairs, residuals):
     def stderr(combine):
         psi = combine @ influence
         variance = psi @ psi
+        if len(psi) < 3:  # both have the same influence, whatever the spread
+            return float("nan")
         if residuals is None:
             return float(np.sqrt(variance * len(psi) / (len(psi) - 1)))
         single = combine @ residuals

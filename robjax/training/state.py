@@ -42,7 +42,7 @@ class FitConfig:
       milestones: epochs after which the schedule "steps" divides.
       clip_norm: largest norm of the whole gradient; None for no limit.
       ema_decay: γ of the running mean of the weights, ema ← γ ema + (1 − γ) weights,
-        after every step; None to keep none.
+        after every update; None to keep none.
       warmup_epochs: over these the strength of the attack grows linearly up to 1.
       replays: steps taken on each batch, m of FreeAT (Shafahi et al., "Adversarial
         training for free!", NeurIPS 2019, algorithm 1, with objective `standard`). Each
@@ -257,7 +257,7 @@ def make_step(
             metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(gradient)}
             return _apply(state, variables, gradient), metrics, slope
 
-        if config.replays == 1:
+        if config.replays == 1 and config.replay_eps == 0:
             state, metrics, _ = update(state, x)
         else:
             eps = config.replay_eps * strength
@@ -266,6 +266,7 @@ def make_step(
                 state, delta = carry
                 moved = jnp.clip(x + delta, 0, 1)
                 state, metrics, slope = update(state, moved, of=(0, 1))
+                slope = jnp.where(moved == x + delta, slope, 0)
                 delta = jnp.clip(delta + eps * jnp.sign(slope), -eps, eps)
                 return (state, delta), metrics
 

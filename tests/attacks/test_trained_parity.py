@@ -1,6 +1,6 @@
 """Step by step against the reference on the trained networks of `benchmarks.trained`.
 
-Those that have not been trained (python -m benchmarks.trained <name>) are skipped.
+MNIST and CIFAR-10 ones are skipped unless `python -m benchmarks.trained` made them.
 """
 
 import functools
@@ -33,7 +33,8 @@ BALLS = {"Linf": Linf, "L2": L2, "L1": L1}
 @functools.cache
 def load(name):
     """Network and images, in float32."""
-    if not (trained.FOLDER / name / "checkpoints").exists():
+    on_disk = (trained.FOLDER / name / "checkpoints").exists()
+    if not on_disk and not name.startswith("digits"):  # those take seconds
         pytest.skip(f"{name} has not been trained")
     logits_fn, test, _ = trained.load(name)
     return logits_fn, data.to_float(test.images[: 2 * IMAGES], test.scale), test.labels
@@ -63,6 +64,15 @@ def channels_first(x):
 
 def channels_last(x):
     return np.moveaxis(x, -3, -1)
+
+
+def assert_slopes_agree(ours, theirs):
+    """Exactly for most images; the others have pooling windows with equal values."""
+    axes = tuple(range(1, ours.ndim))
+    size = np.abs(theirs).max(axis=axes, keepdims=True)
+    close = np.abs(ours - theirs) <= 1e-6 * size + 1e-12
+    assert close.all(axis=axes).mean() > 0.7
+    assert close.mean() > 0.97
 
 
 def uncountable(x, points):
@@ -102,9 +112,9 @@ def test_apgd_is_the_reference_step_by_step(network, float64, norm, loss):
     same &= np.isclose(points, reached, atol=1e-6).all((2, 3, 4))
     same[:-1] &= steps[:-1] == run.step_sizes
     assert len(np.unique(run.step_sizes)) >= 5
-    slopes = np.isclose(gradients, theirs, rtol=1e-6, atol=1e-12).all((2, 3, 4))
-    assert slopes.mean() > 0.8
+    assert known[:5].mean() > 0.5
     assert (same | ~known).all()
+    assert_slopes_agree(gradients[known], theirs[known])
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -124,3 +134,20 @@ def test_fab_is_the_reference_step_by_step(network, float64, norm):
     )
     assert clear.mean() > 0.9
     np.testing.assert_allclose(single[clear], path[1:][clear], atol=1e-6)
+    towards = jax.jit(slope_towards(logits_fn, classes, y))
+    at = np.stack([towards(jnp.asarray(v)) for v in path[::10]])
+    slopes = slopes[::10]
+    size = np.abs(at).max(axis=(2, 3, 4), keepdims=True)
+    at = np.where(np.abs(at) < 1e-7 * np.maximum(size, 1), 0, at)
+    assert_slopes_agree(at.reshape(-1, *x.shape[1:]), slopes.reshape(-1, *x.shape[1:]))
+
+
+def slope_towards(logits_fn, classes, y):
+    """v -> gradient of z_c − z_y, summed over the images."""
+    rows = jnp.arange(len(y))
+
+    def total(v):
+        logits = logits_fn(v)
+        return jnp.sum(logits[rows, classes] - logits[rows, y])
+
+    return jax.grad(total)

@@ -139,6 +139,15 @@ def test_bad_arguments_are_named():
         fisher_spectrum(fn, x, batch_size=-1)
 
 
+@pytest.mark.parametrize("lanczos_steps", [None, 5])
+def test_there_is_no_direction_where_the_eigenvalue_is_zero(lanczos_steps):
+    fn, x = models.smooth(5, SHAPE), _images(6)
+    spectrum = fisher_spectrum(fn, x, directions=5, lanczos_steps=lanczos_steps)
+    v = np.asarray(spectrum.directions).reshape(6, 5, -1)
+    np.testing.assert_array_equal(v[:, 4], 0)
+    np.testing.assert_allclose(np.linalg.norm(v[:, :4], axis=2), 1, rtol=1e-5)
+
+
 def test_more_directions_than_eigenvalues_are_an_error():
     fn, x = models.smooth(5, SHAPE), _images(2)
     with pytest.raises(ValueError, match="directions must be at most 5, got 6"):

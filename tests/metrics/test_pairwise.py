@@ -142,18 +142,25 @@ def test_class_pairs_are_the_means_over_their_pairs_and_make_up_the_metric():
         total = pairwise_kl(fn, x, LABELS)
         i, j = np.nonzero(~np.eye(len(x), dtype=bool))
         parts = kl_components(fn, x[i], x[j])
-        for a, b in np.ndindex(5, 5):
-            used = (LABELS[i] == a) & (LABELS[j] == b)
+        np.testing.assert_array_equal(pairs.labels, [0, 1, 2, 4])
+        for a, b in np.ndindex(4, 4):
+            used = (LABELS[i] == pairs.labels[a]) & (LABELS[j] == pairs.labels[b])
             assert pairs.pairs[a, b] == used.sum()
             for part, table in zip(parts, pairs.mean, strict=True):
-                if used.any():
-                    expected = np.mean(np.asarray(part)[used])
-                    np.testing.assert_allclose(table[a, b], expected, rtol=1e-9)
-                else:
-                    assert np.isnan(table[a, b])
-        weights = pairs.pairs * ~np.eye(5, dtype=bool)
+                expected = np.mean(np.asarray(part)[used])
+                np.testing.assert_allclose(table[a, b], expected, rtol=1e-9)
+        weights = pairs.pairs * ~np.eye(4, dtype=bool)
         means = [np.nansum(t * weights) / weights.sum() for t in pairs.mean]
         np.testing.assert_allclose(means, _means(total), rtol=1e-9)
+
+
+def test_no_standard_error_from_too_few_images():
+    fn, x = models.smooth(3, SHAPE), _images(4)
+    pairs = class_pair_kl(fn, x, np.array([7, 1_000_000, 7, 9]))
+    np.testing.assert_array_equal(pairs.labels, [7, 9, 1_000_000])
+    assert np.isfinite(pairs.mean.total[0]).all() and np.isnan(pairs.stderr.total).all()
+    assert np.isnan(np.diag(pairs.mean.total)[1:]).all()
+    assert np.isnan(pairwise_kl(fn, x[:2], np.array([0, 1])).stderr)
 
 
 def _kl(fn, x):

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from robjax import attacks
-from robjax.balls import Linf
+from robjax.balls import L2, Linf
 from robjax.models import MLP, Linear
 from robjax.training import objectives
 from robjax.training.objectives import Network
@@ -195,6 +195,7 @@ def test_mart_formula_with_a_known_attack(monkeypatch):
 def test_n_fgsm_steps_from_the_noisy_image_and_stays_there():
     # With two classes the sign of the gradient is known, so x̃ − x − η is as well.
     network, x, y, keys = problem(Linear(2))
+    x = x.at[:, 0].set(0.0).at[:, 1, 0].set(1.0)
     eps, seen = 0.05, []
     kernel = np.asarray(network.variables["params"]["logits"]["kernel"])
     up = np.sign(kernel[:, 1] - kernel[:, 0]).reshape(1, 2, 2, 1)
@@ -202,20 +203,22 @@ def test_n_fgsm_steps_from_the_noisy_image_and_stays_there():
 
     class Spy(Linear):
         def apply(self, variables, images, **options):
-            seen.append(images)
+            seen.append(jax.lax.stop_gradient(images))
             return super().apply(variables, images, **options)
 
-    def attacked(noise):
+    def images(noise):
         spied = Network(Spy(2), network.variables)
-        objectives.n_fgsm(
-            spied, x, y, keys=keys, strength=0.5, ball=Linf(2 * eps), noise=noise
-        )
+        options = {"ball": Linf(2 * eps), "noise": noise}
+        with jax.disable_jit():
+            objectives.n_fgsm(spied, x, y, keys=keys, strength=0.5, **options)
         return np.asarray(seen[-1])
 
-    np.testing.assert_allclose(attacked(0.0), x + corner, atol=1e-6)
-    noise = attacked(2.0) - x - corner
-    assert 1.5 * eps < np.max(np.abs(noise)) <= 2 * eps + 1e-6
-    assert len(np.unique(np.round(noise, 5))) > 20
+    np.testing.assert_allclose(images(0.0), np.clip(x + corner, 0, 1), atol=1e-6)
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (2, 2, 1), minval=-1))(keys)
+    start = np.clip(x + 2 * eps * draws, 0, 1)  # clipped before the step, too
+    np.testing.assert_allclose(images(2.0), np.clip(start + corner, 0, 1), atol=1e-6)
+    with pytest.raises(ValueError, match="ball must be Linf"):
+        objectives.n_fgsm(network, x, y, keys=keys, strength=1.0, ball=L2(0.1))  # pyright: ignore[reportArgumentType]
 
 
 def test_awp_is_the_loss_at_weights_moved_up_the_gradient(monkeypatch):
@@ -281,6 +284,20 @@ def test_fisher_penalties_are_those_of_the_explicit_matrix(name):
     expected = penalty(explicit_fisher(network, x))
     expected += cross_entropy(linear_logits(network, x), y)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_gradients_stay_finite_where_a_probability_underflows(name):
+    network, x, y, keys = problem(Linear(CLASSES))
+    layer = network.variables["params"]["logits"]
+    layer = {**layer, "bias": jnp.array([120.0, 0.0, 119.0])}
+
+    def loss(layer):
+        here = network._replace(variables={"params": {"logits": layer}})
+        return PENALTIES[name][0](here, x, y, keys=keys, strength=1.0)[0].mean()
+
+    for leaf in jax.tree.leaves(jax.grad(loss)(layer)):
+        assert np.isfinite(leaf).all()
 
 
 @pytest.mark.parametrize("name", PENALTIES)

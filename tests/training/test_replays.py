@@ -19,6 +19,7 @@ CONFIG = FitConfig(
 def dataset():
     rng = np.random.default_rng(0)
     images = rng.integers(60, 200, size=(32, 4, 4, 1)).astype(np.uint8)
+    images[:, 0], images[:, 1, 2:] = 0, 255
     labels = rng.integers(3, size=32).astype(np.int32)
     return data.Dataset(images, labels, 3, 255.0, "made up")
 
@@ -52,7 +53,7 @@ def by_hand(config):
                 z = moved @ w + b
                 p = np.exp(z - z.max(1, keepdims=True))
                 error = (p / p.sum(1, keepdims=True) - y) / 16
-                inside = (x + delta > 0) & (x + delta < 1)
+                inside = (x + delta >= 0) & (x + delta <= 1)
                 slope = error @ w.T * inside
                 velocity[0] = 0.9 * velocity[0] + moved.T @ error
                 velocity[1] = 0.9 * velocity[1] + error.sum(0)
@@ -72,6 +73,12 @@ def test_replays_are_the_algorithm_by_hand(eps):
     np.testing.assert_allclose(layer["kernel"], w, atol=2e-5)
     np.testing.assert_allclose(layer["bias"], b, atol=2e-5)
     assert int(state.step) == 4
+
+
+def test_one_replay_still_moves_the_images():
+    moved = train(dataclasses.replace(CONFIG, replays=1, replay_eps=0.1))
+    moved, plain = (s.variables["params"]["logits"] for s in (moved, train(CONFIG)))
+    assert np.max(np.abs(moved["kernel"] - plain["kernel"])) > 1e-3
 
 
 def test_devices_share_a_replayed_batch():

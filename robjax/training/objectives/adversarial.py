@@ -164,15 +164,20 @@ def n_fgsm(
     """CE(x̃, y) with x̃ = x + η + step · ε sign ∇CE(x + η), η uniform within noise · ε.
 
     De Jorge et al., "Make some noise: reliable and efficient single-step adversarial
-    training", NeurIPS 2022, eq. 3: x̃ stays where it is, outside the ball, but is
-    clipped to [0, 1]. One input gradient. Logs "adversarial_accuracy".
+    training", NeurIPS 2022, eq. 3: x̃ stays where it is, outside the ball, but x + η and
+    x̃ are clipped to [0, 1]. One input gradient. Logs "adversarial_accuracy".
+
+    Raises:
+      ValueError: ball is not Linf.
     """
+    if not isinstance(ball, Linf):
+        raise ValueError(f"ball must be Linf, got {ball!r}")
     eps = _scaled(ball, strength).eps
 
     def uniform(key):
         return jax.random.uniform(key, images.shape[1:], images.dtype, -1, 1)
 
-    start = images + noise * eps * jax.vmap(uniform)(keys)
+    start = jnp.clip(images + noise * eps * jax.vmap(uniform)(keys), 0, 1)
     logits_fn = network.logits_fn(attack_mode)
     slope = jax.grad(lambda v: losses.log_odds(logits_fn(v), labels).sum())(start)
     attacked = jnp.clip(start + step * eps * jnp.sign(slope), 0, 1)

@@ -69,9 +69,10 @@ def fisher_spectral(
     logits_fn = Partial(network.model.apply, network.variables)
     if power_steps is None:
         rows = fisher.gram_rows(logits_fn, images)
-        gram = jnp.einsum("bkd,bld->bkl", *2 * [jax.lax.stop_gradient(rows)])
+        fixed = jax.lax.stop_gradient(rows)
+        gram = jnp.einsum("bkd,bld->bkl", fixed, fixed, precision="highest")
         u = jnp.linalg.eigh(gram)[1][:, :, -1]
-        direction = jnp.einsum("bkd,bk->bd", rows, u)
+        direction = jnp.einsum("bkd,bk->bd", rows, u, precision="highest")
         spectral = jnp.sum(direction * direction, axis=1)
     else:
         spectral = _by_power_iteration(logits_fn, images, keys, power_steps)
@@ -85,10 +86,9 @@ def _by_power_iteration(logits_fn, images, keys, steps):
     constant = jax.lax.stop_gradient(logits_fn)
     logits, push = jax.linearize(constant, images)
     pull = jax.linear_transpose(push, images)
-    p = jax.nn.softmax(logits)
-    root = jnp.sqrt(p)
+    p, root = fisher.probabilities(logits)
 
-    def to_logits(u, p, root):  # the cotangent of the logits whose pull-back is Aᵀu
+    def to_logits(u, root):  # the cotangent of the logits whose pull-back is Aᵀu
         return root * (u - root * jnp.sum(root * u, axis=1, keepdims=True))
 
     def unit(u):
@@ -96,7 +96,7 @@ def _by_power_iteration(logits_fn, images, keys, steps):
         return u / jnp.where(length > 0, length, 1)
 
     def step(_, u):
-        (gradient,) = pull(to_logits(u, p, root))
+        (gradient,) = pull(to_logits(u, root))
         return unit(root * centre(push(gradient), p))
 
     def draw(key):
@@ -104,6 +104,5 @@ def _by_power_iteration(logits_fn, images, keys, steps):
 
     u = jax.lax.fori_loop(0, steps, step, unit(jax.vmap(draw)(keys)))
     logits, pull = jax.vjp(logits_fn, images)
-    p = jax.nn.softmax(logits)
-    (direction,) = pull(to_logits(u, p, jnp.sqrt(p)))
+    (direction,) = pull(to_logits(u, fisher.probabilities(logits)[1]))
     return jnp.sum(direction**2, axis=tuple(range(1, images.ndim)))
