@@ -8,8 +8,8 @@ on the same nine networks: three objectives, three seeds.
     python -m experiments.kl_metric --dataset mnist      MNIST in earnest
     python -m experiments.kl_metric --dataset cifar10    on an accelerator
 
-A run that is stopped goes on with the same command. Cost: digits 5 minutes on 2 CPU
-cores, compilation included. Numbers: experiments/README.md.
+A run that is stopped goes on with the same command. Cost: digits 6 minutes of CPU time,
+MNIST 45. Numbers: experiments/README.md.
 """
 
 from experiments import (
