@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from experiments import common, study
 from experiments.common import Claim
-from experiments.networks import TITLES, History
+from experiments.history import History
+from experiments.networks import TITLES
 from experiments.study import Study
 from robjax.reporting import figures, tables
 

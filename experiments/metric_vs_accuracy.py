@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, study
 from experiments.common import Claim
-from experiments.networks import History
+from experiments.history import History
 from experiments.study import Study
 from robjax.reporting import figures, tables
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import tyro
 from matplotlib.figure import Figure
 
-from experiments import networks
+from experiments import history, networks
 from experiments.common import Claim
-from experiments.networks import RECIPES, SMOKE, TITLES, History, Recipe
+from experiments.history import History
+from experiments.networks import RECIPES, SMOKE, TITLES, Recipe
 from robjax import storage
 from robjax.reporting import figures, tables
 
@@ -115,14 +116,14 @@ def run(study: Study, arguments: Arguments) -> Path:
         + networks.describe(every, arguments.results)
     )  # fmt: skip
     print(description, flush=True)
-    history = networks.collect(chosen, arguments.results)
+    recorded = history.collect(chosen, arguments.results)
     folder = arguments.results / study.name / arguments.dataset
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     files = [
         figures.save(figure, folder / "figures" / name)
-        for name, figure in study.draw(history).items()
+        for name, figure in study.draw(recorded).items()
     ]
-    claims = study.judge(history)
+    claims = study.judge(recorded)
     storage.save_json(
         folder / "claims.json",
         {
@@ -138,7 +139,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         + tables.markdown(
             ["claim", "measured, mean ± s.e. over seeds", "verdict"], claims
         )
-        + f"\n{VERDICTS}\n\n{_accuracies(history)}\n{pictures}",
+        + f"\n{VERDICTS}\n\n{_accuracies(recorded)}\n{pictures}",
     )
     print((folder / "summary.md").read_text())
     print(f"Figures: {folder / 'figures'}")
@@ -155,11 +156,11 @@ def _setting(every: Sequence[Recipe]) -> str:
     )
 
 
-def _accuracies(history: History) -> str:
-    attacks = list(next(iter(history.final.values())))
+def _accuracies(recorded: History) -> str:
+    attacks = list(next(iter(recorded.final.values())))
     rows = [
         [title, *(tables.plus_minus(rates[a], unit="%") for a in attacks)]
-        for title, rates in history.final.items()
+        for title, rates in recorded.final.items()
     ]
     table = tables.markdown(["final networks, test images", *attacks], rows)
     return f"{table}"

@@ -33,6 +33,7 @@ BALLS = {"Linf": Linf, "L2": L2, "L1": L1}
 @functools.cache
 def load(name):
     """Network and images, in float32."""
+    reference.torch_and_apgd()  # skips without them
     on_disk = (trained.FOLDER / name / "checkpoints").exists()
     if not on_disk and not name.startswith("digits"):  # those take seconds
         pytest.skip(f"{name} has not been trained")

@@ -14,7 +14,7 @@ from experiments import (
     nonlinearity,
     study,
 )
-from experiments.networks import History
+from experiments.history import History
 from experiments.study import Arguments
 from robjax import storage
 
