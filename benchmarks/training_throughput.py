@@ -65,7 +65,7 @@ def measure(name: str, size: int, rounds: int) -> list[str]:
         return run
 
     def full(params, x, y):
-        logits = model.apply({**variables, "params": params}, x)
+        logits: Any = model.apply({**variables, "params": params}, x)
         return jnp.mean(losses.cross_entropy(logits, y))
 
     gradient = jax.jit(lambda *a: lowering.fast(jax.grad(full))(*a))

@@ -193,7 +193,7 @@ def matrices(
         tables = [np.asarray(table, float) for table in values.values()]
         off = [t[~np.eye(len(t), dtype=bool)] for t in tables]
         low, high = np.nanmin(off), np.nanmax(off)
-        shown = None
+        shown: Any = None
         for axes, name, table in zip(grid[0], values, tables, strict=True):
             table = np.where(np.eye(len(table), dtype=bool), np.nan, table)
             shown = axes.imshow(table, vmin=low, vmax=high, cmap="viridis")

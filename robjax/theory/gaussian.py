@@ -217,7 +217,7 @@ def unit_svm(*, p: float, m: float) -> UnitSVM:
         w1, v, along, across = slopes(angle)
         return along * v - across * w1
 
-    angle = 0.0 if p == 0.5 else optimize.brentq(stationary, 0, 1.55, xtol=1e-15)
+    angle: Any = 0.0 if p == 0.5 else optimize.brentq(stationary, 0, 1.55, xtol=1e-15)
     w1, v, _, across = slopes(angle)
     return UnitSVM(float(w1), float(v), float(-across / v))
 

@@ -242,7 +242,7 @@ def make_step(
             means = {name: jnp.mean(values) for name, values in metrics.items()}
             return jnp.mean(losses), (means, network.variables)
 
-        def update(state: TrainState, images, of=0):
+        def update(state: TrainState, images, of: Any = 0) -> tuple[Any, Any, Any]:
             """The next state, metrics, and the gradient for the images if asked."""
             differentiate = lowering.fast(
                 jax.value_and_grad(mean_loss, argnums=of, has_aux=True)
