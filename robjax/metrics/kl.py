@@ -117,12 +117,15 @@ def kl_path(
         KLComponents of arrays [T, B].
 
     Raises:
-        ValueError: as in `kl_components`, or `times` not a vector.
+        ValueError: as in `kl_components`, or `times` not a finite vector.
     """
     x, x_prime = _check_pair(x, x_prime)
     times = jnp.asarray(times, x.dtype)
     if times.ndim != 1:
         raise ValueError(f"times must be a vector, got shape {times.shape}")
+    concrete = not isinstance(times, jax.core.Tracer)
+    if concrete and not np.isfinite(times).all():
+        raise ValueError(f"times must be finite, got {times}")
     return _kl_path(inputs.as_logits_fn(logits_fn), x, x_prime, times)
 
 

@@ -211,6 +211,8 @@ def test_the_path_is_the_split_at_every_point_of_it():
         np.testing.assert_allclose(path.fisher, quadratic, rtol=1e-12)
         with pytest.raises(ValueError, match="times must be a vector"):
             kl_path(fn, x, x_prime, 0.5)
+        with pytest.raises(ValueError, match="times must be finite"):
+            kl_path(fn, x, x_prime, jnp.array([0.0, jnp.nan]))
 
 
 def test_the_split_towards_the_class_means():
