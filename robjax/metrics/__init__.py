@@ -1,5 +1,6 @@
 """Per-sample and per-pair measurements that explain why a model is (not) robust."""
 
+from robjax.metrics import saliency
 from robjax.metrics.fisher import FisherSpectrum, fisher_spectrum
 from robjax.metrics.kl import KLComponents, kl_components, kl_path, kl_to_class_means
 from robjax.metrics.pairwise import ClassPairKL, PairwiseKL, class_pair_kl, pairwise_kl
@@ -15,4 +16,5 @@ __all__ = [
     "kl_path",
     "kl_to_class_means",
     "pairwise_kl",
+    "saliency",
 ]

@@ -58,7 +58,7 @@ def test_worst_images_and_the_optimum_against_brute_force(eps, bounds):
     assert np.abs(moved - x).max() <= eps + 1e-15
     np.testing.assert_allclose(margins, y * (moved @ found.w + found.b))
     assert np.logaddexp(0, -margins).mean() == pytest.approx(found.objective)
-    # a minimum of a convex function: nothing near is lower, nor what another method finds
+    # a minimum of a convex function: nothing near is lower, nor is another method
     rng = np.random.default_rng(1)
     for _ in range(200):
         near = theta + 10.0 ** rng.uniform(-6, 0) * rng.normal(size=4)
