@@ -1,4 +1,4 @@
-"""What every experiment needs: verdicts on claims, computed from seeds.
+"""What every experiment needs: verdicts on claims, computed from seeds, and a report.
 
 A claim is judged on one number for each seed. It *held* if the one-sided 95 %
 confidence bound of the mean (Student's t over the seeds) is beyond the threshold
@@ -6,18 +6,26 @@ that the claim names, *did not hold* otherwise, and is *not testable* with fewer
 two seeds or where a number is missing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from robjax import storage
 from robjax.reporting import figures, tables
 
 HELD = "held"
 FAILED = "did not hold"
 UNTESTABLE = "not testable with these settings"
+
+
+VERDICTS = (
+    "A claim held if the one-sided 95 % confidence bound of the mean over seeds is "
+    "beyond its threshold (0 for a direction)."
+)
 
 
 class Claim(NamedTuple):
@@ -62,6 +70,48 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     ranks = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def write_report(
+    folder: Path,
+    *,
+    question: str,
+    claim: str,
+    setting: str,
+    claims: Sequence[Claim],
+    drawn: Mapping[str, Figure],
+    rest: str = "",
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes summary.md, claims.json and figures/ (PNG and SVG), prints the summary.
+
+    Args:
+        folder: is made.
+        question: what the experiment is about, one line.
+        claim: what the paper says, in words.
+        setting: data, networks and seeds, one line.
+        claims: with their verdicts.
+        drawn: file name -> figure.
+        rest: further Markdown, above the figures.
+        record: what claims.json holds besides.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files = [
+        figures.save(figure, folder / "figures" / name)
+        for name, figure in drawn.items()
+    ]
+    verdicts = [claim._asdict() for claim in claims]
+    everything = {"claims": verdicts, "versions": storage.versions(), **(record or {})}
+    storage.save_json(folder / "claims.json", everything)
+    header = ["claim", "measured, mean ± s.e. over seeds", "verdict"]
+    pictures = "\n".join(f"![{png.stem}](figures/{png.name})\n" for png, _ in files)
+    storage.save_text(
+        folder / "summary.md",
+        f"# {question}\n\nClaim: {claim}\n\n{setting}\n\n"
+        f"{tables.markdown(header, claims)}\n{VERDICTS}\n\n{rest}\n{pictures}",
+    )
+    print((folder / "summary.md").read_text())
+    print(f"Figures: {folder / 'figures'}")
 
 
 def course(values: np.ndarray) -> str:

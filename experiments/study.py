@@ -14,17 +14,11 @@ from typing import Any, Literal
 import tyro
 from matplotlib.figure import Figure
 
-from experiments import history, networks
+from experiments import common, history, networks
 from experiments.common import Claim
 from experiments.history import History
 from experiments.networks import RECIPES, SMOKE, TITLES, Recipe
-from robjax import storage
-from robjax.reporting import figures, tables
-
-VERDICTS = (
-    "A claim held if the one-sided 95 % confidence bound of the mean over seeds is "
-    "beyond its threshold (0 for a direction)."
-)
+from robjax.reporting import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,31 +112,16 @@ def run(study: Study, arguments: Arguments) -> Path:
     print(description, flush=True)
     recorded = history.collect(chosen, arguments.results)
     folder = arguments.results / study.name / arguments.dataset
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    files = [
-        figures.save(figure, folder / "figures" / name)
-        for name, figure in study.draw(recorded).items()
-    ]
-    claims = study.judge(recorded)
-    storage.save_json(
-        folder / "claims.json",
-        {
-            "claims": [claim._asdict() for claim in claims],
-            "networks": [recipe.folder(arguments.results).name for recipe in every],
-            "versions": storage.versions(),
-        },
+    common.write_report(
+        folder,
+        question=study.question,
+        claim=study.claim,
+        setting=_setting(every),
+        claims=study.judge(recorded),
+        drawn=study.draw(recorded),
+        rest=_accuracies(recorded),
+        record={"networks": [r.folder(arguments.results).name for r in every]},
     )
-    pictures = "\n".join(f"![{png.stem}](figures/{png.name})\n" for png, _ in files)
-    storage.save_text(
-        folder / "summary.md",
-        f"# {study.question}\n\nClaim: {study.claim}\n\n{_setting(every)}\n\n"
-        + tables.markdown(
-            ["claim", "measured, mean ± s.e. over seeds", "verdict"], claims
-        )
-        + f"\n{VERDICTS}\n\n{_accuracies(recorded)}\n{pictures}",
-    )
-    print((folder / "summary.md").read_text())
-    print(f"Figures: {folder / 'figures'}")
     return folder
 
 

@@ -75,6 +75,7 @@ def curves(
     title: str,
     x: Any = None,
     xlabel: str = "epoch",
+    xscale: str = "linear",
 ) -> Figure:
     """Quantities over training (or over `x`), as a grid of panels.
 
@@ -86,6 +87,7 @@ def curves(
         title: what the figure shows, in words.
         x: [points] what the quantities are followed over; None: epochs from 0 on.
         xlabel: its name and unit.
+        xscale: "linear" or "log".
     """
     with matplotlib.rc_context(STYLE):
         columns = len(rows[0])
@@ -99,7 +101,7 @@ def curves(
                 named = list(panels[0].series)
                 _legend_right(axes_row)
         for axes in grid[-1]:
-            axes.set_xlabel(xlabel)
+            axes.set(xlabel=xlabel, xscale=xscale)
         figure.align_ylabels(grid[:, 0])
     return figure
 
@@ -156,15 +158,21 @@ def scatter(
 
 
 def points(
-    series: Mapping[str, tuple[Any, Any]], *, title: str, xlabel: str, ylabel: str
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    xscale: str = "log",
 ) -> Figure:
-    """One panel of dots for each name, on a log and a linear axis.
+    """One panel of dots for each name.
 
     Args:
-        series: name -> (x > 0, y), each [samples].
+        series: name -> (x, y), each [samples].
         title: what the figure shows, in words.
         xlabel: name and unit of x.
         ylabel: name and unit of y.
+        xscale: "log" (x > 0) or "linear".
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(series), title)
@@ -172,8 +180,66 @@ def points(
             grid[0], series.items(), COLOURS, strict=False
         ):
             axes.plot(x, y, "o", color=colour, markersize=4, alpha=0.5)
-            axes.set(title=name, xlabel=xlabel, xscale="log")
+            axes.set(title=name, xlabel=xlabel, xscale=xscale)
         grid[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def plane(
+    lines: Mapping[str, tuple[Any, Any]],
+    dots: Mapping[str, tuple[Any, Any]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """Curves and measured dots in one plane of two shares, in %.
+
+    Args:
+        lines: name -> (x, y), each [points].
+        dots: name -> (x, y), each [models].
+        title: what the figure shows, in words.
+        xlabel: name of the first share.
+        ylabel: name of the second one.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _grid(1, 1, title)
+        axes = grid[0, 0]
+        for index, (name, (x, y)) in enumerate(lines.items()):
+            style = {"color": COLOURS[index], "linestyle": DASHES[index]}
+            axes.plot(100 * np.asarray(x), 100 * np.asarray(y), label=name, **style)
+        for index, (name, (x, y)) in enumerate(dots.items(), len(lines)):
+            style = {"color": COLOURS[index], "marker": MARKERS[index], "alpha": 0.7}
+            x, y = 100 * np.asarray(x), 100 * np.asarray(y)
+            axes.plot(x, y, linestyle="none", label=name, **style)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _legend_right(grid[0])
+    return figure
+
+
+def pictures(rows: Mapping[str, Any], *, title: str, columns: Sequence[str]) -> Figure:
+    """Images in a grid, a row for each name.
+
+    Args:
+        rows: name -> images [columns, H, W, 1 or 3] in [0, 1]; one channel is grey.
+        title: what the figure shows, in words.
+        columns: what stands above each column.
+    """
+    with matplotlib.rc_context(STYLE):
+        size = (1.5 * len(columns) + 2.2, 1.5 * len(rows) + 1.0)
+        figure = Figure(figsize=size, layout="constrained")
+        figure.suptitle(title, fontsize=15, fontweight="bold")
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
+            for axes, image in zip(axes_row, np.asarray(images), strict=True):
+                shown = image[..., 0] if image.shape[-1] == 1 else image
+                axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
+                axes.set(xticks=[], yticks=[])
+                axes.grid(False)
+                axes.spines[:].set_visible(False)
+            axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axes, name in zip(grid[0], columns, strict=True):
+            axes.set_title(name, fontsize=11)
     return figure
 
 

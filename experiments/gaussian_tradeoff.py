@@ -1,0 +1,304 @@
+"""Robustness against accuracy where both are known: theory, linear models and MLPs.
+
+Claims (Tsipras et al., arXiv 1805.12152, Theorems 2.1 and 2.2): on one feature that is
+right with probability p and d weak ones N(ηy, 1), accuracy 1 − δ leaves at most
+p/(1 − p) δ under an L∞ attack of ε ≥ 2η. Standard training gets above 99 % and below
+1 % under attack, adversarial training p and p. The theorem does not say, but needs,
+that the training radius is below 2p − 1; from there on the optimum is a constant.
+(And its "from 2η on" can be "from η on", in the population.)
+
+    python -m experiments.gaussian_tradeoff
+
+d = 400, η = 4/√d, p = 0.95, ε = 2η. Linear models are the exact optima of adversarial
+training on 20,000 samples (λ = 1e-4), their accuracies closed forms. MLPs (one hidden
+layer of 32) are trained by PGD on as many and measured on 100,000 fresh samples, under
+the shift of the theorem and, for the first 5,000, under PGD as well. About 5 minutes of
+CPU time. Numbers: experiments/README.md.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.tree_util import Partial
+
+from experiments import common, mlps
+from experiments.common import FAILED, HELD, Claim
+from robjax import attacks, models
+from robjax.balls import Linf
+from robjax.reporting import figures, tables
+from robjax.theory import gaussian
+from robjax.training import linear
+
+D, P = 400, 0.95
+ETA = 4 / D**0.5
+EPS = 2 * ETA
+RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.92)
+LAW: Any = {"p": P, "eta": ETA}
+L2_WEIGHT = 1e-4
+TEST, ATTACKED = 100_000, 5_000
+BOUNDS = (-100.0, 100.0)  # no limit: features of this model are far inside
+MLP = models.MLP(2, widths=(32,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What can be told on the command line."""
+
+    seeds: int = 3
+    """Repetitions, at least 2 for verdicts."""
+    samples: int = 20_000
+    """Training samples of each model."""
+    steps: int = 1500
+    """Batches of 100 that an MLP sees."""
+    smoke: bool = False
+    """A few seconds, to see that everything works."""
+    results: Path = Path("results")
+    """Folder of all results."""
+
+
+class Accuracies(NamedTuple):
+    """Accuracies of models, and what Theorem 2.1 leaves them: [seeds, radii].
+
+    standard: without an attack.
+    erased: the weak features moved by −ηy.
+    attacked: under the worst L∞ attack of 2η.
+    shifted: the weak features moved by −2ηy, the attack of the theorem.
+    slack: p/(1 − p) (1 − standard) − shifted.
+    slack_stderr: of its estimate; 0 where it is exact.
+    """
+
+    standard: np.ndarray
+    erased: np.ndarray
+    attacked: np.ndarray
+    shifted: np.ndarray
+    slack: np.ndarray
+    slack_stderr: np.ndarray
+
+
+def linear_models(arguments: Arguments) -> tuple[Accuracies, np.ndarray]:
+    """Exact optima; their accuracies in closed form, and how many weights are not 0."""
+    rows, weights = [], []
+    for seed in range(arguments.seeds):
+        x, y = gaussian.sample(jax.random.key(seed), arguments.samples, d=D, **LAW)
+        for radius in RADII:
+            found = linear.fit(x, y, eps=radius, l2=L2_WEIGHT)
+            if found.residual > 1e-6:
+                raise RuntimeError(f"no optimum at ε = {radius}: {found.residual:.1e}")
+            weights.append(np.count_nonzero(found.w))
+            with jax.enable_x64(True):
+                law = LAW | {"bias": found.b}
+                under = functools.partial(gaussian.robust_accuracy, found.w, **law)
+                standard = float(under(eps=0.0))
+                shifted = float(under(eps=EPS, attack_x1=False))
+                erased = float(under(eps=ETA, attack_x1=False))
+                attacked = float(under(eps=EPS))
+            slack = gaussian.theorem_bound(standard, P) - shifted
+            rows.append((standard, erased, attacked, shifted, slack, 0.0))
+    shape = arguments.seeds, len(RADII)
+    columns = np.array(rows).T.reshape(6, *shape)
+    return Accuracies(*columns), np.array(weights).reshape(shape)
+
+
+def perceptrons(arguments: Arguments) -> Accuracies:
+    """MLPs trained by PGD, all at once; their accuracies on fresh samples."""
+    count, seeds, radii = arguments.samples, arguments.seeds, len(RADII)
+    key = jax.random.key(1000)
+    x, y = gaussian.sample(key, count * seeds, d=D, **LAW)
+    own = jnp.arange(count * seeds).reshape(seeds, count)
+    weights = mlps.train(
+        x,
+        (y + 1) // 2,
+        jnp.repeat(own, radii, axis=0),
+        jnp.tile(jnp.array(RADII), seeds),
+        jnp.repeat(jnp.arange(seeds), radii),
+        model=MLP,
+        ball=Linf,
+        bounds=BOUNDS,
+        steps=arguments.steps,
+    )
+    x, y = gaussian.sample(jax.random.fold_in(key, 1), TEST, d=D, **LAW)
+    labels = (y + 1) // 2
+    weak = ETA * y[:, None] * (jnp.arange(D + 1) > 0)[None]
+
+    def right(x: jax.Array) -> np.ndarray:
+        found = mlps.predictions(weights, x, model=MLP)
+        return np.asarray(found == labels[None], float)
+
+    @jax.jit
+    @jax.vmap
+    def survives(weights: Any) -> jax.Array:
+        return ~attacks.pgd(
+            Partial(MLP.apply, weights),
+            x[:ATTACKED],
+            labels[:ATTACKED],
+            key=key,
+            ball=Linf(EPS),
+            bounds=BOUNDS,
+            steps=20,
+        ).success
+
+    standard, shifted = right(x), right(x - 2 * weak)
+    slack = P / (1 - P) * (1 - standard) - shifted
+    columns = (
+        standard.mean(axis=1),
+        right(x - weak).mean(axis=1),
+        (shifted[:, :ATTACKED] * np.asarray(survives(weights))).mean(axis=1),
+        shifted.mean(axis=1),
+        slack.mean(axis=1),
+        slack.std(axis=1) / np.sqrt(TEST),
+    )
+    return Accuracies(*(column.reshape(seeds, radii) for column in columns))
+
+
+def judge(exact: Accuracies, weights: np.ndarray, trained: Accuracies) -> list[Claim]:
+    """Both theorems on both kinds of models."""
+    standard, shifted = gaussian.frontier(np.linspace(4, 10, 601), p=P, m=ETA * D**0.5)
+    gap = np.max(np.abs(gaussian.theorem_bound(standard, P) - shifted))
+    lowest = np.argmin(trained.slack - 4 * trained.slack_stderr)
+    slack, stderr = trained.slack.flat[lowest], trained.slack_stderr.flat[lowest]
+    noise = 4 * np.sqrt(P * (1 - P) / TEST)
+    erased = exact.erased.max(), trained.erased.max()
+    claims = [
+        Claim(
+            "Theorem 2.1 binds every linear model",
+            f"smallest slack {exact.slack.min():.1e}, {exact.slack.size} models",
+            _held(exact.slack.min() > -1e-9),
+        ),
+        Claim(
+            "Theorem 2.1 binds every MLP (to 4 standard errors)",
+            f"smallest slack {slack:.3f} ± {stderr:.3f}, {trained.slack.size} models",
+            _held(slack > -4 * stderr),
+        ),
+        Claim(
+            "Theorem 2.1 is tight along the frontier (to 1e-4 from τ = m on)",
+            f"largest gap {gap:.0e}",
+            _held(gap < 1e-4),
+        ),
+        Claim(
+            "No model beats p once ε ≥ η erases the weak features",
+            f"at most {100 * erased[0]:.2f} % (linear), {100 * erased[1]:.2f} % (MLP, "
+            f"4 s.e. = {100 * noise:.2f} %)",
+            _held(erased[0] <= P + 1e-9 and erased[1] <= P + noise),
+        ),
+    ]
+    for name, table in (("linear", exact), ("MLP", trained)):
+        claims += [
+            Claim(
+                f"{name}, standard training: accuracy above 99 %",
+                tables.plus_minus(table.standard[:, 0], unit="%", digits=4),
+                common.is_above(table.standard[:, 0], 0.99),
+            ),
+            Claim(
+                f"{name}, standard training: below 1 % under L∞ of 2η",
+                tables.plus_minus(table.attacked[:, 0], unit="%"),
+                common.is_below(table.attacked[:, 0], 0.01),
+            ),
+        ]
+        for low, high, given in (
+            (EPS, 2 * P - 1, "2η ≤ ε < 2p − 1 (Theorem 2.2)"),
+            (ETA, EPS, "η ≤ ε < 2η (sharper)"),
+        ):
+            kept = [i for i, r in enumerate(RADII) if low <= r < high]
+            off = np.stack([table.standard, table.attacked])[:, :, kept] - P
+            measured = (
+                f"ε {RADII[i]:g}: {tables.plus_minus(table.standard[:, i], unit='%')}, "
+                f"{tables.plus_minus(table.attacked[:, i], unit='%')}"
+                for i in kept
+            )
+            claims.append(
+                Claim(
+                    f"{name}, trained with {given}: standard and robust accuracy are "
+                    "p to 0.5 %",
+                    "; ".join(measured),
+                    common.is_below(np.abs(off).max(axis=(0, 2)), 0.005),
+                )
+            )
+    constant = weights[:, -1] == 0
+    claims.append(
+        Claim(
+            f"linear, trained with ε = {RADII[-1]:g} ≥ 2p − 1: all weights are 0",
+            f"{constant.sum()} of {constant.size} models, accuracy "
+            + tables.plus_minus(exact.standard[:, -1], unit="%"),
+            _held(constant.all()),
+        )
+    )
+    return claims
+
+
+def _held(it_did: Any) -> str:
+    return HELD if it_did else FAILED
+
+
+def draw(exact: Accuracies, trained: Accuracies) -> dict[str, Any]:
+    """The frontier with the models on it, and accuracies against the radius."""
+    tau = np.linspace(0, 9, 400)
+    standard, shifted = gaussian.frontier(tau, p=P, m=ETA * D**0.5)
+    above = np.linspace(P, 1, 100)
+    plane = figures.plane(
+        {
+            "best linear rules sign(τ x₁ + t)": (standard, shifted),
+            "Theorem 2.1: p/(1 − p) · (1 − accuracy)": (
+                above,
+                gaussian.theorem_bound(above, P),
+            ),
+        },
+        {
+            "linear, trained": (exact.standard[:, :-1], exact.shifted[:, :-1]),
+            "MLP, trained": (trained.standard[:, :-1], trained.shifted[:, :-1]),
+        },
+        title="No classifier is accurate and robust here",
+        xlabel="standard accuracy [%]",
+        ylabel="accuracy, weak features shifted [%]",
+    )
+    plane.axes[0].set_xlim(100 * P - 0.5, 100.2)
+    panels = [
+        figures.Panel(
+            {"standard": table.standard, "under L∞ of 2η": table.attacked},
+            name,
+            "accuracy [%]",
+            "percent",
+        )
+        for name, table in (("linear, exact optimum", exact), ("MLP, PGD", trained))
+    ]
+    radius = figures.curves(
+        [panels],
+        title="Adversarial training finds the robust feature",
+        x=RADII,
+        xlabel=f"training radius ε  (η = {ETA:g}, 2p − 1 = {2 * P - 1:g})",
+    )
+    return {"frontier": plane, "radius": radius}
+
+
+def main(arguments: Arguments) -> Path:
+    """Runs the experiment and returns the folder of its results."""
+    if arguments.smoke:
+        arguments = dataclasses.replace(arguments, seeds=1, samples=500, steps=20)
+    question = "Can a classifier be accurate and robust on the Gaussian model?"
+    claim = (
+        "Accuracy 1 − δ leaves at most p/(1 − p) δ under attack; standard training "
+        "chooses accuracy, adversarial training robustness."
+    )
+    print(f"{question}\nClaim: {claim}\nCost: about 5 minutes of CPU time.", flush=True)
+    exact, weights = linear_models(arguments)
+    trained = perceptrons(arguments)
+    folder = arguments.results / "gaussian_tradeoff"
+    common.write_report(
+        folder,
+        question=question,
+        claim=claim,
+        setting=f"d = {D}, p = {P}, η = {ETA:g}, {arguments.samples} samples, "
+        f"{arguments.seeds} seeds.",
+        claims=judge(exact, weights, trained),
+        drawn=draw(exact, trained),
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, prog="python -m experiments.gaussian_tradeoff"))
