@@ -38,7 +38,7 @@ from robjax.training import linear
 D, P = 400, 0.95
 ETA = 4 / D**0.5
 EPS = 2 * ETA
-RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.92)
+RADII = (0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 0.88, 0.92)
 LAW: Any = {"p": P, "eta": ETA}
 L2_WEIGHT = 1e-4
 TEST, ATTACKED = 100_000, 5_000

@@ -197,7 +197,7 @@ def plane(
 
     Args:
         lines: name -> (x, y), each [points].
-        dots: name -> (x, y), each [models].
+        dots: name -> (x, y), arrays of one shape.
         title: what the figure shows, in words.
         xlabel: name of the first share.
         ylabel: name of the second one.
@@ -210,7 +210,7 @@ def plane(
             axes.plot(100 * np.asarray(x), 100 * np.asarray(y), label=name, **style)
         for index, (name, (x, y)) in enumerate(dots.items(), len(lines)):
             style = {"color": COLOURS[index], "marker": MARKERS[index], "alpha": 0.7}
-            x, y = 100 * np.asarray(x), 100 * np.asarray(y)
+            x, y = 100 * np.ravel(x), 100 * np.ravel(y)
             axes.plot(x, y, linestyle="none", label=name, **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         _legend_right(grid[0])

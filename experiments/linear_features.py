@@ -1,0 +1,352 @@
+"""Which pixels does a robust linear classifier look at?
+
+Claims (Tsipras et al., arXiv 1805.12152, section 2.2 and appendix E): a standard linear
+classifier puts weight on weakly correlated pixels, an adversarially trained one only on
+strongly correlated ones, since pixel j pays only if |E[y x_j]| exceeds ε. A standard
+classifier that sees the best pixels only is robust without adversarial training, even
+more robust; every further pixel adds accuracy and costs robustness.
+
+    python -m experiments.linear_features [--dataset mnist]
+
+Digit 5 (y = −1) against 7. Every classifier is the certified optimum of a convex
+problem (`robjax.training.linear`, λ = 1e-4, KKT residual below 1e-6). Table and
+figures: all training images; verdicts: disjoint parts of them, one for each seed.
+Attacked by the exact worst case in L∞, outside [0, 1] too unless it says "box". About
+8 minutes of CPU time on MNIST, half a minute on digits. Numbers: experiments/README.md.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import common
+from experiments.common import FAILED, HELD, Claim
+from robjax import attacks, data
+from robjax.balls import Linf
+from robjax.metrics import saliency
+from robjax.reporting import figures, tables
+from robjax.training import linear
+from robjax.training.linear import LinearClassifier
+
+# ε, relative to the radius from which on the optimum is a constant
+SHARES = (0.16, 0.33, 0.65, 0.97)
+TESTED = 2  # which of them is the ε of the tests
+COUNTS = (1, 2, 5, 10, 20, 30, 50, 100, 200, 784)
+L2_WEIGHT = 1e-4
+BOX = (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What can be told on the command line."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """Digits needs nothing; MNIST must have been prepared with TFDS."""
+    seeds: int = 3
+    """Disjoint parts of the training set, at least 2 for verdicts."""
+    smoke: bool = False
+    """A few seconds, to see that everything works."""
+    results: Path = Path("results")
+    """Folder of all results."""
+
+
+class Pair(NamedTuple):
+    """Images [N, H, W, 1] in [0, 1] and labels −1 (digit 5), 1 (digit 7)."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Fits(NamedTuple):
+    """Classifiers of one training set, and what the tests say.
+
+    radii: ε in training, without a box.
+    robust: the optimum at each of them; 0.0 is the standard classifier.
+    boxed: the optimum at the ε of the tests inside the box.
+    few: number of best pixels -> standard classifier that sees no others.
+    correlation: |E[y x_j]| [H, W, 1].
+    """
+
+    radii: tuple[float, ...]
+    robust: dict[float, LinearClassifier]
+    boxed: LinearClassifier
+    few: dict[int, LinearClassifier]
+    correlation: np.ndarray
+
+
+def load(dataset: str, split: str) -> Pair:
+    """The fives and sevens of a split."""
+    found = data.load(dataset, split)
+    rows = np.isin(found.labels, (5, 7))
+    y = np.where(found.labels[rows] == 7, 1, -1)
+    return Pair(found.images[rows] / found.scale, y)
+
+
+def train(pair: Pair, radii: tuple[float, ...], smoke: bool = False) -> Fits:
+    """All classifiers of a training set."""
+    x, y = pair
+
+    def optimum(x: np.ndarray, **problem: Any) -> LinearClassifier:
+        found = linear.fit(x, y, l2=L2_WEIGHT, **problem)
+        if found.residual > 1e-6:
+            raise RuntimeError(f"no optimum for {problem}: {found.residual:.1e}")
+        return found
+
+    standard = optimum(x, eps=0.0)
+    robust = {0.0: standard} | {eps: optimum(x, eps=eps) for eps in radii}
+    boxed = optimum(x, eps=radii[TESTED], bounds=BOX)
+    correlation = np.abs(np.mean(y[:, None, None, None] * x, axis=0))
+    order, few = np.argsort(-correlation, axis=None, kind="stable"), {}
+    for count in COUNTS[:2] if smoke else COUNTS:
+        seen = np.zeros(correlation.size)
+        seen[order[:count]] = 1
+        masked = x * seen.reshape(correlation.shape)
+        few[min(count, seen.size)] = optimum(masked, eps=0.0)
+    return Fits(radii, robust, boxed, few, correlation)
+
+
+def accuracy(
+    fit: LinearClassifier, test: Pair, eps: float = 0.0, bounds: Any = None
+) -> float:
+    """Share of the test images that are right, at the worst in the ball."""
+    margins = linear.worst_margins(fit.w, fit.b, *test, eps=eps, bounds=bounds)
+    return float(np.mean(margins > 0))
+
+
+def support(fit: LinearClassifier, correlation: np.ndarray) -> float:
+    """The smallest correlation that has a weight; NaN if all weights are 0."""
+    return float(np.min(correlation, where=fit.w != 0, initial=np.inf))
+
+
+def judge(parts: list[Fits], test: Pair, collapsed: list[bool]) -> list[Claim]:
+    """The claims, on the fits of each seed."""
+    eps = parts[0].radii[TESTED]
+    standard = [fits.robust[0.0] for fits in parts]
+    robust = [fits.robust[fits.radii[TESTED]] for fits in parts]
+
+    def each(fits: list[LinearClassifier], radius: float = 0.0) -> np.ndarray:
+        return np.array([accuracy(fit, test, radius) for fit in fits])
+
+    def mass(fit: LinearClassifier, fits: Fits) -> float:
+        weight = np.abs(fit.w)
+        return float(weight[fits.correlation < eps].sum() / weight.sum())
+
+    weak = np.array([mass(f, fits) for f, fits in zip(standard, parts, strict=True)])
+    lowest = np.array(
+        [support(f, fits.correlation) for f, fits in zip(robust, parts, strict=True)]
+    )
+    norm = np.array([[np.abs(f.w).sum() for f in fs] for fs in (standard, robust)])
+    pixels = np.array(
+        [[np.count_nonzero(f.robust[r].w) for r in f.radii] for f in parts]
+    )
+    clean, attacked = each(standard) - each(robust), each(robust, eps)
+    counts = list(parts[0].few)
+    rising = np.array([[accuracy(f, test) for f in p.few.values()] for p in parts])
+    falling = np.array(
+        [[accuracy(f, test, eps) for f in p.few.values()] for p in parts]
+    )
+    order = np.broadcast_to(np.arange(len(counts)), rising.shape)
+    up, down = (common.rank_correlation(order, rates) for rates in (rising, falling))
+    pair = falling[:, :2].max(axis=1)
+    percent = {"unit": "%"}
+    return [
+        Claim(
+            f"standard: most of ‖w‖₁ is on pixels of |E[y x]| < ε = {eps:.3g}",
+            tables.plus_minus(weak, **percent),
+            common.is_above(weak, 0.5),
+        ),
+        Claim(
+            "adversarial: no pixel of |E[y x]| < ε/2 has a weight",
+            f"smallest {tables.plus_minus(lowest)}",
+            common.is_above(lowest, eps / 2),
+        ),
+        Claim(
+            "‖w‖₁ falls to less than a third",
+            f"{tables.plus_minus(norm[0])} to {tables.plus_minus(norm[1])}",
+            common.is_above(norm[0] / norm[1], 3),
+        ),
+        Claim(
+            "the larger ε, the fewer pixels have a weight",
+            "; ".join(str(list(map(int, row))) for row in pixels),
+            HELD if (np.diff(pixels, axis=1) <= 0).all() else FAILED,
+        ),
+        Claim(
+            "adversarial training costs standard accuracy",
+            f"{tables.plus_minus(each(standard), **percent)} to "
+            f"{tables.plus_minus(each(robust), **percent)}",
+            common.is_above(clean, 0),
+        ),
+        Claim(
+            f"and gives robust accuracy at ε = {eps:.3g}",
+            f"{tables.plus_minus(each(standard, eps), **percent)} to "
+            f"{tables.plus_minus(attacked, **percent)}",
+            common.is_above(attacked - each(standard, eps), 0),
+        ),
+        Claim(
+            "standard training: more pixels, more accuracy",
+            f"rank correlation {tables.plus_minus(up)}",
+            common.is_above(up, 0),
+        ),
+        Claim(
+            "standard training: more pixels, less robust accuracy",
+            f"rank correlation {tables.plus_minus(down)}",
+            common.is_below(down, 0),
+        ),
+        Claim(
+            "standard training on the best one or two pixels is more robust than "
+            "adversarial training on all",
+            f"{tables.plus_minus(pair, **percent)} against "
+            f"{tables.plus_minus(attacked, **percent)}",
+            common.is_above(pair - attacked, 0),
+        ),
+        Claim(
+            "w = 0 is the optimum from ½ max|difference of the class means| on, and "
+            "not before",
+            f"{sum(collapsed)} of {len(collapsed)} training sets",
+            HELD if all(collapsed) else FAILED,
+        ),
+    ]
+
+
+def collapses(pair: Pair) -> bool:
+    """Whether the optimum is 0 just above the radius, and not just below."""
+    radius = linear.collapse_radius(*pair)
+    above, below = (linear.fit(*pair, eps=f * radius).w for f in (1.001, 0.999))
+    return not above.any() and below.any()
+
+
+def against_pgd(fit: LinearClassifier, test: Pair, eps: float) -> float:
+    """The largest difference of margins between PGD-1000 in the box and the formula."""
+    found = attacks.pgd(
+        fit.logits_fn,
+        jnp.asarray(test.x, jnp.float32),
+        jnp.asarray(test.y > 0, jnp.int32),
+        key=jax.random.key(0),
+        ball=Linf(eps),
+        steps=1000,
+        keep_best=False,
+    )
+    score = np.asarray(found.x_adv, float).reshape(len(test.y), -1) @ fit.w.ravel()
+    exact = linear.worst_margins(fit.w, fit.b, *test, eps=eps, bounds=BOX)
+    return float(np.abs(test.y * (score + fit.b) - exact).max())
+
+
+def table(fits: Fits, test: Pair, eps: float) -> str:
+    """Markdown: a row for each classifier of the whole training set."""
+    names = {f"adversarial, ε = {r:.3g}": fits.robust[r] for r in fits.radii}
+    rows = {"standard": fits.robust[0.0], **names}
+    rows[f"adversarial in the box, ε = {eps:.3g}"] = fits.boxed
+    rows |= {f"standard on the best {k}": fit for k, fit in fits.few.items()}
+    header = [
+        *("classifier", "standard", f"ε = {eps:.3g}", "in the box", "‖w‖₁", "pixels"),
+        *("smallest |E[y x]|", "KKT residual", "PGD-1000 less exact, in the box"),
+    ]
+    cells = []
+    for name, fit in rows.items():
+        rates = [accuracy(fit, test)]
+        rates += [accuracy(fit, test, eps, bounds) for bounds in (None, BOX)]
+        shown = not name.startswith("standard on")
+        cells.append(
+            [
+                name,
+                *(f"{rate:.3f}" for rate in rates),
+                f"{np.abs(fit.w).sum():.3g}",
+                np.count_nonzero(fit.w),
+                f"{support(fit, fits.correlation):.3f}",
+                f"{fit.residual:.0e}",
+                f"{against_pgd(fit, test, eps):.0e}" if shown else "",
+            ]
+        )
+    return tables.markdown(header, cells)
+
+
+def draw(whole: Fits, parts: list[Fits], test: Pair) -> dict[str, Any]:
+    """Weights as images, |weight| against correlation, accuracy against pixels."""
+    eps = whole.radii[TESTED]
+    shown = {
+        "standard": whole.robust[0.0],
+        f"adversarial, ε = {eps:.3g}": whole.robust[eps],
+        "adversarial in the box": whole.boxed,
+    }
+    weights = np.stack([fit.w for fit in shown.values()])
+    peak = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
+    colours = saliency.signed_view(weights / peak, sigmas=3.0)
+    images = figures.pictures(
+        {"weights": colours},
+        title="What a linear classifier looks at: 7 (blue) or 5 (red)",
+        columns=list(shown),
+    )
+    scatter = figures.points(
+        {
+            name: (whole.correlation.ravel(), np.abs(fit.w).ravel())
+            for name, fit in shown.items()
+        },
+        title="Robust classifiers use strongly correlated pixels only",
+        xlabel="|E[y x]| of a pixel",
+        ylabel="|weight|",
+        xscale="linear",
+    )
+    few = {
+        name: np.array([[accuracy(f, test, r) for f in p.few.values()] for p in parts])
+        for name, r in (("standard accuracy", 0.0), (f"under L∞ ε = {eps:.3g}", eps))
+    }
+    trained = [[accuracy(p.robust[eps_of(p)], test, eps)] for p in parts]
+    count = len(whole.few)
+    few["adversarially trained, under attack"] = np.repeat(trained, count, axis=1)
+    panel = figures.Panel(few, "standard training", "accuracy [%]", "percent")
+    curve = figures.curves(
+        [[panel]],
+        title="Every pixel adds accuracy and costs robustness",
+        x=list(whole.few),
+        xlabel="number of best correlated pixels that it sees",
+        xscale="log",
+    )
+    return {"weights": images, "correlation": scatter, "few_pixels": curve}
+
+
+def eps_of(fits: Fits) -> float:
+    """The ε of the tests."""
+    return fits.radii[TESTED]
+
+
+def main(arguments: Arguments) -> Path:
+    """Runs the experiment and returns the folder of its results."""
+    seeds = 1 if arguments.smoke else arguments.seeds
+    question = "Which pixels does a robust linear classifier look at?"
+    claim = (
+        "Standard training uses weakly correlated pixels, adversarial training only "
+        "strongly correlated ones; fewer pixels make standard training robust."
+    )
+    minutes = 8 if arguments.dataset == "mnist" else 0.5
+    print(
+        f"{question}\nClaim: {claim}\nCost: about {minutes} minutes of CPU time.",
+        flush=True,
+    )
+    whole, test = (load(arguments.dataset, split) for split in ("train", "test"))
+    radius = linear.collapse_radius(*whole)
+    radii = tuple(round(share * radius, 3) for share in SHARES)
+    parts = [Pair(whole.x[s::seeds], whole.y[s::seeds]) for s in range(seeds)]
+    found = [train(part, radii, arguments.smoke) for part in parts]
+    everything = train(whole, radii, arguments.smoke)
+    collapsed = [collapses(pair) for pair in (whole, *parts)]
+    folder = arguments.results / "linear_features" / arguments.dataset
+    common.write_report(
+        folder,
+        question=question,
+        claim=claim,
+        setting=f"5 against 7 of {arguments.dataset}: {len(whole.y)} training images "
+        f"({seeds} parts), {len(test.y)} test images; collapse at ε = {radius:.3f}.",
+        claims=judge(found, test, collapsed),
+        drawn=draw(everything, found, test),
+        rest=table(everything, test, radii[TESTED]),
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, prog="python -m experiments.linear_features"))

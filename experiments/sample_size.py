@@ -1,0 +1,251 @@
+"""Does adversarial training help standard accuracy when there is little data?
+
+Claim (Tsipras et al., arXiv 1805.12152, figure 1): with few training images adversarial
+training (L2) raises standard accuracy, with many it lowers it; the larger ε, the
+earlier it turns.
+
+    python -m experiments.sample_size [--dataset mnist]
+
+MLPs 784-200-100-10, 1000 batches of 100 with Adam whatever the number of images, PGD-7;
+all radii and seeds of one size are one vmapped program. Standard accuracy on all test
+images, robust accuracy under PGD-40 on 1000. Sizes that are done are kept. 12 minutes
+on two cores for MNIST, 2 for digits. Numbers: experiments/README.md.
+"""
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.tree_util import Partial
+
+from experiments import common, mlps
+from experiments.common import FAILED, HELD, Claim
+from robjax import attacks, data, models, storage
+from robjax.balls import L2
+from robjax.reporting import figures, tables
+
+MODEL = models.MLP(10, widths=(200, 100))
+
+
+class Plan(NamedTuple):
+    """Numbers of training images, which are "few" and "many", and radii in L2."""
+
+    sizes: tuple[int, ...]
+    few: int
+    many: int
+    radii: tuple[float, ...]
+    tested: float
+
+
+PLANS = {
+    "digits": Plan((50, 100, 200, 400, 800, 1437), 100, 1437, (0, 0.2, 0.6, 1.0), 0.6),
+    "mnist": Plan(
+        (100, 300, 1000, 3000, 10_000), 1000, 10_000, (0, 0.5, 1.5, 2.5), 1.5
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What can be told on the command line."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """Digits needs nothing; MNIST must have been prepared with TFDS."""
+    seeds: int = 3
+    """Repetitions, at least 2 for verdicts."""
+    steps: int = 1000
+    """Batches of 100 that each network sees."""
+    smoke: bool = False
+    """A few seconds, to see that everything works."""
+    results: Path = Path("results")
+    """Folder of all results."""
+
+
+def measure(arguments: Arguments, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Standard and robust accuracy, each [seeds, radii, sizes]."""
+    plan = PLANS[arguments.dataset]
+    train, test = (data.load(arguments.dataset, split) for split in ("train", "test"))
+    x, y = data.to_float(train.images, train.scale), jnp.asarray(train.labels)
+    images, labels = data.to_float(test.images, test.scale), jnp.asarray(test.labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    accuracies = []
+    for size in plan.sizes:
+        file = folder / f"{size}-{arguments.seeds}-{arguments.steps}.npz"
+        if not file.exists():
+            found = _of_size(size, arguments, x, y, images, labels)
+            storage.save_npz(file, found)
+        found = storage.load_npz(file)
+        accuracies.append((found["standard"], found["robust"]))
+        print(f"{size} images: {np.round(100 * found['standard'].mean(0), 1)} %")
+    standard, robust = np.moveaxis(np.array(accuracies), 0, -1)
+    return standard, robust
+
+
+def _of_size(size: int, arguments: Arguments, x, y, images, labels) -> dict[str, Any]:
+    plan, seeds = PLANS[arguments.dataset], arguments.seeds
+    drawn = [np.random.default_rng(s).permutation(len(y))[:size] for s in range(seeds)]
+    radii = jnp.array(plan.radii, jnp.float32)
+    weights = mlps.train(
+        x,
+        y,
+        jnp.repeat(jnp.asarray(np.stack(drawn)), len(radii), axis=0),
+        jnp.tile(radii, seeds),
+        jnp.repeat(jnp.arange(seeds), len(radii)),
+        model=MODEL,
+        ball=L2,
+        steps=arguments.steps,
+    )
+    right = mlps.predictions(weights, images, model=MODEL) == labels[None]
+    robust = _robust(weights, images[:1000], labels[:1000], plan.tested)
+    shape = seeds, len(radii), -1
+    return {
+        "standard": np.asarray(right, float).reshape(shape).mean(axis=2),
+        "robust": np.asarray(robust, float).reshape(shape).mean(axis=2),
+    }
+
+
+@functools.partial(jax.jit, static_argnames="eps")
+def _robust(weights: Any, images: jax.Array, labels: jax.Array, eps: float):
+    def one(weights):
+        network = Partial(MODEL.apply, weights)
+        key = jax.random.key(0)
+        return ~attacks.pgd(network, images, labels, key=key, ball=L2(eps)).success
+
+    return jax.lax.map(one, weights)
+
+
+def judge(plan: Plan, standard: np.ndarray, robust: np.ndarray) -> list[Claim]:
+    """Each radius against standard training, with few and with many images."""
+    few, many = plan.sizes.index(plan.few), plan.sizes.index(plan.many)
+    gain = standard[:, 1:] - standard[:, :1]
+    claims, both, turns = [], [], []
+    for index, radius in enumerate(plan.radii[1:]):
+        helps = common.is_above(gain[:, index, few], 0)
+        hurts = common.is_below(gain[:, index, many], 0)
+        both.append((helps, hurts) == (HELD, HELD))
+        turns.append(_turn(plan.sizes, gain[:, index].mean(axis=0)))
+        for at, count, words, verdict in (
+            (few, plan.few, "helps", helps),
+            (many, plan.many, "hurts", hurts),
+        ):
+            difference = tables.plus_minus(100 * gain[:, index, at])
+            claims.append(
+                Claim(
+                    f"ε = {radius:g} {words} standard accuracy with {count} images",
+                    f"{difference} points",
+                    verdict,
+                )
+            )
+    testable = len(standard) > 1
+    verdict = (HELD if any(both) else FAILED) if testable else common.UNTESTABLE
+    claims.append(
+        Claim(
+            "for some ε adversarial training helps with few images and hurts with many",
+            ", ".join(
+                f"ε = {r:g}: {'yes' if b else 'no'}"
+                for r, b in zip(plan.radii[1:], both, strict=True)
+            ),
+            verdict,
+        )
+    )
+    claims.append(
+        Claim(
+            "the larger ε, the earlier it turns",
+            "from "
+            + ", ".join(
+                f"{t:.0f} images (ε = {r:g})" if np.isfinite(t) else f"none (ε = {r:g})"
+                for r, t in zip(plan.radii[1:], turns, strict=True)
+            ),
+            HELD if _falling(turns) else FAILED,
+        )
+    )
+    at = plan.radii.index(plan.tested)
+    rise = robust[:, at, many] - robust[:, at, few]
+    claims.append(
+        Claim(
+            f"robust accuracy of ε = {plan.tested:g} rises with the number of images",
+            f"{tables.plus_minus(robust[:, at, few], unit='%')} to "
+            f"{tables.plus_minus(robust[:, at, many], unit='%')}",
+            common.is_above(rise, 0),
+        )
+    )
+    return claims
+
+
+def _turn(sizes: tuple[int, ...], gain: np.ndarray) -> float:
+    """Where the mean gain falls below 0 for good, on a logarithmic scale; or inf."""
+    if gain[-1] >= 0:
+        return np.inf
+    last = np.flatnonzero(gain >= 0)
+    if last.size == 0:
+        return float(sizes[0])
+    i = last[-1]
+    share = gain[i] / (gain[i] - gain[i + 1])
+    return float(np.exp((1 - share) * np.log(sizes[i]) + share * np.log(sizes[i + 1])))
+
+
+def _falling(turns: list[float]) -> bool:
+    return bool(np.isfinite(turns[-1])) and all(
+        a > b for a, b in itertools.pairwise(turns)
+    )
+
+
+def draw(plan: Plan, standard: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
+    """Both accuracies against the number of training images, a line for each radius."""
+    rows = []
+    for rates, words in (
+        (standard, "standard accuracy [%]"),
+        (robust, f"accuracy [%], L2 ε = {plan.tested:g}"),
+    ):
+        series = {
+            f"trained at ε = {radius:g}": 100 * rates[:, index]
+            for index, radius in enumerate(plan.radii)
+        }
+        rows.append([figures.Panel(series, "", words)])
+    figure = figures.curves(
+        rows,
+        title="Adversarial training helps when images are few",
+        x=plan.sizes,
+        xlabel="number of training images",
+        xscale="log",
+    )
+    return {"sample_size": figure}
+
+
+def main(arguments: Arguments) -> Path:
+    """Runs the experiment and returns the folder of its results."""
+    if arguments.smoke:
+        arguments = dataclasses.replace(arguments, seeds=1, steps=20)
+    question = "Does adversarial training help standard accuracy with little data?"
+    claim = (
+        "With few training images adversarial training raises standard accuracy, with "
+        "many it lowers it."
+    )
+    minutes = 24 if arguments.dataset == "mnist" else 4
+    print(
+        f"{question}\nClaim: {claim}\nCost: about {minutes} minutes of CPU time.",
+        flush=True,
+    )
+    plan = PLANS[arguments.dataset]
+    folder = arguments.results / "sample_size" / arguments.dataset
+    standard, robust = measure(arguments, folder)
+    common.write_report(
+        folder,
+        question=question,
+        claim=claim,
+        setting=f"MLP on {arguments.dataset}, {arguments.steps} batches of 100, "
+        f"{arguments.seeds} seeds.",
+        claims=judge(plan, standard, robust),
+        drawn=draw(plan, standard, robust),
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, prog="python -m experiments.sample_size"))
