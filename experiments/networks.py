@@ -68,6 +68,7 @@ for _form in ("pure_linear", "half_linear"):
     for _name in ("vgg4", "vgg13"):
         MODELS[f"{_name}_{_form}"] = functools.partial(MODELS[_name], form=_form)
 TIMES = np.linspace(0, 1, 11)
+Splits = tuple[data.Dataset, data.Dataset, data.Dataset]
 # To be raised with any change of what is trained or measured below, so that networks
 # from before it are not taken for new ones.
 FORMAT = 1
@@ -206,18 +207,9 @@ def obtain(recipe: Recipe, results: Path) -> Path:
         storage.save_json(
             folder / "config.json", {"config": recipe, "versions": storage.versions()}
         )
-    train, test, tracked = load_splits(recipe)
-    model = MODELS[recipe.model](train.num_classes)
-    state = training.fit(
-        model,
-        train,
-        objective=make_objective(dataclasses.replace(recipe, fit=FitConfig())),
-        config=recipe.fit,
-        run_dir=folder,
-        resume=True,
-        on_epoch=follow(recipe, model, tracked) if recipe.explained else None,
-    )
-    logits_fn = Partial(model.apply, state.weights)
+    splits = load_splits(recipe)
+    logits_fn = train(recipe, folder, splits)
+    _, test, tracked = splits
     if recipe.explained:
         explain(recipe, logits_fn, tracked, folder)
     result = evaluation.evaluate(
@@ -226,6 +218,22 @@ def obtain(recipe: Recipe, results: Path) -> Path:
     print(f"{folder.name}: {result.table()}", flush=True)
     result.save(folder / "robustness.npz")
     return folder
+
+
+def train(recipe: Recipe, folder: Path, splits: Splits) -> Partial:
+    """The network in its folder; trained, as far as it has not been."""
+    images, _, tracked = splits
+    model = MODELS[recipe.model](images.num_classes)
+    state = training.fit(
+        model,
+        images,
+        objective=make_objective(dataclasses.replace(recipe, fit=FitConfig())),
+        config=recipe.fit,
+        run_dir=folder,
+        resume=True,
+        on_epoch=follow(recipe, model, tracked) if recipe.explained else None,
+    )
+    return Partial(model.apply, state.weights)
 
 
 @functools.cache  # the same object for all seeds, so that they share a compiled step
@@ -265,7 +273,7 @@ def final_attacks(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def load_splits(recipe: Recipe) -> tuple[data.Dataset, data.Dataset, data.Dataset]:
+def load_splits(recipe: Recipe) -> Splits:
     """Training images, test images and the test images followed over training."""
     train, test = (data.load(recipe.dataset, split) for split in ("train", "test"))
     if recipe.train_images is not None:

@@ -58,16 +58,19 @@ class Study:
       question: what it is about, one line.
       claim: what the paper says, in words.
       variants: arguments -> {title: changes of the recipe}, which networks it needs.
-      judge: history -> claims with their verdicts.
-      draw: history -> {file name: figure}.
+      judge: what was measured -> claims with their verdicts.
+      draw: what was measured -> {file name: figure}.
+      collect: the recipes, title -> one for each seed, and the folder of all results ->
+        what was measured; by default what was recorded with the networks.
     """
 
     name: str
     question: str
     claim: str
     variants: Callable[[Arguments], Variants]
-    judge: Callable[[History], Sequence[Claim]]
-    draw: Callable[[History], Mapping[str, Figure]]
+    judge: Callable[[Any], Sequence[Claim]]
+    draw: Callable[[Any], Mapping[str, Figure]]
+    collect: Callable[[Mapping[str, Sequence[Recipe]], Path], Any] = history.collect
 
 
 def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
@@ -110,7 +113,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         + networks.describe(every, arguments.results)
     )  # fmt: skip
     print(description, flush=True)
-    recorded = history.collect(chosen, arguments.results)
+    recorded = study.collect(chosen, arguments.results)
     folder = arguments.results / study.name / arguments.dataset
     common.write_report(
         folder,
@@ -119,7 +122,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         setting=_setting(every),
         claims=study.judge(recorded),
         drawn=study.draw(recorded),
-        rest=_accuracies(recorded),
+        rest=_accuracies(recorded) if isinstance(recorded, History) else "",
         record={"networks": [r.folder(arguments.results).name for r in every]},
     )
     return folder

@@ -217,24 +217,33 @@ def plane(
     return figure
 
 
-def pictures(rows: Mapping[str, Any], *, title: str, columns: Sequence[str]) -> Figure:
+def pictures(
+    rows: Mapping[str, Any],
+    *,
+    title: str,
+    columns: Sequence[str],
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
     """Images in a grid, a row for each name.
 
     Args:
         rows: name -> images [columns, H, W, 1 or 3] in [0, 1]; one channel is grey.
         title: what the figure shows, in words.
         columns: what stands above each column.
+        captions: name -> what stands below each image of that row.
     """
     with matplotlib.rc_context(STYLE):
-        size = (1.5 * len(columns) + 2.2, 1.5 * len(rows) + 1.0)
+        size = (1.5 * len(columns) + 2.6, 1.6 * len(rows) + 1.0)
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(title, fontsize=15, fontweight="bold")
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
-            for axes, image in zip(axes_row, np.asarray(images), strict=True):
+            below = (captions or {}).get(name, [""] * len(columns))
+            for axes, image, words in zip(axes_row, images, below, strict=True):
                 shown = image[..., 0] if image.shape[-1] == 1 else image
-                axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
+                axes.imshow(np.asarray(shown), cmap="gray", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
+                axes.set_xlabel(words, fontsize=11)
                 axes.grid(False)
                 axes.spines[:].set_visible(False)
             axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")

@@ -1,0 +1,243 @@
+"""Do robust networks look at what people look at?
+
+Claims (Tsipras et al., arXiv 1805.12152, section 3, figures 2 to 4): the input
+gradients of robust networks align with the image; their adversarial examples of large ε
+look like another class, those of standard networks like noise; and on the straight way
+there the image turns gradually from one class into the other.
+
+    python -m experiments.saliency [--dataset mnist]
+
+The standard and the adversarially trained networks of `kl_metric`, found again if they
+have been trained. What pictures claim is measured by `robjax.metrics.saliency`: energy
+of the gradient at the border, its cosine with the image, its autocorrelation, and what
+3-nearest neighbours among the training images say of the adversarial examples (L2 ε of
+6 on MNIST, 2.4 on digits; L∞ ε of 0.5). Half a minute beyond the training. Numbers:
+experiments/README.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common, networks, study
+from experiments.common import Claim
+from experiments.networks import TITLES, Recipe
+from experiments.study import Study
+from robjax import data
+from robjax.balls import L2, Linf
+from robjax.metrics import saliency
+from robjax.reporting import figures, tables
+
+BORDER = {"digits": 1, "mnist": 4, "cifar10": 4}
+LARGE = {"digits": 2.4, "mnist": 6.0, "cifar10": 4.7}
+LARGE_LINF = {"digits": 0.5, "mnist": 0.5, "cifar10": 0.125}
+POINTS = 20
+SHOWN = 8
+NUMBERS = ("border energy", "alignment", "autocorrelation")
+STANDARD, ROBUST = TITLES["standard"], TITLES["madry"]
+
+
+class Measured(NamedTuple):
+    """Of one network on the tracked images that it has right.
+
+    numbers: name of NUMBERS -> mean.
+    agreement: "L2" and "Linf" -> share of adversarial examples of which the judge says
+        the class that the network says.
+    votes: [POINTS] the judge's votes for that class on the way to it (L2), in the mean.
+    shown: arrays of the first SHOWN images, for figures.
+    """
+
+    numbers: dict[str, float]
+    agreement: dict[str, float]
+    votes: np.ndarray
+    shown: dict[str, np.ndarray]
+
+
+def measure(recipe: Recipe, results: Path) -> Measured:
+    """Gradients and adversarial examples of large ε of one network."""
+    splits = networks.load_splits(recipe)
+    logits_fn = networks.train(recipe, networks.obtain(recipe, results), splits)
+    train, _, tracked = splits
+    x, y = data.to_float(tracked.images, tracked.scale), jnp.asarray(tracked.labels)
+    right = np.asarray(jnp.argmax(logits_fn(x), axis=1) == y)
+    found = saliency.saliency(logits_fn, x, y, width=BORDER[recipe.dataset])
+    numbers = {
+        name: float(np.mean(values, where=right))
+        for name, values in zip(NUMBERS, map(np.asarray, found[1:]), strict=True)
+    }
+
+    def judge(images: jax.Array) -> jax.Array:
+        return saliency.neighbour_votes(
+            images,
+            data.to_float(train.images, train.scale),
+            train.labels,
+            num_classes=train.num_classes,
+        )
+
+    agreement, moved, reached = {}, x, y
+    balls = Linf(LARGE_LINF[recipe.dataset]), L2(LARGE[recipe.dataset])
+    for ball in balls:  # L2 last: it is shown
+        moved = saliency.large_perturbation(logits_fn, x, y, ball=ball).x_adv
+        reached = jnp.argmax(logits_fn(moved), axis=1)
+        same = np.asarray(jnp.argmax(judge(moved), axis=1) == reached)
+        fooled = right & np.asarray(reached != y)
+        agreement[type(ball).__name__] = float(np.mean(same, where=fooled))
+    fooled = right & np.asarray(reached != y)
+    way = saliency.interpolate(x, moved, points=POINTS)
+    votes = judge(way.reshape(-1, *x.shape[1:])).reshape(POINTS, len(x), -1)
+    of_reached = np.asarray(votes[:, np.arange(len(x)), reached])[:, fooled]
+    shown = {
+        "image": x,
+        "gradient": found.gradient,
+        "adversarial": moved,
+        "label": y,
+        "reached": reached,
+        "judged": jnp.argmax(votes[-1], axis=1),
+    }
+    first = {name: np.asarray(values[:SHOWN]) for name, values in shown.items()}
+    first["way"] = np.asarray(way[:, :SHOWN])
+    return Measured(numbers, agreement, of_reached.mean(axis=1), first)
+
+
+def judge(found: dict[str, list[Measured]]) -> list[Claim]:
+    """Robust against standard networks, seed by seed."""
+    claims = []
+
+    def compare(statement: str, pick: Any, sign: int, unit: str = "") -> None:
+        standard, robust = (
+            np.array([pick(m) for m in found[title]]) for title in (STANDARD, ROBUST)
+        )
+        claims.append(
+            Claim(
+                statement,
+                f"standard {tables.plus_minus(standard, unit=unit)}, robust "
+                f"{tables.plus_minus(robust, unit=unit)}",
+                common.is_above(sign * (robust - standard), 0),
+            )
+        )
+
+    words = ("have less energy at the border", "align with the image", "are smoother")
+    for name, claim, sign in zip(NUMBERS, words, (-1, 1, 1), strict=True):
+        statement = f"gradients of robust networks {claim} ({name})"
+        compare(statement, lambda m, name=name: m.numbers[name], sign)
+    for norm, words in (("L2", "L2"), ("Linf", "L∞")):
+        statement = f"a 3-NN judge agrees with the class of robust examples, {words}"
+        compare(statement, lambda m, norm=norm: m.agreement[norm], 1, "%")
+    votes = np.stack([m.votes for m in found[ROBUST]])
+    rho = common.rank_correlation(
+        np.broadcast_to(np.arange(POINTS), votes.shape), votes
+    )
+    largest = 100 * np.max(np.diff(votes, axis=1), axis=1)
+    claims.append(
+        Claim(
+            "robust: on the way the judge turns gradually (rank correlation above 0.9)",
+            f"{tables.plus_minus(rho)}; largest of {POINTS - 1} steps "
+            f"{tables.plus_minus(largest)} points",
+            common.is_above(rho, 0.9),
+        )
+    )
+    return claims
+
+
+def draw(found: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Gradients, adversarial examples and the ways to them; numbers."""
+    shown = {title: found[title][0].shown for title in (STANDARD, ROBUST)}
+    images = shown[STANDARD]["image"]
+    labels = [f"label {label}" for label in shown[STANDARD]["label"]]
+    grey = images.shape[-1] == 1
+    view = saliency.signed_view if grey else saliency.sigma_view
+    gradients, examples, captions = {"image": images}, {"image": images}, {}
+    for title, arrays in shown.items():
+        gradients[title] = np.asarray(view(arrays["gradient"]))
+        examples[title] = arrays["adversarial"]
+        pairs = zip(arrays["reached"], arrays["judged"], strict=True)
+        captions[title] = [f"says {a}, judge {b}" for a, b in pairs]
+    at = np.linspace(0, POINTS - 1, SHOWN).round().astype(int)
+    ways = {
+        f"{title} {i + 1}": arrays["way"][at, i]
+        for i in range(2)
+        for title, arrays in shown.items()
+    }
+    colours = "blue raises, red lowers the loss" if grey else "±3σ"
+    percent = {
+        title: np.stack([m.votes for m in rows]) for title, rows in found.items()
+    }
+    bars = {
+        title: {name: [m.numbers[name] for m in rows] for name in NUMBERS}
+        for title, rows in found.items()
+    }
+    agreement = {
+        title: {
+            words: [m.agreement[norm] for m in rows]
+            for norm, words in (("L2", "L2"), ("Linf", "L∞"))
+        }
+        for title, rows in found.items()
+    }
+    return {
+        "gradients": figures.pictures(
+            gradients,
+            title=f"Gradients of the loss ({colours})",
+            columns=labels,
+        ),
+        "large_eps": figures.pictures(
+            examples,
+            title="Adversarial examples of large ε (L2)",
+            columns=labels,
+            captions=captions,
+        ),
+        "interpolation": figures.pictures(
+            ways,
+            title="On the way to the adversarial example",
+            columns=[f"{t:.2f}" for t in np.linspace(0, 1, POINTS)[at]],
+        ),
+        "path": figures.curves(
+            [
+                [
+                    figures.Panel(
+                        percent, "", "votes for the class reached [%]", "percent"
+                    )
+                ]
+            ],
+            title="What a 3-NN judge sees on the way",
+            x=np.linspace(0, 1, POINTS),
+            xlabel="share of the way, t / ‖δ‖",
+        ),
+        "numbers": figures.bars(
+            {"": bars}, title="What the gradients look like", ylabel="mean over images"
+        ),
+        "agreement": figures.bars(
+            {"": agreement},
+            title="A 3-NN judge agrees with the network",
+            ylabel="adversarial examples [%]",
+            percent=True,
+        ),
+    }
+
+
+def collect(
+    recipes: Mapping[str, Sequence[Recipe]], results: Path
+) -> dict[str, list[Measured]]:
+    """Title -> what is measured of the network of each seed."""
+    return {
+        title: [measure(recipe, results) for recipe in row]
+        for title, row in recipes.items()
+    }
+
+
+STUDY = Study(
+    name="saliency",
+    question="Do robust networks look at what people look at?",
+    claim="Gradients of robust networks align with the image, and their adversarial "
+    "examples of large ε look like another class.",
+    variants=study.by_objective("standard", "madry"),
+    judge=judge,
+    draw=draw,
+    collect=collect,
+)
+
+if __name__ == "__main__":
+    study.main(STUDY)
