@@ -16,6 +16,7 @@ Attacked by the exact worst case in L∞, outside [0, 1] too unless it says "box
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -153,11 +154,11 @@ def judge(parts: list[Fits], test: Pair, collapsed: list[bool]) -> list[Claim]:
     order = np.broadcast_to(np.arange(len(counts)), rising.shape)
     up, down = (common.rank_correlation(order, rates) for rates in (rising, falling))
     pair = falling[:, :2].max(axis=1)
-    percent = {"unit": "%"}
+    percent = functools.partial(tables.plus_minus, unit="%")
     return [
         Claim(
             f"standard: most of ‖w‖₁ is on pixels of |E[y x]| < ε = {eps:.3g}",
-            tables.plus_minus(weak, **percent),
+            percent(weak),
             common.is_above(weak, 0.5),
         ),
         Claim(
@@ -177,14 +178,12 @@ def judge(parts: list[Fits], test: Pair, collapsed: list[bool]) -> list[Claim]:
         ),
         Claim(
             "adversarial training costs standard accuracy",
-            f"{tables.plus_minus(each(standard), **percent)} to "
-            f"{tables.plus_minus(each(robust), **percent)}",
+            f"{percent(each(standard))} to {percent(each(robust))}",
             common.is_above(clean, 0),
         ),
         Claim(
             f"and gives robust accuracy at ε = {eps:.3g}",
-            f"{tables.plus_minus(each(standard, eps), **percent)} to "
-            f"{tables.plus_minus(attacked, **percent)}",
+            f"{percent(each(standard, eps))} to {percent(attacked)}",
             common.is_above(attacked - each(standard, eps), 0),
         ),
         Claim(
@@ -200,8 +199,7 @@ def judge(parts: list[Fits], test: Pair, collapsed: list[bool]) -> list[Claim]:
         Claim(
             "standard training on the best one or two pixels is more robust than "
             "adversarial training on all",
-            f"{tables.plus_minus(pair, **percent)} against "
-            f"{tables.plus_minus(attacked, **percent)}",
+            f"{percent(pair)} against {percent(attacked)}",
             common.is_above(pair - attacked, 0),
         ),
         Claim(
@@ -217,7 +215,7 @@ def collapses(pair: Pair) -> bool:
     """Whether the optimum is 0 just above the radius, and not just below."""
     radius = linear.collapse_radius(*pair)
     above, below = (linear.fit(*pair, eps=f * radius).w for f in (1.001, 0.999))
-    return not above.any() and below.any()
+    return bool(not above.any() and below.any())
 
 
 def against_pgd(fit: LinearClassifier, test: Pair, eps: float) -> float:

@@ -28,6 +28,7 @@ however large the total.
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

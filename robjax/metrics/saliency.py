@@ -114,7 +114,7 @@ def autocorrelation(g: jax.Array) -> jax.Array:
     return jnp.where(flat, 0, shared / jnp.where(flat, 1, mean_square))
 
 
-def sigma_view(g: jax.Array, *, sigmas: float = 3.0) -> jax.Array:
+def sigma_view(g: Any, *, sigmas: float = 3.0) -> jax.Array:
     """g as images [B, H, W, C] in [0, 1]: clipped at ±3σ of each image, 0 is ½.
 
     (1 + clip(g, −s, s)/s)/2 with s = 3 std(g) over pixels and channels: the authors'
@@ -125,7 +125,7 @@ def sigma_view(g: jax.Array, *, sigmas: float = 3.0) -> jax.Array:
     return (1 + jnp.clip(_unit(g) / safe, -1, 1)) / 2
 
 
-def signed_view(g: jax.Array, *, sigmas: float = 3.0) -> jax.Array:
+def signed_view(g: Any, *, sigmas: float = 3.0) -> jax.Array:
     """g of grey images as colours [B, H, W, 3]: blue positive, red negative, 0 white.
 
     Raises:
@@ -189,7 +189,7 @@ def interpolate(
 def neighbour_votes(
     x: jax.Array,
     reference: jax.Array,
-    labels: jax.Array,
+    labels: Any,
     *,
     num_classes: int,
     k: int = 3,
