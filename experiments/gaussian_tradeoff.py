@@ -115,6 +115,7 @@ def perceptrons(arguments: Arguments) -> Accuracies:
         x,
         (y + 1) // 2,
         jnp.repeat(own, radii, axis=0),
+        jnp.full(seeds * radii, count),
         jnp.tile(jnp.array(RADII), seeds),
         jnp.repeat(jnp.arange(seeds), radii),
         model=MLP,

@@ -23,6 +23,7 @@ def train(
     x: jax.Array,
     y: jax.Array,
     rows: jax.Array,
+    counts: jax.Array,
     eps: jax.Array,
     seeds: jax.Array,
     *,
@@ -43,6 +44,8 @@ def train(
       x: [N, *S] images that all networks draw from.
       y: [N] labels.
       rows: [M, n] which of them each network sees.
+      counts: [M] how many of these, the first ones, it sees in fact; sets of all sizes
+        then share a compiled program.
       eps: [M] radius in training; 0 is standard training.
       seeds: [M] of initial weights, batches and random starts.
       model: a linen module, static, as are all that follow.
@@ -58,14 +61,14 @@ def train(
     """
     optimizer = optax.adam(learning_rate)
 
-    def one(rows, eps, seed):
+    def one(rows, count, eps, seed):
         key = jax.random.key(seed)
         weights = model.init(key, x[:1])
 
         def step(carry, index):
             weights, state = carry
             draw, start = jax.random.split(jax.random.fold_in(key, index))
-            chosen = rows[jax.random.randint(draw, (batch_size,), 0, len(rows))]
+            chosen = rows[jax.random.randint(draw, (batch_size,), 0, count)]
             images, labels = x[chosen], y[chosen]
             attacked = attacks.pgd(
                 Partial(model.apply, weights),
@@ -88,7 +91,7 @@ def train(
         start = weights, optimizer.init(weights)
         return jax.lax.scan(step, start, jnp.arange(steps))[0][0]
 
-    return jax.vmap(one)(rows, eps, seeds)
+    return jax.vmap(one)(rows, counts, eps, seeds)
 
 
 @functools.partial(jax.jit, static_argnames="model")

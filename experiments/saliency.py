@@ -244,6 +244,7 @@ def collect(
         data.to_float(splits[0].images, splits[0].scale),
         jnp.asarray(splits[0].labels),
         jnp.tile(jnp.arange(len(splits[0].labels)), (2 * seeds, 1)),
+        jnp.full(2 * seeds, len(splits[0].labels)),
         jnp.repeat(jnp.array([0.0, TRAINED[name]]), seeds),
         jnp.tile(jnp.arange(seeds), 2),
         model=MLP,

@@ -89,12 +89,14 @@ def measure(arguments: Arguments, folder: Path) -> tuple[np.ndarray, np.ndarray]
 
 def _of_size(size: int, arguments: Arguments, x, y, images, labels) -> dict[str, Any]:
     plan, seeds = PLANS[arguments.dataset], arguments.seeds
-    drawn = [np.random.default_rng(s).permutation(len(y))[:size] for s in range(seeds)]
+    most = max(plan.sizes)
+    drawn = [np.random.default_rng(s).permutation(len(y))[:most] for s in range(seeds)]
     radii = jnp.array(plan.radii, jnp.float32)
     weights = mlps.train(
         x,
         y,
         jnp.repeat(jnp.asarray(np.stack(drawn)), len(radii), axis=0),
+        jnp.full(seeds * len(radii), size),
         jnp.tile(radii, seeds),
         jnp.repeat(jnp.arange(seeds), len(radii)),
         model=MODEL,

@@ -114,6 +114,7 @@ def measure(task: Task, arguments: Arguments) -> Transfer:
         x,
         y,
         jnp.asarray(np.stack(rows).reshape(seeds * NETWORKS, share)),
+        jnp.full(seeds * NETWORKS, share),
         jnp.zeros(seeds * NETWORKS),
         jnp.arange(seeds * NETWORKS),
         model=task.model,

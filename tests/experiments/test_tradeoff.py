@@ -1,0 +1,204 @@
+"""Robustness against accuracy: verdicts on made-up numbers, and smoke runs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+    common,
+    gaussian_tradeoff,
+    linear_features,
+    mlps,
+    networks,
+    saliency,
+    sample_size,
+    study,
+    transfer,
+)
+from experiments.gaussian_tradeoff import RADII, Accuracies
+from experiments.saliency import Measured
+from experiments.transfer import Transfer
+from robjax import models
+from robjax.balls import L2
+
+SEEDS = 3
+NOISE = 1e-4 * np.arange(SEEDS)
+MLP = models.MLP(2, widths=(4,))
+
+
+def verdicts(claims):
+    return {claim.statement: claim.verdict for claim in claims}
+
+
+def accuracies(**changes):
+    """Models as Theorem 2.2 says."""
+    shape = SEEDS, len(RADII)
+    robust = np.full(shape, 0.95)
+    robust[:, : RADII.index(gaussian_tradeoff.ETA)] = 0.001
+    values = {
+        "standard": np.where(robust > 0.5, 0.95, 0.999),
+        "erased": np.full(shape, 0.9),
+        "attacked": robust,
+        "shifted": robust,
+        "slack": np.full(shape, 0.01),
+        "slack_stderr": np.full(shape, 0.001),
+    }
+    return Accuracies(**(values | changes))
+
+
+def test_models_as_the_theorems_say_hold_everywhere():
+    weights = np.zeros((SEEDS, len(RADII)), int)
+    claims = gaussian_tradeoff.judge(accuracies(), weights, accuracies())
+    assert set(verdicts(claims).values()) == {common.HELD}
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({"slack": np.full((SEEDS, len(RADII)), -0.01)}, "Theorem 2.1 binds every MLP"),
+        ({"erased": np.full((SEEDS, len(RADII)), 0.96)}, "No model beats p"),
+        (
+            {"standard": np.full((SEEDS, len(RADII)), 0.95)},
+            "MLP, standard training: ac",
+        ),
+        (
+            {"attacked": np.full((SEEDS, len(RADII)), 0.95)},
+            "MLP, standard training: be",
+        ),
+        ({"attacked": np.full((SEEDS, len(RADII)), 0.0)}, "MLP, trained with 2η ≤ ε"),
+    ],
+)
+def test_each_verdict_on_the_gaussian_model_has_its_own_numbers(changes, failing):
+    weights = np.zeros((SEEDS, len(RADII)), int)
+    found = verdicts(
+        gaussian_tradeoff.judge(accuracies(), weights, accuracies(**changes))
+    )
+    failed = [name for name, verdict in found.items() if verdict == common.FAILED]
+    assert any(name.startswith(failing) for name in failed)
+    assert not any(name.startswith("linear") for name in failed)
+
+
+def test_transfer_is_judged_against_noise():
+    good = Transfer(0.995 + NOISE, 0.1 + NOISE, 0.9 + NOISE)
+    found = verdicts(transfer.judge({"Gaussian, linear": good, "digits, MLP": good}))
+    assert set(found.values()) == {common.HELD}
+    bad = good._replace(rates=0.05 + NOISE)
+    found = verdicts(transfer.judge({"Gaussian, linear": bad, "digits, MLP": bad}))
+    assert set(found.values()) == {common.FAILED}
+
+
+@pytest.mark.parametrize(("at", "held"), [(0.3, True), (-0.1, False)])
+def test_sample_size_needs_help_at_few_and_harm_at_many(at, held):
+    plan = sample_size.PLANS["mnist"]
+    falling = np.linspace(at, at - 0.4, len(plan.sizes))  # the gain, in shares
+    standard = np.full((SEEDS, len(plan.radii), len(plan.sizes)), 0.5)
+    standard += 1e-3 * NOISE[:, None, None]
+    for index, radius in enumerate(plan.radii[1:], 1):
+        standard[:, index] += falling + 1e-3 * NOISE[:, None] - 0.02 * radius
+    robust = np.broadcast_to(np.arange(len(plan.sizes)) / 10, standard.shape)
+    found = verdicts(sample_size.judge(plan, standard, robust))
+    crossing = next(name for name in found if name.startswith("for some"))
+    assert (found[crossing] == common.HELD) == held
+    assert found["the larger ε, the earlier it turns"] == (
+        common.HELD if held else common.FAILED
+    )
+
+
+def test_where_the_gain_turns():
+    sizes = (10, 100, 1000)
+    turn = sample_size._turn(sizes, np.array([0.1, 0.1, -0.1]))
+    assert turn == pytest.approx(np.sqrt(100 * 1000))
+    assert sample_size._turn(sizes, np.array([0.1, -0.1, 0.1])) == np.inf
+    assert sample_size._turn(sizes, np.array([-0.1, -0.1, -0.1])) == 10
+
+
+def measured(border, alignment, smoothness, agreement, votes):
+    numbers = dict(zip(saliency.NUMBERS, (border, alignment, smoothness), strict=True))
+    return Measured(numbers, {"L2": agreement, "Linf": agreement}, votes, {})
+
+
+def test_saliency_compares_within_each_family():
+    way = np.linspace(0, 1, saliency.POINTS)
+    before = [measured(0.5 + n, 0.1, 0.3, 0.3, way) for n in NOISE]
+    after = [measured(0.1, 0.3, 0.5, 0.9, way) for _ in NOISE]
+    rows = (before, after, after, before)
+    titles = [title for family in saliency.FAMILIES.values() for title in family]
+    found = verdicts(saliency.judge(dict(zip(titles, rows, strict=True))))
+    for name, verdict in found.items():
+        on_the_way = "turns gradually" in name
+        expected = name.startswith("MLP") or on_the_way
+        assert verdict == (common.HELD if expected else common.FAILED), name
+
+
+def test_networks_trained_side_by_side_are_those_trained_alone():
+    x = jax.random.uniform(jax.random.key(0), (40, 3, 3, 1))
+    y = (x[:, 0, 0, 0] > 0.5).astype(int)
+    rows, eps = jnp.arange(40).reshape(2, 20), jnp.array([0.0, 0.3])
+    run = {
+        "model": MLP,
+        "ball": L2,
+        "steps": 200,
+        "batch_size": 8,
+        "learning_rate": 0.05,
+    }
+    counts = jnp.array([20, 15])
+    both = mlps.train(x, y, rows, counts, eps, jnp.array([5, 6]), **run)
+    for i in range(2):
+        alone = mlps.train(
+            x,
+            y,
+            rows[i : i + 1],
+            counts[i : i + 1],
+            eps[i : i + 1],
+            jnp.array([5 + i]),
+            **run,
+        )
+        for one, many in zip(
+            jax.tree.leaves(alone), jax.tree.leaves(both), strict=True
+        ):
+            np.testing.assert_allclose(one[0], many[i], atol=1e-4)
+    # it learns what it sees, and sees only its rows, as many of them as it should
+    right = np.asarray(mlps.predictions(both, x, model=MLP)) == np.asarray(y)[None]
+    assert right[0, :20].mean() > 0.9
+    nowhere = x.at[20:30].set(jnp.nan).at[35:].set(jnp.nan)
+    again = mlps.train(nowhere, y, rows, counts, eps, jnp.array([5, 6]), **run)
+    assert np.isfinite(jax.tree.leaves(again)[0][0]).all()
+    assert any(np.isnan(leaf[1]).any() for leaf in jax.tree.leaves(again))
+    unseen = x.at[35:].set(jnp.nan)
+    again = mlps.train(unseen, y, rows, counts, eps, jnp.array([5, 6]), **run)
+    assert np.isfinite(jax.tree.leaves(again)[0]).all()
+
+
+def summary(folder):
+    claims = json.loads((folder / "claims.json").read_text())["claims"]
+    assert (folder / "summary.md").exists()
+    assert list((folder / "figures").glob("*.png"))
+    return {claim["statement"]: claim["verdict"] for claim in claims}
+
+
+@pytest.mark.parametrize("experiment", [gaussian_tradeoff, transfer, sample_size])
+def test_smoke(experiment, tmp_path, capsys):
+    folder = experiment.main(experiment.Arguments(smoke=True, results=tmp_path))
+    assert common.UNTESTABLE in summary(folder).values()
+    printed = capsys.readouterr().out
+    assert "Claim:" in printed and "Cost:" in printed
+
+
+def test_smoke_of_linear_features_is_exact(tmp_path):
+    arguments = linear_features.Arguments(smoke=True, results=tmp_path)
+    found = summary(linear_features.main(arguments))
+    assert any(verdict == common.HELD for verdict in found.values())
+    table = (tmp_path / "linear_features" / "digits" / "summary.md").read_text()
+    assert "PGD-1000" in table
+
+
+def test_smoke_of_saliency(tmp_path, monkeypatch):
+    monkeypatch.setattr(saliency, "STEPS", 20)
+    # what other studies need of a network
+    monkeypatch.setattr(networks, "explain", lambda *arguments: None)
+    monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
+    arguments = study.Arguments(smoke=True, results=tmp_path)
+    assert len(summary(study.run(saliency.STUDY, arguments))) == 12
