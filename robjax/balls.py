@@ -257,13 +257,14 @@ def _l2_sizes(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
         return jnp.sqrt(left / jnp.where(free > 0, free, 1))
 
     def grow(carry):
-        stopped, _ = carry
-        grown = stopped | (solve(stopped) * d >= room)
-        return grown, jnp.any((grown != stopped) & ~inside)
+        stopped, _, _ = carry
+        t = solve(stopped)
+        grown = stopped | (t * d >= room)
+        return grown, t, jnp.any((grown != stopped) & ~inside)
 
-    start = jnp.zeros(d.shape, bool)
-    stopped, _ = jax.lax.while_loop(lambda carry: carry[1], grow, (start, True))
-    return jnp.where(inside, nearest, jnp.minimum(solve(stopped) * d, nearest))
+    carry = room <= 0, jnp.zeros_like(eps), True
+    _, t, _ = jax.lax.while_loop(lambda carry: carry[2], grow, carry)
+    return jnp.where(inside, nearest, jnp.minimum(t * d, nearest))
 
 
 @jax.jit
