@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 PLANS = {
     "digits": Plan((50, 100, 200, 400, 800, 1437), 100, 1437, (0, 0.2, 0.6, 1.0), 0.6),
     "mnist": Plan(
-        (100, 300, 1000, 3000, 10_000), 1000, 10_000, (0, 0.5, 1.5, 2.5), 1.5
+        (100, 300, 1000, 3000, 10_000), 1000, 10_000, (0, 0.5, 1.5, 2.0, 2.5), 1.5
     ),
 }
 
@@ -76,7 +76,9 @@ def measure(arguments: Arguments, folder: Path) -> tuple[np.ndarray, np.ndarray]
     folder.mkdir(parents=True, exist_ok=True)
     accuracies = []
     for size in plan.sizes:
-        file = folder / f"{size}-{arguments.seeds}-{arguments.steps}.npz"
+        radii = "_".join(f"{radius:g}" for radius in plan.radii)
+        name = f"{size}-{arguments.seeds}-{arguments.steps}-{radii}.npz"
+        file = folder / name
         if not file.exists():
             found = _of_size(size, arguments, x, y, images, labels)
             storage.save_npz(file, found)
