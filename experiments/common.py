@@ -24,7 +24,8 @@ UNTESTABLE = "not testable with these settings"
 
 VERDICTS = (
     "A claim held if the one-sided 95 % confidence bound of the mean over seeds is "
-    "beyond its threshold (0 for a direction)."
+    "beyond its threshold (0 for a direction). Claims without ± are checks of every "
+    "model or seed."
 )
 
 
@@ -36,19 +37,24 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def is_above(values: Any, threshold: float) -> str:
+def is_above(values: Any, threshold: float, confidence: float = 0.95) -> str:
     """Verdict on "the mean over seeds [n] lies above the threshold"."""
     values = np.asarray(values, float)
     if values.size < 2 or not np.isfinite(values).all():
         return UNTESTABLE
-    quantile = scipy.stats.t.ppf(0.95, values.size - 1)
+    quantile = scipy.stats.t.ppf(confidence, values.size - 1)
     bound = values.mean() - quantile * values.std(ddof=1) / np.sqrt(values.size)
     return HELD if bound > threshold else FAILED
 
 
-def is_below(values: Any, threshold: float) -> str:
+def is_below(values: Any, threshold: float, confidence: float = 0.95) -> str:
     """Verdict on "the mean over seeds [n] lies below the threshold"."""
-    return is_above(-np.asarray(values, float), -threshold)
+    return is_above(-np.asarray(values, float), -threshold, confidence)
+
+
+def is_true(fact: Any) -> str:
+    """Verdict on what is checked without a mean: of every model, or of every seed."""
+    return HELD if fact else FAILED
 
 
 def rank_correlation(x: Any, y: Any) -> np.ndarray:

@@ -98,3 +98,8 @@ def train(
 def predictions(weights: Any, x: jax.Array, *, model: Any) -> jax.Array:
     """The class that each of M networks gives each image, [M, N]."""
     return jax.vmap(lambda w: jnp.argmax(model.apply(w, x), axis=1))(weights)
+
+
+def select(weights: Any, which: Any) -> Any:
+    """The networks with these indices (an integer, a slice or an array)."""
+    return jax.tree.map(lambda leaf: leaf[which], weights)

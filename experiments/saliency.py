@@ -55,15 +55,18 @@ class Measured(NamedTuple):
     """Of one network on the tracked images that it has right.
 
     numbers: name of NUMBERS -> mean.
-    agreement: "L2" and "Linf" -> share of adversarial examples of which the judge says
-        the class that the network says.
+    agreement: "L2" and "Linf" -> share of the images whose adversarial example has left
+        the label for the network, and is what the network says for the judge too.
     votes: [POINTS] the judge's votes for that class on the way to it (L2), in the mean.
+    rise: rank correlation of these votes with the way, image by image, in the mean; 0
+        where they never change.
     shown: arrays of the first SHOWN images, for figures.
     """
 
     numbers: dict[str, float]
     agreement: dict[str, float]
     votes: np.ndarray
+    rise: float
     shown: dict[str, np.ndarray]
 
 
@@ -92,12 +95,13 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
         moved = saliency.large_perturbation(logits_fn, x, y, ball=ball).x_adv
         reached = jnp.argmax(logits_fn(moved), axis=1)
         same = np.asarray(jnp.argmax(judge(moved), axis=1) == reached)
-        fooled = right & np.asarray(reached != y)
-        agreement[type(ball).__name__] = float(np.mean(same, where=fooled))
-    fooled = right & np.asarray(reached != y)
+        fooled = np.asarray(reached != y)
+        agreement[type(ball).__name__] = float(np.mean(same & fooled, where=right))
     way = saliency.interpolate(x, moved, points=POINTS)
     votes = judge(way.reshape(-1, *x.shape[1:])).reshape(POINTS, len(x), -1)
-    of_reached = np.asarray(votes[:, np.arange(len(x)), reached])[:, fooled]
+    of_reached = np.asarray(votes[:, np.arange(len(x)), reached])[:, right].T
+    along = np.broadcast_to(np.arange(POINTS), of_reached.shape)
+    rises = np.nan_to_num(common.rank_correlation(along, of_reached))
     shown = {
         "image": x,
         "gradient": found.gradient,
@@ -108,7 +112,9 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
     }
     first = {what: np.asarray(values[:SHOWN]) for what, values in shown.items()}
     first["way"] = np.asarray(way[:, :SHOWN])
-    return Measured(numbers, agreement, of_reached.mean(axis=1), first)
+    return Measured(
+        numbers, agreement, of_reached.mean(axis=0), float(rises.mean()), first
+    )
 
 
 def judge(found: dict[str, list[Measured]]) -> list[Claim]:
@@ -144,19 +150,11 @@ def _judge(
     for norm, words in (("L2", "L2"), ("Linf", "L∞")):
         statement = f"robust examples look more like the class reached ({words})"
         compare(statement, lambda m, norm=norm: m.agreement[norm], 1, "%")
-    votes = np.stack([m.votes for m in robust])
-    rho = common.rank_correlation(
-        np.broadcast_to(np.arange(POINTS), votes.shape), votes
-    )
-    largest = 100 * np.max(np.diff(votes, axis=1), axis=1)
-    claims.append(
-        Claim(
-            f"{family}: on the way of robust networks the judge turns gradually (rank "
-            "correlation above 0.9)",
-            f"{tables.plus_minus(rho)}; largest of {POINTS - 1} steps "
-            f"{tables.plus_minus(largest)} points",
-            common.is_above(rho, 0.9),
-        )
+    compare(
+        "on the way to robust examples the judge's votes for it rise more steadily "
+        "(rank correlation, image by image)",
+        lambda m: m.rise,
+        1,
     )
     return claims
 
@@ -249,11 +247,10 @@ def collect(
         jnp.tile(jnp.arange(seeds), 2),
         model=MLP,
         ball=L2,
-        steps=STEPS,
+        steps=20 if rows[0][0].model == "linear" else STEPS,  # linear: a smoke run
     )
     perceptrons = [
-        Partial(MLP.apply, jax.tree.map(lambda leaf, i=i: leaf[i], weights))
-        for i in range(2 * seeds)
+        Partial(MLP.apply, mlps.select(weights, i)) for i in range(2 * seeds)
     ]
     trained = [
         networks.train(recipe, networks.obtain(recipe, results), splits)
@@ -274,6 +271,7 @@ STUDY = Study(
     judge=judge,
     draw=draw,
     collect=collect,
+    note="MLPs trained with L2 on the same images, 1000 batches of 100.",
 )
 
 if __name__ == "__main__":

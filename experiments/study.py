@@ -62,6 +62,7 @@ class Study:
       draw: what was measured -> {file name: figure}.
       collect: the recipes, title -> one for each seed, and the folder of all results ->
         what was measured; by default what was recorded with the networks.
+      note: further words on the setting.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Study:
     judge: Callable[[Any], Sequence[Claim]]
     draw: Callable[[Any], Mapping[str, Figure]]
     collect: Callable[[Mapping[str, Sequence[Recipe]], Path], Any] = history.collect
+    note: str = ""
 
 
 def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
@@ -119,7 +121,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         folder,
         question=study.question,
         claim=study.claim,
-        setting=_setting(every),
+        setting=f"{_setting(every)} {study.note}",
         claims=study.judge(recorded),
         drawn=study.draw(recorded),
         rest=_accuracies(recorded) if isinstance(recorded, History) else "",

@@ -14,6 +14,7 @@ CPU time. Numbers: experiments/README.md.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -71,7 +72,7 @@ class Transfer(NamedTuple):
 
     rates: [seeds] of those that turn A, for which they were made, and that B has right
         without the attack, the share that turns B too; the mean over all A ≠ B.
-    control: [seeds] share of what is right that random signs turn.
+    control: [seeds] of the same examples, the share that random signs turn in B.
     accuracy: [seeds] of the networks in the mean.
     """
 
@@ -80,82 +81,88 @@ class Transfer(NamedTuple):
     accuracy: np.ndarray
 
 
-def tasks(arguments: Arguments) -> dict[str, Task]:
-    """Linear and MLP on the Gaussian model, MLP on images."""
-    count = arguments.samples * NETWORKS
-    key = jax.random.key(2000)
-    x, y = gaussian.sample(key, count + arguments.test, d=D, **LAW)
-    y = (y + 1) // 2
-    known = (x[:count], y[:count]), (x[count:], y[count:]), EPS, BOUNDS
+def tasks(arguments: Arguments) -> dict[str, list[Task]]:
+    """For each seed: linear and MLP on the Gaussian model, MLP on images."""
+    count, name = arguments.samples * NETWORKS, arguments.dataset
     images = {}
     for split in ("train", "test"):
-        found = data.load(arguments.dataset, split)
+        found = data.load(name, split)
         pixels = data.to_float(found.images, found.scale)
         images[split] = pixels, jnp.asarray(found.labels)
     test = tuple(part[: arguments.test] for part in images["test"])
-    radius = RADIUS[arguments.dataset]
-    return {
-        "Gaussian, linear": Task(models.MLP(2, widths=()), *known),
-        "Gaussian, MLP": Task(models.MLP(2, widths=(32,)), *known),
-        f"{arguments.dataset}, MLP": Task(
-            models.MLP(10, widths=(200, 100)), images["train"], test, radius, (0, 1)
-        ),
-    }
+    chosen: dict[str, list[Task]] = {}
+    for seed in range(arguments.seeds):
+        key = jax.random.key(2000 + seed)
+        x, y = gaussian.sample(key, count + arguments.test, d=D, **LAW)
+        y = (y + 1) // 2
+        known = (x[:count], y[:count]), (x[count:], y[count:]), EPS, BOUNDS
+        of_seed = {
+            "Gaussian, linear": Task(models.MLP(2, widths=()), *known),
+            "Gaussian, MLP": Task(models.MLP(2, widths=(32,)), *known),
+            f"{name}, MLP": Task(
+                models.MLP(10, widths=(200, 100)),
+                images["train"],
+                test,
+                RADIUS[name],
+                (0, 1),
+            ),
+        }
+        for title, task in of_seed.items():
+            chosen.setdefault(title, []).append(task)
+    return chosen
 
 
-def measure(task: Task, arguments: Arguments) -> Transfer:
-    """Trains the networks on disjoint samples and tries their examples on all."""
-    seeds = arguments.seeds
+def measure(rows: list[Task], arguments: Arguments) -> Transfer:
+    """Trains networks on disjoint samples and tries their examples on all others."""
+    found = [_of_seed(task, seed, arguments) for seed, task in enumerate(rows)]
+    return Transfer(*map(np.array, zip(*found, strict=True)))
+
+
+def _of_seed(task: Task, seed: int, arguments: Arguments) -> tuple[float, float, float]:
     (x, y), (images, labels) = task.train, task.test
     share = len(y) // NETWORKS
-    rng = np.random.default_rng(0)
-    rows = [rng.permutation(len(y))[: share * NETWORKS] for _ in range(seeds)]
+    rows = np.random.default_rng(seed).permutation(len(y))[: share * NETWORKS]
     weights = mlps.train(
         x,
         y,
-        jnp.asarray(np.stack(rows).reshape(seeds * NETWORKS, share)),
-        jnp.full(seeds * NETWORKS, share),
-        jnp.zeros(seeds * NETWORKS),
-        jnp.arange(seeds * NETWORKS),
+        jnp.asarray(rows.reshape(NETWORKS, share)),
+        jnp.full(NETWORKS, share),
+        jnp.zeros(NETWORKS),
+        seed * NETWORKS + jnp.arange(NETWORKS),
         model=task.model,
         ball=Linf,
         bounds=task.bounds,
         steps=arguments.steps,
         attack_steps=1,
     )
+    key = jax.random.key(seed)
+    moved = _attack(weights, images, labels, key, task.eps, task.model, task.bounds)
+    signs = jax.random.rademacher(key, images.shape, images.dtype)
+    noisy = jnp.clip(images + task.eps * signs, *task.bounds)
 
-    @jax.jit
-    @jax.vmap
-    def attack(weights: Any) -> jax.Array:
-        return attacks.pgd(
-            Partial(task.model.apply, weights),
-            images,
-            labels,
-            key=jax.random.key(0),
-            ball=Linf(task.eps),
-            bounds=task.bounds,
-        ).x_adv
-
-    def right(weights: Any, images: jax.Array) -> np.ndarray:
+    def right(images: jax.Array) -> np.ndarray:
         found = mlps.predictions(weights, images, model=task.model)
         return np.asarray(found == labels[None])
 
-    signs = jax.random.rademacher(jax.random.key(1), images.shape, images.dtype)
-    noisy = jnp.clip(images + task.eps * signs, *task.bounds)
-    clean, shaken = right(weights, images), right(weights, noisy)
-    rates = np.zeros((seeds, NETWORKS, NETWORKS))
-    for index, moved in enumerate(attack(weights)):
-        seed, source = divmod(index, NETWORKS)
-        team = slice(seed * NETWORKS, (seed + 1) * NETWORKS)
-        own = jax.tree.map(lambda leaf, team=team: leaf[team], weights)
-        fooled, able = ~right(own, moved) & clean[team], clean[team]
-        counted = fooled[source] & able
-        rates[seed, source] = (fooled & counted).sum(1) / counted.sum(1)
-    others = ~np.eye(NETWORKS, dtype=bool)
-    by_seed = (seeds, NETWORKS, -1)
-    turned = (clean & ~shaken).reshape(by_seed).sum(2) / clean.reshape(by_seed).sum(2)
-    accuracy = clean.reshape(by_seed).mean((1, 2))
-    return Transfer(rates[:, others].mean(1), turned.mean(1), accuracy)
+    clean, shaken = right(images), ~right(noisy)
+    rates, controls = [], []
+    for source, examples in enumerate(moved):
+        fooled = ~right(examples)
+        for target in range(NETWORKS):
+            counted = clean[source] & fooled[source] & clean[target]
+            if target != source:
+                rates.append(fooled[target][counted].mean())
+                controls.append(shaken[target][counted].mean())
+    return float(np.mean(rates)), float(np.mean(controls)), float(clean.mean())
+
+
+@functools.partial(jax.jit, static_argnames=("model", "bounds"))
+def _attack(weights: Any, x, labels, key, eps, model: Any, bounds: Bounds):
+    def one(weights):
+        network, ball = Partial(model.apply, weights), Linf(eps)
+        return attacks.pgd(network, x, labels, key=key, ball=ball, bounds=bounds).x_adv
+
+    return jax.vmap(one)(weights)
 
 
 def judge(found: dict[str, Transfer]) -> list[Claim]:
@@ -191,7 +198,9 @@ def main(arguments: Arguments) -> Path:
     question = "Do adversarial examples transfer between independent training sets?"
     claim = "What fools one classifier fools others that saw other samples."
     print(f"{question}\nClaim: {claim}\nCost: about 2 minutes of CPU time.", flush=True)
-    found = {name: measure(task, arguments) for name, task in tasks(arguments).items()}
+    chosen = tasks(arguments)
+    found = {name: measure(rows, arguments) for name, rows in chosen.items()}
+    images = len(chosen[f"{arguments.dataset}, MLP"][0].test[1])
     rates = {name: transfer.rates for name, transfer in found.items()}
     noise = {name: transfer.control for name, transfer in found.items()}
     drawn = figures.bars(
@@ -205,9 +214,9 @@ def main(arguments: Arguments) -> Path:
         folder,
         question=question,
         claim=claim,
-        setting=f"{NETWORKS} networks on disjoint samples, {arguments.test} test "
-        f"examples, {arguments.seeds} seeds; L∞ ε = {EPS:g} (Gaussian), "
-        f"{RADIUS[arguments.dataset]:g} ({arguments.dataset}).",
+        setting=f"{NETWORKS} networks on disjoint samples, {arguments.seeds} seeds; "
+        f"{arguments.test} Gaussian test examples, {images} images; L∞ ε = {EPS:g} "
+        f"(Gaussian), {RADIUS[arguments.dataset]:g} ({arguments.dataset}).",
         claims=judge(found),
         drawn={"transfer": drawn},
     )

@@ -67,15 +67,18 @@ def saliency(
 
 def _saliency(logits_fn, x, y, width, batch_size):
     def total(x, y):
-        return jnp.sum(losses.cross_entropy(logits_fn(x), y))
+        odds = losses.log_odds(logits_fn(x), y)
+        return jnp.sum(odds), odds
 
-    gradient = lowering.fast(jax.grad(total))
+    slope = lowering.fast(jax.grad(total, has_aux=True))
 
     def measure(rows):
         x, y = rows
-        g = gradient(x, y)
+        g, odds = slope(x, y)
         numbers = border_energy(g, width=width), alignment(g, x), autocorrelation(g)
-        return Saliency(g, *numbers)
+        # cross-entropy = softplus(log-odds): the same direction, which does not vanish
+        # where the network is sure
+        return Saliency(jax.nn.sigmoid(odds)[:, None, None, None] * g, *numbers)
 
     return map_batched(measure, (x, y), batch_size)
 
@@ -83,34 +86,48 @@ def _saliency(logits_fn, x, y, width, batch_size):
 _saliency = jax.jit(_saliency, static_argnums=(3, 4))
 
 
-def border_energy(g: jax.Array, *, width: int) -> jax.Array:
-    """Share [B] of Σ g² in the outer `width` pixels; 0 for g = 0."""
+def border_energy(g: Any, *, width: int) -> jax.Array:
+    """Share [B] of Σ g² in the outer `width` pixels; 0 for g = 0.
+
+    Raises:
+      ValueError: g is not finite [B, H, W, C], or the border leaves no inside.
+    """
+    g = _check_images(g, "g")
     _check_width(g, width)
-    square = _unit(g) ** 2
-    inside = square[:, width:-width, width:-width]
-    return jnp.sum(square, (1, 2, 3)) - jnp.sum(inside, (1, 2, 3))
+    border = jnp.ones((1, *g.shape[1:3], 1), g.dtype)
+    border = border.at[:, width:-width, width:-width].set(0)
+    return jnp.sum(border * _unit(g) ** 2, (1, 2, 3))
 
 
-def alignment(g: jax.Array, x: jax.Array) -> jax.Array:
-    """cos(−g, x) [B]; 0 where either is 0."""
+def alignment(g: Any, x: Any) -> jax.Array:
+    """cos(−g, x) [B]; 0 where either is 0.
+
+    Raises:
+      ValueError: g and x are not finite [B, H, W, C] of one shape.
+    """
+    g, x = _check_images(g, "g"), _check_images(x)
+    if g.shape != x.shape:
+        raise ValueError(f"g must have the shape of x, {x.shape}, got {g.shape}")
     return -jnp.sum(_unit(g) * _unit(x), (1, 2, 3))
 
 
-def autocorrelation(g: jax.Array) -> jax.Array:
+def autocorrelation(g: Any) -> jax.Array:
     """Moran's I [B], in the mean over neighbours and channels; 0 for constant g.
 
     I = (mean of c_a c_b over neighbouring pixels a, b) / (mean of c²), c = g less its
     mean over each channel.
+
+    Raises:
+      ValueError: g is not finite [B, H, W, C].
     """
-    g = _unit(g)
+    g = _unit(_check_images(g, "g"))
     c = g - jnp.mean(g, (1, 2), keepdims=True)
     down, across = c[:, 1:] * c[:, :-1], c[:, :, 1:] * c[:, :, :-1]
     axes = (1, 2, 3)
     pairs = down[0].size + across[0].size
-    shared = (jnp.sum(down, axes) + jnp.sum(across, axes)) / pairs
+    shared = (jnp.sum(down, axes) + jnp.sum(across, axes)) / max(pairs, 1)
     mean_square = jnp.mean(c * c, axes)
-    # below this c is the rounding of a constant g
-    flat = mean_square <= (10 * jnp.finfo(c.dtype).eps) ** 2
+    flat = mean_square <= _rounding(g) ** 2
     return jnp.where(flat, 0, shared / jnp.where(flat, 1, mean_square))
 
 
@@ -118,21 +135,27 @@ def sigma_view(g: Any, *, sigmas: float = 3.0) -> jax.Array:
     """g as images [B, H, W, C] in [0, 1]: clipped at ±3σ of each image, 0 is ½.
 
     (1 + clip(g, −s, s)/s)/2 with s = 3 std(g) over pixels and channels: the authors'
-    notebook.
+    notebook. A constant g is ½ everywhere.
+
+    Raises:
+      ValueError: g is not finite [B, H, W, C], or sigmas not positive.
     """
-    scale = sigmas * jnp.std(_unit(g), axis=(1, 2, 3), keepdims=True)
-    safe = jnp.where(scale > 0, scale, 1)
-    return (1 + jnp.clip(_unit(g) / safe, -1, 1)) / 2
+    inputs.check_number("sigmas", sigmas, minimum=1e-6)
+    g = _unit(_check_images(g, "g"))
+    spread = jnp.std(g, axis=(1, 2, 3), keepdims=True)
+    flat = spread <= _rounding(g)
+    scale = sigmas * jnp.where(flat, 1, spread)
+    return jnp.where(flat, 0.5, (1 + jnp.clip(g / scale, -1, 1)) / 2)
 
 
 def signed_view(g: Any, *, sigmas: float = 3.0) -> jax.Array:
     """g of grey images as colours [B, H, W, 3]: blue positive, red negative, 0 white.
 
     Raises:
-      ValueError: more than one channel.
+      ValueError: as in `sigma_view`, or more than one channel.
     """
-    if g.shape[-1] != 1:
-        raise ValueError(f"g must have one channel, got shape {g.shape}")
+    if jnp.shape(g)[-1:] != (1,):
+        raise ValueError(f"g must have one channel, got shape {jnp.shape(g)}")
     signed = 2 * sigma_view(g, sigmas=sigmas) - 1
     positive, negative = jnp.maximum(signed, 0), jnp.maximum(-signed, 0)
     return jnp.concatenate(
@@ -175,11 +198,17 @@ def large_perturbation(
 def interpolate(
     x: jax.Array, x_adv: jax.Array, *, points: int = 20, bounds: Bounds = (0.0, 1.0)
 ) -> jax.Array:
-    """clip(x + t δ/‖δ‖₂), t = 0 … ‖δ‖₂ in equal steps: [points, B, *S]."""
+    """clip(x + t δ/‖δ‖₂), t = 0 … ‖δ‖₂ in equal steps: [points, B, *S].
+
+    Raises:
+      ValueError: malformed images or bounds, different shapes, or fewer than 2 points.
+    """
+    bounds = inputs.check_bounds(bounds)
     points = inputs.check_count("points", points, minimum=2)
-    if jnp.shape(x) != jnp.shape(x_adv):
+    x, x_adv = inputs.check_images(x), inputs.check_images(x_adv, name="x_adv")
+    if x.shape != x_adv.shape:
         raise ValueError(
-            f"x_adv must have the shape of x, {jnp.shape(x)}, got {jnp.shape(x_adv)}"
+            f"x_adv must have the shape of x, {x.shape}, got {x_adv.shape}"
         )
     share = jnp.linspace(0, 1, points, dtype=x.dtype)
     share = share.reshape(points, *(1,) * x.ndim)
@@ -208,6 +237,7 @@ def neighbour_votes(
     Raises:
       ValueError: the shapes do not fit, or k is not in 1 … N.
     """
+    inputs.check_count("num_classes", num_classes, minimum=2)
     x = inputs.check_images(x)
     reference = inputs.check_images(reference, name="reference")
     if x.shape[1:] != reference.shape[1:]:
@@ -224,6 +254,9 @@ def neighbour_votes(
 
 
 def _neighbour_votes(x, reference, labels, num_classes, k, batch_size):
+    # distances do not see the mean, rounding does
+    mean = jnp.mean(reference, axis=0)
+    x, reference = x - mean[None], reference - mean[None]
     flat = reference.reshape(len(reference), -1)
     squares = jnp.sum(flat * flat, axis=1)
 
@@ -247,10 +280,15 @@ def _unit(values: jax.Array) -> jax.Array:
     return values / jnp.where(length > 0, length, 1)
 
 
-def _check_images(x: Any) -> jax.Array:
-    x = inputs.check_images(x)
+def _rounding(g: jax.Array) -> float:
+    """Below this, the variation of unit images is the rounding of constant ones."""
+    return 10 * float(jnp.finfo(g.dtype).eps)
+
+
+def _check_images(x: Any, name: str = "x") -> jax.Array:
+    x = inputs.check_images(x, name=name)
     if x.ndim != 4:
-        raise ValueError(f"x must be images [B, H, W, C], got shape {x.shape}")
+        raise ValueError(f"{name} must be images [B, H, W, C], got shape {x.shape}")
     return x
 
 

@@ -245,7 +245,7 @@ def pictures(
                 axes.set(xticks=[], yticks=[])
                 axes.set_xlabel(words, fontsize=11)
                 axes.grid(False)
-                axes.spines[:].set_visible(False)
+                axes.spines[:].set(visible=True, color="0.8")
             axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes, name in zip(grid[0], columns, strict=True):
             axes.set_title(name, fontsize=11)

@@ -8,6 +8,7 @@ Tsipras et al., "Robustness may be at odds with accuracy", ICLR 2019, section 2.
 One strong feature, d weak ones. A linear classifier sign(⟨w, x⟩ + c) has w = (w_1, u)
 [..., d + 1]; S = Σ u_i, n = ‖u‖₂, Φ and φ are the normal distribution function and
 density. A score of exactly 0 is the class −1, so that w = 0 is right half of the time.
+Parameters are numbers or arrays that broadcast; values are checked unless traced.
 
 Two adversaries: that of the theorem moves the weak features only (`attack_x1=False`),
 that of the ball moves x_1 too.
@@ -23,27 +24,41 @@ that of the ball moves x_1 too.
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm as normal
 from scipy import optimize, special
 
+from robjax.inputs import check_count
+from robjax.numerics import safe_norm
+
+_TINY = 1e-30
+
 
 def sample(
     key: jax.Array, count: int, *, d: int, p: float, eta: float, dtype: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws x [count, d + 1] and y [count] in {−1, +1}, eq. 3."""
+    """Draws x [count, d + 1] and y [count] in {−1, +1}, eq. 3.
+
+    Raises:
+      ValueError: count or d below 1, p outside [0, 1], or eta not finite.
+    """
+    check_count("count", count)
+    check_count("d", d)
+    p, eta = _check("p", p, 0, 1), _check("eta", eta)
     keys = jax.random.split(key, 3)
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
     y = jnp.where(jax.random.bernoulli(keys[0], 0.5, (count,)), 1, -1)
     kept = jnp.where(jax.random.bernoulli(keys[1], p, (count,)), 1, -1)
     noise = jax.random.normal(keys[2], (count, d), dtype)
-    weak = eta * y[:, None].astype(dtype) + noise
+    weak = jnp.asarray(eta, dtype) * y[:, None].astype(dtype) + noise
     return jnp.concatenate([(y * kept).astype(dtype)[:, None], weak], axis=1), y
 
 
 def average_classifier(d: int) -> jax.Array:
     """w of f_avg = sign(mean of the weak features), eq. 4: [d + 1]."""
+    check_count("d", d)
     return jnp.concatenate([jnp.zeros(1), jnp.full(d, 1 / d)])
 
 
@@ -57,6 +72,9 @@ def standard_accuracy(w: Any, *, p: Any, eta: Any, bias: Any = 0.0) -> jax.Array
       p: probability that x_1 = y.
       eta: mean η of the weak features.
       bias: c.
+
+    Raises:
+      ValueError: as in `robust_accuracy`.
     """
     return robust_accuracy(w, p=p, eta=eta, eps=0.0, bias=bias)
 
@@ -83,23 +101,28 @@ def robust_accuracy(
       attack_x1: False leaves x_1 alone, as the adversary in the proof of Theorem 2.1.
 
     Raises:
-      ValueError: norm is none of the three.
+      ValueError: norm is none of the three, w has no weak feature or is not finite, p
+        is outside [0, 1], eps is negative, or eta or bias is not finite.
     """
-    if norm not in (1, 2, jnp.inf):
+    if not (isinstance(norm, int | float) and norm in (1, 2, jnp.inf)):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm!r}")
-    w = jnp.asarray(w)
+    w = jnp.asarray(_check("w", w))
+    if w.ndim == 0 or w.shape[-1] < 2:
+        raise ValueError(f"w must have shape [..., d + 1] with d >= 1, got {w.shape}")
+    p, eta = _check("p", p, 0, 1), _check("eta", eta)
+    eps, bias = _check("eps", eps, 0), _check("bias", bias)
     strong, weak = w[..., 0], w[..., 1:]
     dual = {1: jnp.inf, 2: 2, jnp.inf: 1}[norm]
     moved = w if attack_x1 else weak
     lost = eps * jnp.linalg.norm(moved, ord=dual, axis=-1)
-    mean, spread = eta * weak.sum(-1) - lost, jnp.linalg.norm(weak, axis=-1)
-
-    def right(score):
-        safe = jnp.where(spread > 0, spread, 1)
-        sure = (1 + jnp.sign(score)) / 2
-        return jnp.where(spread > 0, normal.cdf(score / safe), sure)
+    mean, spread = eta * weak.sum(-1) - lost, safe_norm(weak, -1)
 
     def of_class(y):
+        def right(score):
+            safe = jnp.where(spread > 0, spread, 1)
+            sure = (score > 0) | ((score == 0) & (y < 0))
+            return jnp.where(spread > 0, normal.cdf(score / safe), sure)
+
         shift = mean + y * bias
         return p * right(shift + strong) + (1 - p) * right(shift - strong)
 
@@ -107,7 +130,12 @@ def robust_accuracy(
 
 
 def theorem_bound(standard: Any, p: Any) -> Any:
-    """Theorem 2.1: robust accuracy ≤ p/(1 − p) · (1 − standard) for ε ≥ 2η in L∞."""
+    """Theorem 2.1: robust accuracy ≤ p/(1 − p) · (1 − standard) for ε ≥ 2η in L∞.
+
+    Raises:
+      ValueError: standard outside [0, 1] or p outside [½, 1).
+    """
+    standard, p = _check("standard", standard, 0, 1), _check("p", p, 0.5, below=1)
     return p / (1 - p) * (1 - standard)
 
 
@@ -116,7 +144,11 @@ def table_accuracies(table: Any, p: Any) -> tuple[Any, Any]:
 
     `table` [2, 2] holds Pr[f = +1 | x_1, law of the weak features], index 0 for x_1 = 1
     and for N(η, 1), index 1 for −1 and N(−η, 1): the proof of Theorem 2.1, any f.
+
+    Raises:
+      ValueError: table not [2, 2] probabilities, or p outside [0, 1].
     """
+    p = _check("p", p, 0, 1)
     a, b = _errors(table)
     return 1 - (p * a + (1 - p) * b) / 2, ((1 - p) * a + p * b) / 2
 
@@ -125,35 +157,54 @@ def shift_slack(table: Any, p: Any) -> Any:
     """What Theorem 2.1 gives away: bound − shift accuracy = a (2p − 1) / (2 (1 − p)).
 
     a = 1 − p_{++} + p_{−−} as in the proof, `table` as in `table_accuracies`.
+
+    Raises:
+      ValueError: table not [2, 2] probabilities, or p outside [½, 1).
     """
+    p = _check("p", p, 0.5, below=1)
     return _errors(table)[0] * (2 * p - 1) / (2 * (1 - p))
 
 
 def _errors(table: Any) -> tuple[Any, Any]:
+    table = _check("table", table, 0, 1)
+    if np.shape(table) != (2, 2):
+        raise ValueError(f"table must have shape (2, 2), got {np.shape(table)}")
     (plus_plus, plus_minus), (minus_plus, minus_minus) = table
     return 1 - plus_plus + minus_minus, 1 - minus_plus + plus_minus
 
 
-def best_robust_accuracy(*, p: float, eta: float, eps: float) -> float:
+def best_robust_accuracy(*, p: Any, eta: Any, eps: Any) -> jax.Array:
     """The highest robust accuracy (L∞) that any classifier could have; 1 if unknown.
 
     From ε ≥ η on the adversary makes the weak features N(0, 1), which leaves p, as
     sign(x_1) has for ε < 1; from ε ≥ max(1, η) on it moves x_1 to 0 as well.
+
+    Raises:
+      ValueError: p outside [½, 1], or eta or eps negative.
     """
-    if eps < eta:
-        return 1.0
-    return p if eps < 1 else 0.5
+    p, eta, eps = _check("p", p, 0.5, 1), _check("eta", eta, 0), _check("eps", eps, 0)
+    return jnp.where(eps < eta, 1.0, jnp.where(eps < 1, p, 0.5))
 
 
 def frontier(tau: Any, *, p: Any, m: Any) -> tuple[jax.Array, jax.Array]:
-    """Standard and shift accuracy of sign(τ x_1 + t), t ~ N(y m, 1), m = η√d."""
+    """Standard and shift accuracy of sign(τ x_1 + t), t ~ N(y m, 1), m = η√d.
+
+    Raises:
+      ValueError: p outside [0, 1], or tau or m not finite.
+    """
+    tau, p, m = _check("tau", tau), _check("p", p, 0, 1), _check("m", m)
     standard = p * normal.cdf(m + tau) + (1 - p) * normal.cdf(m - tau)
     shifted = p * normal.cdf(tau - m) + (1 - p) * normal.cdf(-m - tau)
     return standard, shifted
 
 
 def bayes_threshold(*, p: Any, m: Any) -> jax.Array:
-    """τ of the Bayes classifier: log(p/(1 − p)) / (2m)."""
+    """τ of the Bayes classifier: log(p/(1 − p)) / (2m).
+
+    Raises:
+      ValueError: p outside [½, 1), or m not positive.
+    """
+    p, m = _check("p", p, 0.5, below=1), _check("m", m, _TINY)
     return jnp.log(p / (1 - p)) / (2 * m)
 
 
@@ -163,7 +214,7 @@ def expected_hinge(
     """E max(0, 1 − y⟨w, x⟩ + ε‖w‖₁) + λ/2 ‖w‖₂² with equal weak weights, eq. 5.
 
     Σ_s P_s [μ_s Φ(μ_s/v) + v φ(μ_s/v)], μ_s = 1 − s w_1 − v m + ε(|w_1| + √d v) for
-    s = ±1 with P_s = p, 1 − p; differentiable for v > 0.
+    s = ±1 with P_s = p, 1 − p; differentiable for v > 1e-12, below which v = 0 stands.
 
     Args:
       w1: weight of x_1.
@@ -172,37 +223,53 @@ def expected_hinge(
       d: number of weak features, for ε only.
       eps: training radius in L∞.
       lam: λ.
+
+    Raises:
+      ValueError: v, eps, lam or d negative, p outside [0, 1], or one not finite.
     """
+    w1, v = _check("w1", w1), _check("v", v, 0)
+    p, m, d = _check("p", p, 0, 1), _check("m", m), _check("d", d, 0)
+    eps, lam = _check("eps", eps, 0), _check("lam", lam, 0)
     total = lam / 2 * (w1 * w1 + v * v)
-    safe = jnp.where(v > 0, v, 1.0)
+    # below this the density underflows, and its derivative is 0 · ∞
+    positive = v > 1e-12
+    safe = jnp.where(positive, v, 1.0)
     for sign, weight in ((1, p), (-1, 1 - p)):
         mu = 1 - sign * w1 - v * m + eps * (jnp.abs(w1) + jnp.sqrt(d) * v)
         z = mu / safe
         smooth = mu * normal.cdf(z) + v * normal.pdf(z)
-        total += weight * jnp.where(v > 0, smooth, jnp.maximum(mu, 0))
+        total += weight * jnp.where(positive, smooth, jnp.maximum(mu, 0))
     return total
 
 
 class UnitSVM(NamedTuple):
     """Weights of x_1 and of the pooled feature (w_1² + v² = 1), and the λ they need."""
 
-    w1: float
-    v: float
-    lam: float
+    w1: Any
+    v: Any
+    lam: Any
 
 
-def unit_svm(*, p: float, m: float) -> UnitSVM:
+def unit_svm(*, p: Any, m: Any) -> UnitSVM:
     """The minimiser of `expected_hinge` of norm 1, ε = 0, and its λ; Theorem 2.2.
 
     Stationary on the unit circle: v ∂L/∂w_1 = w_1 ∂L/∂v, then λ = −(∂L/∂v)/v. Solved
-    in float64 (the objective is of the order 1e-4 and less).
+    in float64 on the host (the objective is of the order 1e-4 and less), for every p
+    and m if they are arrays.
 
     Raises:
-      ValueError: p outside [½, 1) or m not positive.
+      ValueError: p outside [½, 1), m not in (0, 37] (beyond, the hinge underflows), or
+        no minimiser has norm 1, whatever λ > 0: m too small for p.
     """
-    if not (0.5 <= p < 1 and m > 0):
-        raise ValueError(f"p must be in [1/2, 1) and m positive, got p={p}, m={m}")
+    p, m = _check("p", p, 0.5, below=1), _check("m", m, _TINY, 37)
+    p, m = np.broadcast_arrays(np.asarray(p, float), np.asarray(m, float))
+    found = [_unit_svm(*pair) for pair in zip(p.flat, m.flat, strict=True)]
+    if p.ndim == 0:
+        return UnitSVM(*found[0])
+    return UnitSVM(*(np.reshape(part, p.shape) for part in np.array(found).T))
 
+
+def _unit_svm(p: float, m: float) -> tuple[float, float, float]:
     def slopes(angle: float) -> tuple[float, float, float, float]:
         w1, v = np.sin(angle), np.cos(angle)
         along, across = 0.0, 0.0
@@ -211,15 +278,22 @@ def unit_svm(*, p: float, m: float) -> UnitSVM:
             density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
             along -= sign * weight * special.ndtr(z)
             across += weight * (density - m * special.ndtr(z))
-        return w1, v, along, across
+        return float(w1), float(v), along, across
 
     def stationary(angle: float) -> float:
         w1, v, along, across = slopes(angle)
         return along * v - across * w1
 
-    angle: Any = 0.0 if p == 0.5 else optimize.brentq(stationary, 0, 1.55, xtol=1e-15)
-    w1, v, _, across = slopes(angle)
-    return UnitSVM(float(w1), float(v), float(-across / v))
+    lam, angle = -1.0, 0.0
+    if p == 0.5 or stationary(0.0) * stationary(1.55) < 0:
+        if p > 0.5:
+            angle = float(optimize.brentq(stationary, 0, 1.55, xtol=1e-15))  # pyright: ignore
+        lam = -slopes(angle)[3] / slopes(angle)[1]
+    if lam <= 0:
+        raise ValueError(
+            f"no SVM has norm 1 for p = {p:g} and m = {m:g}: m must be larger"
+        )
+    return *slopes(angle)[:2], lam
 
 
 def adversarial_svm(*, p: Any, eps: Any, lam: Any) -> jax.Array:
@@ -227,7 +301,36 @@ def adversarial_svm(*, p: Any, eps: Any, lam: Any) -> jax.Array:
 
     min((2p − 1 − ε)/λ, 1/(1 − ε)) if ε < 2p − 1, else 0: the constant classifier. The
     paper's "any ε < 1" is about the radius of the evaluation, not of the training.
+
+    Raises:
+      ValueError: p outside [½, 1], eps negative, or lam not positive.
     """
-    eps = jnp.asarray(eps)
+    p, eps = _check("p", p, 0.5, 1), jnp.asarray(_check("eps", eps, 0))
+    lam = _check("lam", lam, _TINY)
     room = jnp.minimum((2 * p - 1 - eps) / lam, 1 / (1 - eps))
     return jnp.where(eps < 2 * p - 1, room, 0.0)
+
+
+def _check(
+    name: str,
+    value: Any,
+    low: float = -np.inf,
+    high: float = np.inf,
+    *,
+    below: float = np.inf,
+) -> Any:
+    """The value, a list as an array; ValueError unless finite and in its range."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    numbers = np.asarray(value)
+    if not (
+        jnp.issubdtype(numbers.dtype, jnp.number)
+        and numbers.size
+        and np.isfinite(numbers).all()
+        and (numbers >= low).all()
+        and (numbers <= high).all()
+        and (numbers < below).all()
+    ):
+        bracket = f"[{low:g}, {below:g})" if below < np.inf else f"[{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be finite and in {bracket}, got {value!r}")
+    return numbers if isinstance(value, list | tuple) else value

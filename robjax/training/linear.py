@@ -69,9 +69,15 @@ def worst_case(
       y: [N] labels in {−1, +1}.
       eps: radius in L∞.
       bounds: lowest and highest pixel value; None: none.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
     """
     x, y = _check(x, y, eps, bounds)
-    signs = y.reshape(-1, *(1,) * (x.ndim - 1)) * np.sign(np.asarray(w))
+    w = np.asarray(w, float)
+    if w.shape != x.shape[1:] or not np.isfinite(w).all():
+        raise ValueError(f"w must be finite weights {x.shape[1:]}, got shape {w.shape}")
+    signs = y.reshape(-1, *(1,) * (x.ndim - 1)) * np.sign(w)
     moved = x - eps * signs
     return moved if bounds is None else np.clip(moved, *bounds)
 
@@ -80,6 +86,7 @@ def worst_margins(
     w: Any, b: float, x: Any, y: Any, *, eps: float, bounds: Bounds | None = None
 ) -> np.ndarray:
     """m [N] of every image; at most 0 where the adversary wins. As `worst_case`."""
+    inputs.check_number("b", b)
     moved = worst_case(w, x, y, eps=eps, bounds=bounds)
     return np.asarray(y) * (_flat(moved) @ np.ravel(w) + b)
 
@@ -117,10 +124,13 @@ def fit(
 
     Raises:
       ValueError: an argument is malformed; or all images are right under attack and l2
-        is 0, so that J has no minimum (it falls on to 0 as ‖w‖ grows).
+        is 0, so that J has no minimum (it falls on to 0 as ‖w‖ grows). If some can only
+        be right by being on the boundary, J has none either, but that is not noticed:
+        w then depends on `tolerance`, and a small l2 is the remedy.
     """
     x, y = _check_both(x, y, eps, bounds)
     inputs.check_number("l2", l2, minimum=0)
+    inputs.check_number("tolerance", tolerance, minimum=0)
     rows = _features(_flat(x), y, eps, bounds)
     d = (rows.shape[1] - 1) // 2
 
@@ -179,7 +189,9 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 def _check(x: Any, y: Any, eps: Any, bounds: Any) -> tuple[np.ndarray, np.ndarray]:
     x = np.asarray(x)
-    inputs.check_images(x, bounds=bounds and inputs.check_bounds(bounds))
+    inputs.check_images(
+        x, bounds=None if bounds is None else inputs.check_bounds(bounds)
+    )
     inputs.check_number("eps", eps, minimum=0)
     y = np.asarray(y)
     if y.shape != x.shape[:1] or not np.isin(y, (-1, 1)).all():

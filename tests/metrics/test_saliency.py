@@ -80,6 +80,7 @@ def test_a_zero_or_constant_gradient_says_nothing():
     ):
         np.testing.assert_array_equal(values, 0)
     np.testing.assert_array_equal(saliency.sigma_view(zero), 0.5)
+    np.testing.assert_array_equal(saliency.sigma_view(zero + 0.3), 0.5)
     np.testing.assert_array_equal(saliency.signed_view(zero), 1)
 
 
@@ -108,10 +109,20 @@ def test_the_gradient_is_that_of_the_cross_entropy_also_when_confident():
     np.testing.assert_allclose(found.gradient, jax.grad(loss)(X), atol=1e-6)
     cosine = saliency.alignment(found.gradient, X)
     np.testing.assert_allclose(found.alignment, cosine, rtol=1e-5)
-    confident = saliency.saliency(lambda x: 40 * NETWORK(x), X, Y, width=1)
-    direct = jax.grad(lambda x: jnp.sum(40 * NETWORK(x)[:, 3]))(X)
-    assert np.abs(direct).max() > 0
-    assert (np.abs(confident.gradient).max((1, 2, 3)) > 0).all()
+    # the direction is there where the cross-entropy itself is 0 in float32
+    says = jnp.argmax(NETWORK(X), axis=1)
+    sure = saliency.saliency(lambda x: 1e4 * NETWORK(x), X, says, width=1)
+    lost = np.abs(sure.gradient).max((1, 2, 3)) == 0
+    assert lost.any()
+
+    def exact(x):
+        z = 1e4 * NETWORK(x)
+        others = jnp.where(jax.nn.one_hot(says, 10, dtype=bool), -jnp.inf, z)
+        return jnp.sum(jax.nn.logsumexp(others, axis=1) - z[jnp.arange(20), says])
+
+    expected = saliency.alignment(jax.grad(exact)(X), X)
+    np.testing.assert_allclose(sure.alignment, expected, atol=1e-5)
+    assert (sure.border_energy > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +170,10 @@ def test_the_judge_against_scikit_learn(k):
     judge.fit(np.asarray(reference, float).reshape(len(reference), -1), train.labels)
     expected = judge.predict_proba(np.asarray(x, float).reshape(len(x), -1))
     np.testing.assert_allclose(votes, expected, atol=1e-6)
+    moved = saliency.neighbour_votes(
+        x + 1000, reference + 1000, train.labels, num_classes=10, k=k
+    )
+    assert np.mean(moved == votes) > 0.97
 
 
 @pytest.mark.parametrize(
@@ -171,6 +186,15 @@ def test_the_judge_against_scikit_learn(k):
         (lambda: saliency.saliency(NETWORK, X[..., 0], Y, width=1), "x must be images"),
         (lambda: saliency.saliency(NETWORK, X * jnp.nan, Y, width=1), "x must be fin"),
         (lambda: saliency.signed_view(noise()), "g must have one channel"),
+        (lambda: saliency.alignment(noise(), noise()[:1]), "g must have the shape"),
+        (lambda: saliency.autocorrelation(noise()[0]), "g must be images"),
+        (lambda: saliency.border_energy(np.nan * noise(), width=1), "g must be finite"),
+        (lambda: saliency.sigma_view(noise(), sigmas=0), "sigmas must be finite"),
+        (lambda: saliency.interpolate(X, X, bounds=(1, 0)), "bounds must be finite"),
+        (
+            lambda: saliency.neighbour_votes(X, X, Y, num_classes=10.0),
+            "num_classes must be a whole",
+        ),
         (
             lambda: saliency.large_perturbation(NETWORK, X, Y, ball=L1(1.0)),
             "ball must be L2 or Linf",

@@ -154,3 +154,43 @@ def test_points_have_a_panel_for_each_name():
     np.testing.assert_array_equal(
         np.asarray(figure.axes[0].lines[0].get_xdata()), [1, 10]
     )
+
+
+def test_a_plane_shows_shares_in_per_cent():
+    line = np.array([0.9, 1.0]), np.array([0.5, 0.0])
+    dots = np.full((2, 3), 0.95), np.full((2, 3), 0.2)
+    figure = figures.plane(
+        {"bound": line}, {"models": dots}, title="t", xlabel="x", ylabel="y"
+    )
+    axes = figure.axes[0]
+    assert [drawn.get_label() for drawn in axes.lines] == ["bound", "models"]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [90, 100])
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), np.full(6, 20.0))
+
+
+def test_pictures_have_titles_above_names_left_and_captions_below(tmp_path):
+    grey, colour = np.full((3, 4, 4, 1), 0.5), np.ones((3, 4, 4, 3))
+    figure = figures.pictures(
+        {"grey": grey, "colour": colour},
+        title="t",
+        columns=["a", "b", "c"],
+        captions={"colour": ["1", "2", "3"]},
+    )
+    assert len(figure.axes) == 6
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["a", "b", "c"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "", "1", "2", "3"]
+    assert figure.axes[3].get_ylabel() == "colour"
+    shown = figure.axes[0].images[0]
+    # half of white is drawn grey whatever else there is in the image
+    assert shown.get_clim() == (0, 1) and (shown.get_array() == 0.5).all()
+    assert figures.save(figure, tmp_path / "grid")[0].exists()
+
+
+def test_curves_and_points_on_the_axes_asked_for():
+    panel = figures.Panel({"a": np.ones((1, 3))}, "", "y")
+    figure = figures.curves([[panel]], title="t", x=[1, 10, 100], xscale="log")
+    assert figure.axes[0].get_xscale() == "log"
+    figure = figures.points(
+        {"a": ([0, 1], [1, 2])}, title="t", xlabel="x", ylabel="y", xscale="linear"
+    )
+    assert figure.axes[0].get_xscale() == "linear"

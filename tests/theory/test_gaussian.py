@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize
 from scipy import stats as scipy_stats
+from sklearn.linear_model import LogisticRegression
 
 from robjax.theory import gaussian
 
@@ -248,19 +249,106 @@ def test_below_eta_the_weak_features_come_back():
 
 
 def test_no_classifier_is_more_robust_than_p():
-    # the adversary of the proof, label-aware and model-free, against a likelihood test
-    # that even knows the adversary
-    assert gaussian.best_robust_accuracy(p=0.9, eta=0.3, eps=0.2) == 1
-    assert gaussian.best_robust_accuracy(p=0.9, eta=0.3, eps=0.3) == 0.9
-    assert gaussian.best_robust_accuracy(p=0.9, eta=0.3, eps=1.0) == 0.5
-    rng = np.random.default_rng(0)
-    x, y = gaussian.sample(jax.random.key(3), 20_000, d=5, p=0.9, eta=0.3)
-    moved = np.asarray(x) - 0.3 * np.asarray(y)[:, None] * (np.arange(6) > 0)
-    for _ in range(5):
-        first, second = rng.normal(size=(6, 30)), rng.normal(size=30)
-        says = np.sign(np.tanh(moved @ first) @ second)
-        assert np.mean(says == y) <= 0.9 + 4 * np.sqrt(0.25 / 20_000)
-    assert np.mean(np.sign(moved[:, 0]) == y) == pytest.approx(0.9, abs=0.01)
+    best = gaussian.best_robust_accuracy(p=0.9, eta=0.3, eps=np.array([0.2, 0.3, 1.0]))
+    np.testing.assert_allclose(best, [1, 0.9, 0.5])
+
+    # the adversary of the proof, label-aware and model-free, against a classifier that
+    # was trained on what it leaves
+    def attacked(key, strength):
+        x, y = gaussian.sample(jax.random.key(key), 20_000, d=50, p=0.9, eta=0.3)
+        x, y = np.asarray(x), np.asarray(y)
+        weak = x[:, 1:] - strength * y[:, None]
+        return np.hstack([x[:, :1], weak, x[:, :1] * weak]), y
+
+    for strength, bound in ((0.0, 1.0), (0.3, 0.9)):
+        found = LogisticRegression().fit(*attacked(3, strength))
+        accuracy = found.score(*attacked(4, strength))
+        assert accuracy <= bound + 4 * np.sqrt(0.09 / 20_000)
+        assert accuracy > bound - 0.02
+
+
+def test_ties_go_to_the_class_minus_one():
+    run = {"p": P, "eta": ETA}
+    w = np.array([1.0, 0.0, 0.0])
+    # x_1 − 1 is 0 or −2: always −1; x_1 + 1 is 2 or 0: the sign of x_1
+    assert gaussian.standard_accuracy(w, bias=-1.0, **run) == pytest.approx(0.5)
+    assert gaussian.standard_accuracy(w, bias=1.0, **run) == pytest.approx(P)
+
+
+def test_gradients_at_the_optimum_of_adversarial_training_are_finite():
+    slope = jax.grad(lambda w: gaussian.robust_accuracy(w, p=P, eta=ETA, eps=0.3))
+    assert np.isfinite(slope(jnp.array([1.0, 0.0, 0.0]))).all()
+    hinge = jax.grad(lambda v: gaussian.expected_hinge(0.5, v, p=P, m=3.0))
+    for tiny in (0.0, 1e-25, 1e-6):
+        assert np.isfinite(hinge(jnp.float32(tiny)))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.2])
+@pytest.mark.parametrize("w1", [-0.4, 0.3, 1.5])
+def test_gradients_of_the_hinge_against_differences(eps, w1):
+    run = {"p": 0.8, "m": 2.0, "d": 20, "eps": eps, "lam": 0.1}
+    at, h = (w1, 0.4), 1e-6
+    slopes = jax.grad(lambda a, b: gaussian.expected_hinge(a, b, **run), (0, 1))(*at)
+    for index, slope in enumerate(slopes):
+        step = h * np.eye(2)[index]
+        up, down = (gaussian.expected_hinge(*(at + s * step), **run) for s in (1, -1))
+        assert slope == pytest.approx(float((up - down) / (2 * h)), rel=1e-6)
+
+
+def test_parameters_may_be_arrays_and_traced():
+    p, m = np.array([[0.8], [0.95]]), np.array([4.0, 5.0, 6.0])
+    table = gaussian.unit_svm(p=p, m=m)
+    assert table.lam.shape == (2, 3)
+    alone = gaussian.unit_svm(p=0.95, m=5.0)
+    np.testing.assert_array_equal([part[1, 1] for part in table], alone)
+    w = np.random.default_rng(0).normal(size=(3, 1, 4))
+    eps = jnp.array([[0.1, 0.2]])
+    whole = gaussian.robust_accuracy(w, p=0.9, eta=0.3, eps=eps)
+    one = gaussian.robust_accuracy(w[2, 0], p=0.9, eta=0.3, eps=0.2)
+    assert whole.shape == (3, 2) and whole[2, 1] == pytest.approx(float(one))
+    traced = jax.jit(lambda e: gaussian.best_robust_accuracy(p=0.9, eta=0.3, eps=e))
+    assert traced(0.4) == pytest.approx(0.9)
+    fast = jax.jit(lambda e: gaussian.robust_accuracy(w, p=0.9, eta=0.3, eps=e))
+    np.testing.assert_allclose(fast(eps), whole)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gaussian.sample(jax.random.key(0), 5, d=0, p=0.9, eta=0.1), "d must"),
+        (lambda: gaussian.sample(jax.random.key(0), 5, d=2, p=2.0, eta=0.1), "p must"),
+        (lambda: gaussian.average_classifier(0), "d must be a whole number"),
+        (lambda: gaussian.robust_accuracy([1.0, 2], p=1.5, eta=0.1, eps=0.1), "p must"),
+        (
+            lambda: gaussian.robust_accuracy([1.0, 2], p=0.9, eta=0.1, eps=-1),
+            "eps must",
+        ),
+        (lambda: gaussian.robust_accuracy(1.0, p=0.9, eta=0.1, eps=0.1), "w must have"),
+        (lambda: gaussian.standard_accuracy([1.0, 2], p=0.9, eta=np.nan), "eta must"),
+        (
+            lambda: gaussian.theorem_bound(0.99, 0.3),
+            "p must be finite and in .0.5, 1.,",
+        ),
+        (
+            lambda: gaussian.theorem_bound(0.99, 1.0),
+            "p must be finite and in .0.5, 1.,",
+        ),
+        (lambda: gaussian.table_accuracies([[2, 3], [-1, 0]], 0.9), "table must be"),
+        (lambda: gaussian.shift_slack(np.zeros((3, 2)), 0.9), "table must have shape"),
+        (lambda: gaussian.best_robust_accuracy(p=0.9, eta=np.nan, eps=0.1), "eta must"),
+        (lambda: gaussian.frontier(np.inf, p=0.9, m=3.0), "tau must be finite"),
+        (lambda: gaussian.bayes_threshold(p=0.9, m=0.0), "m must be finite"),
+        (lambda: gaussian.expected_hinge(0.5, -0.5, p=0.9, m=3.0), "v must be"),
+        (lambda: gaussian.unit_svm(p="a", m=3.0), "p must be finite"),
+        (lambda: gaussian.unit_svm(p=0.9, m=50.0), "m must be finite and in"),
+        (lambda: gaussian.unit_svm(p=0.5, m=0.3), "no SVM has norm 1 for p = 0.5"),
+        (lambda: gaussian.unit_svm(p=0.95, m=1.0), "no SVM has norm 1"),
+        (lambda: gaussian.adversarial_svm(p=0.9, eps=0.1, lam=-1.0), "lam must be"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_samples_have_the_stated_law():

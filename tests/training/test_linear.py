@@ -188,6 +188,8 @@ X, Y = problem()
         ({"x": X + 1, "bounds": (0, 1)}, "x must lie inside bounds"),
         ({"x": X * np.nan}, "x must be finite"),
         ({"bounds": (1, 0)}, "bounds must be finite with low < high"),
+        ({"bounds": ()}, "bounds must be two numbers"),
+        ({"tolerance": np.nan}, "tolerance must be finite"),
         ({"max_iterations": 0}, "max_iterations must be a whole number"),
         ({"x": Y[:, None] * np.ones((1, 2)), "eps": 0.5}, "l2 must be positive here"),
     ],
@@ -196,3 +198,11 @@ def test_bad_input_is_named(arguments, message):
     run = {"x": X, "y": Y, "eps": 0.1} | arguments
     with pytest.raises(ValueError, match=message):
         linear.fit(run.pop("x"), run.pop("y"), **run)
+
+
+@pytest.mark.parametrize("w", [np.ones(2), np.ones((3, 1)), np.array([1, np.nan, 0])])
+def test_weights_that_do_not_fit_are_named(w):
+    with pytest.raises(ValueError, match="w must be finite weights"):
+        linear.worst_case(w, X, Y, eps=0.1)
+    with pytest.raises(ValueError, match="b must have shape"):
+        linear.worst_margins(np.ones(3), np.ones(2), X, Y, eps=0.1)
