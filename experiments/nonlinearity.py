@@ -9,10 +9,10 @@ ResNet-20×1, ResNet-32×10: standard accuracy 35.14, 70.48, 72.36, 72.88, 79.45
     python -m experiments.nonlinearity [--dataset mnist]
 
 On digits and MNIST the networks are what a CPU allows: VGG-4 (16, 32, 64 channels) in
-its three forms, ResNet-8×1 and, on digits only, ResNet-8×2. On CIFAR-10 they are the paper's, trained
-for 10 epochs where the paper took 200. (Only the ResNets have batch norm.) Judged by
-the rank correlation of accuracy and the order of the architectures, for each seed;
-trained by Madry's and by the Fisher-regularised objective. Numbers:
+its three forms, ResNet-8×1 and, on digits only, ResNet-8×2. On CIFAR-10 they are the
+paper's, trained for 10 epochs where the paper took 200. (Only the ResNets have batch
+norm.) Judged by the rank correlation of accuracy and the order of the architectures,
+for each seed; trained by Madry's and by the Fisher-regularised objective. Numbers:
 experiments/README.md.
 """
 
