@@ -23,6 +23,7 @@ from experiments.saliency import Measured
 from experiments.transfer import Transfer
 from robjax import models
 from robjax.balls import L2
+from robjax.training.linear import LinearClassifier
 
 SEEDS = 3
 NOISE = 1e-4 * np.arange(SEEDS)
@@ -85,6 +86,41 @@ def test_each_verdict_on_the_gaussian_model_has_its_own_numbers(changes, failing
     assert any(name.startswith(linear) for name in failed)
     assert not any(name.startswith("MLP") for name in failed)
     assert any("all weights are 0" in name for name in failed)
+
+
+def two_pixels():
+    """A test set where looking at both pixels is accurate, at the first one robust."""
+    y = np.tile([-1, 1], 50)
+    strong = 0.25 * np.ones(100)
+    strong[:20], strong[20:40] = -0.25, 0.21
+    pixels = 0.5 + y[:, None] * np.stack([strong, 0.06 * np.ones(100)], axis=1)
+    return linear_features.Pair(pixels.reshape(100, 2, 1, 1), y)
+
+
+def classifier(second):
+    """w = (1, second), which decides at x = (½, ½)."""
+    w = np.array([1.0, second]).reshape(2, 1, 1)
+    return LinearClassifier(w, -w.sum() / 2, 0.0, 0.0, 1)
+
+
+def fits(standard, robust, few):
+    radii = (0.05, 0.1, 0.2, 0.3)
+    optima = {0.0: classifier(standard)} | {r: classifier(robust) for r in radii[:3]}
+    optima[radii[3]] = classifier(0.0)
+    seen = {count: classifier(k) for count, k in enumerate(few, 1)}
+    correlation = np.array([0.3, 0.15]).reshape(2, 1, 1)
+    return linear_features.Fits(radii, optima, classifier(robust), seen, correlation)
+
+
+def test_linear_features_as_claimed_and_the_other_way_round():
+    good = [fits(5.0, 0.1, (0, 1, 2.5, 5))] * SEEDS
+    found = linear_features.judge(good, two_pixels(), [True] * SEEDS)
+    assert set(verdicts(found).values()) == {common.HELD}
+    bad = [fits(0.1, 5.0, (5, 2.5, 1, 0))] * SEEDS
+    found = linear_features.judge(bad, two_pixels(), [True, False])
+    held = [name for name, verdict in verdicts(found).items() if verdict == common.HELD]
+    # the support is that of (1, 5) too, and one pixel less at the largest radius
+    assert [name[:16] for name in held] == ["adversarial: no ", "the larger ε, th"]
 
 
 def test_transfer_is_judged_against_noise():
