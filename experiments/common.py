@@ -14,7 +14,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from robjax import storage
+from robjax import inputs, storage
 from robjax.reporting import figures, tables
 
 HELD = "held"
@@ -76,6 +76,17 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     ranks = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def announce(question: str, claim: str, *, minutes: float, seeds: int) -> None:
+    """Prints what an experiment is about and what it costs, before it begins.
+
+    Raises:
+        ValueError: fewer than one seed.
+    """
+    inputs.check_count("seeds", seeds)
+    cost = f"Cost: about {minutes:g} minutes of CPU time."
+    print(f"{question}\nClaim: {claim}\n{cost}", flush=True)
 
 
 def write_report(

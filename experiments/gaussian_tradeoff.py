@@ -288,7 +288,7 @@ def main(arguments: Arguments) -> Path:
         "Accuracy 1 − δ leaves at most p/(1 − p) δ under attack; standard training "
         "chooses accuracy, adversarial training robustness."
     )
-    print(f"{question}\nClaim: {claim}\nCost: about 6 minutes of CPU time.", flush=True)
+    common.announce(question, claim, minutes=6, seeds=arguments.seeds)
     exact, weights = linear_models(arguments)
     trained = perceptrons(arguments)
     folder = arguments.results / "gaussian_tradeoff"

@@ -321,10 +321,7 @@ def main(arguments: Arguments) -> Path:
         "strongly correlated ones; fewer pixels make standard training robust."
     )
     minutes = 8 if arguments.dataset == "mnist" else 0.5
-    print(
-        f"{question}\nClaim: {claim}\nCost: about {minutes} minutes of CPU time.",
-        flush=True,
-    )
+    common.announce(question, claim, minutes=minutes, seeds=seeds)
     whole, test = (load(arguments.dataset, split) for split in ("train", "test"))
     radius = linear.collapse_radius(*whole)
     radii = tuple(round(share * radius, 3) for share in SHARES)

@@ -13,7 +13,6 @@ on two cores for MNIST, 2 for digits. Numbers: experiments/README.md.
 """
 
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -114,7 +113,7 @@ def _of_size(size: int, arguments: Arguments, x, y, images, labels) -> dict[str,
     }
 
 
-@functools.partial(jax.jit, static_argnames="eps")
+@jax.jit
 def _robust(weights: Any, images: jax.Array, labels: jax.Array, eps: float):
     def one(weights):
         network = Partial(MODEL.apply, weights)
@@ -239,10 +238,7 @@ def main(arguments: Arguments) -> Path:
         "many it lowers it."
     )
     minutes = 30 if arguments.dataset == "mnist" else 4
-    print(
-        f"{question}\nClaim: {claim}\nCost: about {minutes} minutes of CPU time.",
-        flush=True,
-    )
+    common.announce(question, claim, minutes=minutes, seeds=arguments.seeds)
     plan = PLANS[arguments.dataset]
     folder = arguments.results / "sample_size" / arguments.dataset
     standard, robust = measure(arguments, folder)

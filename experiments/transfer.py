@@ -197,7 +197,7 @@ def main(arguments: Arguments) -> Path:
         arguments = dataclasses.replace(arguments, **small)
     question = "Do adversarial examples transfer between independent training sets?"
     claim = "What fools one classifier fools others that saw other samples."
-    print(f"{question}\nClaim: {claim}\nCost: about 2 minutes of CPU time.", flush=True)
+    common.announce(question, claim, minutes=2, seeds=arguments.seeds)
     chosen = tasks(arguments)
     found = {name: measure(rows, arguments) for name, rows in chosen.items()}
     images = len(chosen[f"{arguments.dataset}, MLP"][0].test[1])

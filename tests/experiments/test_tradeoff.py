@@ -234,6 +234,14 @@ def test_smoke(experiment, tmp_path, capsys):
     assert "Claim:" in printed and "Cost:" in printed
 
 
+@pytest.mark.parametrize(
+    "experiment", [gaussian_tradeoff, transfer, sample_size, linear_features]
+)
+def test_no_seeds_are_named(experiment, tmp_path):
+    with pytest.raises(ValueError, match="seeds must be a whole number"):
+        experiment.main(experiment.Arguments(seeds=0, results=tmp_path))
+
+
 def test_smoke_of_linear_features_is_exact(tmp_path):
     arguments = linear_features.Arguments(smoke=True, results=tmp_path)
     found = summary(linear_features.main(arguments))
