@@ -41,7 +41,6 @@ EPS = 2 * ETA
 RADII = (0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 0.88, 0.92)
 LAW: Any = {"p": P, "eta": ETA}
 L2_WEIGHT = 1e-4
-TEST, ATTACKED = 100_000, 20_000
 BOUNDS = (-100.0, 100.0)  # no limit: features of this model are far inside
 MLP = models.MLP(2, widths=(32,))
 
@@ -56,6 +55,8 @@ class Arguments:
     """Training samples of each model."""
     steps: int = 1500
     """Batches of 100 that an MLP sees."""
+    test: int = 100_000
+    """Fresh samples that each seed is measured on; a fifth of them is attacked."""
     smoke: bool = False
     """A few seconds, to see that everything works."""
     results: Path = Path("results")
@@ -126,13 +127,14 @@ def perceptrons(arguments: Arguments) -> Accuracies:
     measured = []
     for seed in range(seeds):
         own = mlps.select(weights, slice(seed * radii, (seed + 1) * radii))
-        measured.append(_measure(own, jax.random.fold_in(key, seed)))
+        measured.append(_measure(own, arguments.test, jax.random.fold_in(key, seed)))
     return Accuracies(*map(np.stack, zip(*measured, strict=True)))
 
 
-def _measure(weights: Any, key: jax.Array) -> Accuracies:
+def _measure(weights: Any, count: int, key: jax.Array) -> Accuracies:
     """Accuracies [radii] of the networks of one seed, on samples of their own."""
-    x, y = gaussian.sample(key, TEST, d=D, **LAW)
+    x, y = gaussian.sample(key, count, d=D, **LAW)
+    attacked = count // 5
     labels = (y + 1) // 2
     weak = ETA * y[:, None] * (jnp.arange(D + 1) > 0)[None]
 
@@ -141,15 +143,15 @@ def _measure(weights: Any, key: jax.Array) -> Accuracies:
         return np.asarray(found == labels[None], float)
 
     standard, shifted = right(x), right(x - 2 * weak)
-    survives = np.asarray(_survives(weights, x[:ATTACKED], labels[:ATTACKED], key))
+    survives = np.asarray(_survives(weights, x[:attacked], labels[:attacked], key))
     slack = P / (1 - P) * (1 - standard) - shifted
     return Accuracies(
         standard=standard.mean(axis=1),
         erased=right(x - weak).mean(axis=1),
-        attacked=(shifted[:, :ATTACKED] * survives).mean(axis=1),
+        attacked=(shifted[:, :attacked] * survives).mean(axis=1),
         shifted=shifted.mean(axis=1),
         slack=slack.mean(axis=1),
-        slack_stderr=slack.std(axis=1) / np.sqrt(TEST),
+        slack_stderr=slack.std(axis=1) / np.sqrt(count),
     )
 
 
@@ -164,13 +166,18 @@ def _survives(weights: Any, x: jax.Array, labels: jax.Array, key: jax.Array):
     return jax.vmap(one)(weights)
 
 
-def judge(exact: Accuracies, weights: np.ndarray, trained: Accuracies) -> list[Claim]:
+def judge(
+    exact: Accuracies,
+    weights: np.ndarray,
+    trained: Accuracies,
+    test: int = Arguments.test,
+) -> list[Claim]:
     """Both theorems on both kinds of models."""
     standard, shifted = gaussian.frontier(np.linspace(4, 10, 601), p=P, m=ETA * D**0.5)
     gap = np.max(np.abs(gaussian.theorem_bound(standard, P) - shifted))
     lowest = np.argmin(trained.slack - 4 * trained.slack_stderr)
     slack, stderr = trained.slack.flat[lowest], trained.slack_stderr.flat[lowest]
-    noise = 4 * np.sqrt(P * (1 - P) / TEST)
+    noise = 4 * np.sqrt(P * (1 - P) / test)
     erased = exact.erased.max(), trained.erased.max()
     claims = [
         Claim(
@@ -282,7 +289,8 @@ def draw(exact: Accuracies, trained: Accuracies) -> dict[str, Any]:
 def main(arguments: Arguments) -> Path:
     """Runs the experiment and returns the folder of its results."""
     if arguments.smoke:
-        arguments = dataclasses.replace(arguments, seeds=1, samples=500, steps=20)
+        small = {"seeds": 1, "samples": 500, "steps": 20, "test": 2000}
+        arguments = dataclasses.replace(arguments, **small)
     question = "Can a classifier be accurate and robust on the Gaussian model?"
     claim = (
         "Accuracy 1 − δ leaves at most p/(1 − p) δ under attack; standard training "
@@ -298,7 +306,7 @@ def main(arguments: Arguments) -> Path:
         claim=claim,
         setting=f"d = {D}, p = {P}, η = {ETA:g}, {arguments.samples} samples, "
         f"{arguments.seeds} seeds.",
-        claims=judge(exact, weights, trained),
+        claims=judge(exact, weights, trained, arguments.test),
         drawn=draw(exact, trained),
     )
     return folder

@@ -1,7 +1,16 @@
 """Eight simulated devices, strict broadcasting, reproducible hypothesis."""
 
+import os
+
 import hypothesis
 import jax
+
+# Most of the time goes to compiling thousands of small programs, which these settings
+# shorten by a third. `XLA_FLAGS= make test` tests with XLA's defaults.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2",
+)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
