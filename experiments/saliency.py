@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -81,25 +80,21 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
         for number, values in zip(NUMBERS, map(np.asarray, found[1:]), strict=True)
     }
 
-    def judge(images: jax.Array) -> jax.Array:
-        return saliency.neighbour_votes(
-            images,
-            data.to_float(train.images, train.scale),
-            train.labels,
-            num_classes=train.num_classes,
-        )
-
-    agreement, moved, reached = {}, x, y
+    known = data.to_float(train.images, train.scale), train.labels
+    classes = train.num_classes
+    agreement, moved, reached, judged = {}, x, y, y
     balls = Linf(LARGE_LINF[name]), L2(LARGE[name])
     for ball in balls:  # L2 last: it is shown
         moved = saliency.large_perturbation(logits_fn, x, y, ball=ball).x_adv
         reached = jnp.argmax(logits_fn(moved), axis=1)
-        same = np.asarray(jnp.argmax(judge(moved), axis=1) == reached)
-        fooled = np.asarray(reached != y)
-        agreement[type(ball).__name__] = float(np.mean(same & fooled, where=right))
-    way = saliency.interpolate(x, moved, points=POINTS)
-    votes = judge(way.reshape(-1, *x.shape[1:])).reshape(POINTS, len(x), -1)
-    of_reached = np.asarray(votes[:, np.arange(len(x)), reached])[:, right].T
+        votes = saliency.neighbour_votes(moved, *known, num_classes=classes)
+        judged = jnp.argmax(votes, axis=1)
+        same = np.asarray((judged == reached) & (reached != y))
+        agreement[type(ball).__name__] = float(np.mean(same, where=right))
+    of_reached = saliency.votes_along(
+        x, moved, reached, *known, num_classes=classes, points=POINTS
+    )
+    of_reached = np.asarray(of_reached)[:, right].T
     along = np.broadcast_to(np.arange(POINTS), of_reached.shape)
     rises = np.nan_to_num(common.rank_correlation(along, of_reached))
     shown = {
@@ -108,10 +103,11 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
         "adversarial": moved,
         "label": y,
         "reached": reached,
-        "judged": jnp.argmax(votes[-1], axis=1),
+        "judged": judged,
     }
     first = {what: np.asarray(values[:SHOWN]) for what, values in shown.items()}
-    first["way"] = np.asarray(way[:, :SHOWN])
+    way = saliency.interpolate(x[:SHOWN], moved[:SHOWN], points=POINTS)
+    first["way"] = np.asarray(way)
     return Measured(
         numbers, agreement, of_reached.mean(axis=0), float(rises.mean()), first
     )

@@ -6,7 +6,7 @@ import hypothesis
 import jax
 
 # Most of the time goes to compiling thousands of small programs, which these settings
-# shorten by a third. `XLA_FLAGS= make test` tests with XLA's defaults.
+# halve. `XLA_FLAGS= make test` tests with XLA's defaults.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2",

@@ -9,7 +9,7 @@ g = ∇_x cross-entropy:
     alignment         cos(−g, x)
     autocorrelation   Moran's I of g between neighbours up, down, left and right
                       (P. A. P. Moran, Biometrika 37, 1950): 1 smooth, 0 noise
-    large_perturbation, interpolate, neighbour_votes
+    large_perturbation, interpolate, neighbour_votes, votes_along
                       an attack of large ε, the way to it, and what k-nearest
                       neighbours, a judge that knows no gradient, say along it
 
@@ -270,6 +270,51 @@ def _neighbour_votes(x, reference, labels, num_classes, k, batch_size):
 
 
 _neighbour_votes = jax.jit(_neighbour_votes, static_argnums=(3, 4, 5))
+
+
+def votes_along(
+    x: jax.Array,
+    x_adv: jax.Array,
+    reached: Any,
+    reference: jax.Array,
+    labels: Any,
+    *,
+    num_classes: int,
+    k: int = 3,
+    points: int = 20,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int = 256,
+) -> jax.Array:
+    """Share [points, B] of the k nearest references in the class `reached`, on the way.
+
+    How far the judge agrees, from x to x_adv, that the image becomes what the network
+    takes it for.
+
+    Args:
+      x: [B, *S] images.
+      x_adv: [B, *S] where the way ends, see `interpolate`.
+      reached: [B] class that the network gives x_adv.
+      reference, labels, num_classes, k, batch_size: see `neighbour_votes`.
+      points: of the way, the first is x.
+      bounds: lowest and highest value of an image.
+
+    Raises:
+      ValueError: as in `interpolate` and `neighbour_votes`; malformed `reached`.
+    """
+    way = interpolate(x, x_adv, points=points, bounds=bounds)
+    count, shape = way.shape[1], way.shape[2:]
+    reached = inputs.check_labels(
+        reached, count, num_classes=num_classes, name="reached"
+    )
+    votes = neighbour_votes(
+        way.reshape(-1, *shape),
+        reference,
+        labels,
+        num_classes=num_classes,
+        k=k,
+        batch_size=batch_size,
+    )
+    return votes.reshape(points, count, -1)[:, jnp.arange(count), reached]
 
 
 def _unit(values: jax.Array) -> jax.Array:

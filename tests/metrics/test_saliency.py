@@ -176,6 +176,24 @@ def test_the_judge_against_scikit_learn(k):
     assert np.mean(moved == votes) > 0.97
 
 
+def test_votes_turn_half_way_between_two_references():
+    """On the segment from r₀ to r₁ the nearest one changes in the middle."""
+    ends = jnp.stack([jnp.full((3, 3, 1), 0.2), jnp.full((3, 3, 1), 0.8)])
+    order = jnp.array([0, 1, 1])
+    votes = saliency.votes_along(
+        ends[order],
+        ends[1 - order],
+        jnp.array([4, 2, 4]),  # the third reaches what it leaves
+        ends,
+        jnp.array([2, 4]),
+        num_classes=5,
+        k=1,
+        points=8,
+    )
+    after = np.repeat([0.0, 1.0], 4)
+    np.testing.assert_array_equal(votes, np.stack([after, after, 1 - after], axis=1))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -208,6 +226,10 @@ def test_the_judge_against_scikit_learn(k):
         (
             lambda: saliency.neighbour_votes(X, X[:, :4], Y, num_classes=10),
             "reference must hold images",
+        ),
+        (
+            lambda: saliency.votes_along(X, X, Y + 9, X, Y, num_classes=10),
+            "reached must hold labels",
         ),
     ],
 )
