@@ -131,11 +131,11 @@ def write_report(
     print(f"Figures: {folder / 'figures'}")
 
 
-def course(values: np.ndarray) -> str:
-    """First, last and highest value of a curve [seeds, epochs + 1], nats, in words."""
+def course(values: np.ndarray, unit: str = "nats") -> str:
+    """First, last and highest value of a curve [seeds, epochs + 1] in words."""
     first, peak, last = values[:, 0], values.max(axis=1), values[:, -1]
     return (
-        f"from {tables.plus_minus(first)} to {tables.plus_minus(last, unit='nats')}, "
+        f"from {tables.plus_minus(first)} to {tables.plus_minus(last, unit=unit)}, "
         f"peak {tables.plus_minus(peak)}"
     )
 

@@ -27,13 +27,16 @@ STANDARD = TITLES["standard"]
 def judge(history: History) -> list[Claim]:
     """Fisher part, Fisher norm and robust accuracy of standard training."""
     curves, claims = history.followed[STANDARD], []
-    for name, words in (("fisher", "mean Fisher part"), ("fisher_norm", "mean ‖F‖_F")):
+    for name, words, unit in (
+        ("fisher", "mean Fisher part", "nats"),
+        ("fisher_norm", "mean ‖F‖_F", "nats per squared unit of the image"),
+    ):
         rho = common.rank_correlation(curves["test_accuracy"], curves[name])
         claims.append(
             Claim(
                 f"Standard training raises the {words} with accuracy",
                 f"rank correlation {tables.plus_minus(rho)}; "
-                + common.course(curves[name]),
+                + common.course(curves[name], unit),
                 common.is_above(rho, 0),
             )
         )

@@ -238,17 +238,25 @@ def train(recipe: Recipe, folder: Path, splits: Splits) -> Partial:
 
 @functools.cache  # the same object for all seeds, so that they share a compiled step
 def make_objective(recipe: Recipe) -> objectives.Objective:
-    """The training objective of the recipe; its `fit` plays no part."""
+    """The training objective of the recipe; its `fit` plays no part.
+
+    Raises:
+        ValueError: it is not one of `TITLES`.
+    """
     attack = {
         "ball": Linf(recipe.eps),
         "steps": recipe.steps,
         "step_size": recipe.step_size,
     }
-    if recipe.objective == "madry":
-        return functools.partial(objectives.adversarial, **attack)
-    if recipe.objective == "fisher":
-        return functools.partial(objectives.trades, beta=recipe.beta, **attack)
-    return objectives.standard
+    known = {
+        "standard": objectives.standard,
+        "madry": functools.partial(objectives.adversarial, **attack),
+        "fisher": functools.partial(objectives.trades, beta=recipe.beta, **attack),
+    }
+    if recipe.objective not in known:
+        names = ", ".join(known)
+        raise ValueError(f"objective must be one of {names}, got {recipe.objective!r}")
+    return known[recipe.objective]
 
 
 def tracked_attack(recipe: Recipe) -> Callable[..., attacks.AttackResult]:

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -19,20 +20,28 @@ import numpy as np
 from robjax import storage
 
 
-def describe(value: Any) -> str:
-    """A function with the arguments bound to it, or any value; no memory addresses.
+def describe(value: Any, *, within: tuple = ()) -> str:
+    """A function with what is bound to it or held by it, or any value; no addresses.
 
-    Arrays of more than one number are given as shape and checksum.
+    Arrays of more than one number are given as shape and checksum. `within` holds the
+    functions that are being described, which may refer to themselves.
     """
+    above = (*within, value)
+    inner = partial(describe, within=above)
     if isinstance(value, np.ndarray | jax.Array) and value.size > 1:
         return f"{value.dtype}{list(value.shape)} {checksum(value)}"
     if isinstance(value, partial):
-        bound = [describe(item) for item in value.args]
+        bound = [inner(item) for item in value.args]
         keywords = sorted(value.keywords.items())
-        bound += [f"{name}={describe(item)}" for name, item in keywords]
-        return f"{describe(value.func)}({', '.join(bound)})"
-    name = getattr(value, "__qualname__", None) or repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", name)
+        bound += [f"{name}={inner(item)}" for name, item in keywords]
+        return f"{inner(value.func)}({', '.join(bound)})"
+    if not isinstance(value, FunctionType):
+        name = getattr(value, "__qualname__", None) or repr(value)
+        return re.sub(r" at 0x[0-9a-f]+", "", name)
+    name = f"{value.__module__}.{value.__qualname__}"
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    held = [inner(item) for item in held if not any(item is f for f in above)]
+    return f"{name}[{', '.join(held)}]" if held else name
 
 
 def checksum(tree: Any) -> str:

@@ -154,20 +154,20 @@ def kl_to_class_means(logits_fn, x: jax.Array, y: jax.Array) -> KLComponents:
 
     Returns:
         KLComponents of arrays [B, C], C the highest label + 1; NaN for a class without
-        images. Costs three forward passes for each class.
+        images. Costs three forward passes for each class that has some.
 
     Raises:
         ValueError: images not floating or not finite, labels not integer or not [B].
     """
     x = inputs.check_images(x)
     labels = np.asarray(inputs.check_labels(y, x.shape[0]))
-    columns = []
-    for c in range(labels.max() + 1):
-        mean = jnp.mean(x[labels == c], axis=0) if c in labels else jnp.zeros_like(x[0])
-        parts = kl_components(logits_fn, x, jnp.broadcast_to(mean[None], x.shape))
-        missing = jnp.nan if c not in labels else 0.0
-        columns.append(jax.tree.map(lambda part, m=missing: part + m, parts))
-    return jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *columns)
+    columns = {}
+    for c in np.unique(labels):
+        mean = jnp.mean(x[labels == c], axis=0, keepdims=True)
+        columns[c] = kl_components(logits_fn, x, jnp.broadcast_to(mean, x.shape))
+    missing = jax.tree.map(lambda part: jnp.full_like(part, jnp.nan), columns[c])
+    every = [columns.get(c, missing) for c in range(labels.max() + 1)]
+    return jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *every)
 
 
 @jax.jit
