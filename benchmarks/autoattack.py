@@ -3,13 +3,15 @@
     python -m benchmarks.autoattack parity mnist-madry --norm Linf --points 1000
     python -m benchmarks.autoattack speed mnist-madry
     python -m benchmarks.autoattack ladder mnist-madry --points 1000
+    JAX_NUM_CPU_DEVICES=2 python -m benchmarks.autoattack batches digits-madry
 
 `parity` attacks the same test images with robjax and with pyautoattack, which runs the
 network natively in PyTorch, and compares robust accuracies and verdicts. `speed` times
 both on 256 images (or fewer) that stay robust, and on as many of which half fall to
 PGD-40, and adds the floor: 1,910 input gradients and 5,942 forward passes for a robust
 image, at the speed of the compiled functions alone. `ladder` gives the robust accuracy
-under stronger and stronger attacks. Needs torch and pyautoattack, but for `ladder`.
+under stronger and stronger attacks. `batches` lists the images whose verdict depends on
+the batch size or on the devices. `parity` and `speed` need torch and pyautoattack.
 """
 
 import argparse
@@ -195,10 +197,34 @@ def ladder(name: str, points: int) -> None:
     print(f"  AutoAttack  {rate}\n{time.perf_counter() - start:.0f} s")
 
 
+def batches(name: str, norm: str, points: int) -> None:
+    """The images whose verdict is another one in other batches or on all devices."""
+    logits_fn, x, y, eps = images_of(name, points)
+    ball = Linf(eps) if norm == "Linf" else L2(EPS_L2[name.split("-")[0]])
+    first = None
+    for size, devices in (
+        (64, jax.devices()[:1]),
+        (256, jax.devices()[:1]),
+        (64, jax.devices()),
+    ):
+        result = attacks.autoattack(
+            logits_fn, x, y, key=KEY, ball=ball, batch_size=size, devices=devices
+        )
+        robust = ~np.asarray(result.success)
+        first = robust if first is None else first
+        others = np.flatnonzero(robust != first).tolist()
+        print(
+            f"{name}, {norm} {ball.eps:.4g}, batches of {size}, "
+            f"{len(devices)} devices: "
+            f"{100 * robust.mean():.2f} % of {len(x)} robust, other verdicts: {others}",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=["parity", "speed", "ladder"])
+    parser.add_argument("what", choices=["parity", "speed", "ladder", "batches"])
     parser.add_argument("networks", nargs="+", help="as mnist-madry (`trained`)")
     parser.add_argument("--norm", nargs="+", choices=["Linf", "L2"], default=["Linf"])
     parser.add_argument("--points", type=int, default=1000)
@@ -214,6 +240,9 @@ def main() -> None:
         if args.what == "parity":
             for norm in args.norm:
                 parity(name, norm, args.points)
+        elif args.what == "batches":
+            for norm in args.norm:
+                batches(name, norm, args.points)
         elif args.what == "speed":
             speed(name, min(args.points, 256))
         else:
