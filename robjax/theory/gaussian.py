@@ -15,6 +15,7 @@ that of the ball moves x_1 too.
 
     standard_accuracy, robust_accuracy          of any linear classifier
     theorem_bound, shift_slack                  Theorem 2.1 and how tight it is
+    linear_table, table_accuracies              the four numbers that its proof needs
     frontier, bayes_threshold                   sign(τ x_1 + t), t = Σ weak / √d
     expected_hinge, unit_svm, adversarial_svm   Theorem 2.2, whose second half needs
                                                 ε_train < 2p − 1
@@ -106,9 +107,7 @@ def robust_accuracy(
     """
     if not (isinstance(norm, int | float) and norm in (1, 2, jnp.inf)):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm!r}")
-    w = jnp.asarray(_check("w", w))
-    if w.ndim == 0 or w.shape[-1] < 2:
-        raise ValueError(f"w must have shape [..., d + 1] with d >= 1, got {w.shape}")
+    w = _weights(w)
     p, eta = _check("p", p, 0, 1), _check("eta", eta)
     eps, bias = _check("eps", eps, 0), _check("bias", bias)
     strong, weak = w[..., 0], w[..., 1:]
@@ -118,13 +117,9 @@ def robust_accuracy(
     mean, spread = eta * weak.sum(-1) - lost, safe_norm(weak, -1)
 
     def of_class(y):
-        def right(score):
-            safe = jnp.where(spread > 0, spread, 1)
-            sure = (score > 0) | ((score == 0) & (y < 0))
-            return jnp.where(spread > 0, normal.cdf(score / safe), sure)
-
         shift = mean + y * bias
-        return p * right(shift + strong) + (1 - p) * right(shift - strong)
+        right, wrong = (_share(shift + s * strong, spread, y < 0) for s in (1, -1))
+        return p * right + (1 - p) * wrong
 
     return (of_class(1) + of_class(-1)) / 2
 
@@ -139,14 +134,42 @@ def theorem_bound(standard: Any, p: Any) -> Any:
     return p / (1 - p) * (1 - standard)
 
 
+def linear_table(w: Any, *, eta: Any, bias: Any = 0.0) -> jax.Array:
+    """The table [..., 2, 2] of sign(⟨w, x⟩ + bias), for `table_accuracies`.
+
+    p_ij = Φ((i w_1 + jηS + c)/n) for i, j = ±1, + first.
+
+    Args:
+      w, eta, bias: as in `standard_accuracy`.
+
+    Raises:
+      ValueError: w has no weak feature or is not finite, or eta or bias is not finite.
+    """
+    w, eta, bias = _weights(w), _check("eta", eta), _check("bias", bias)
+    strong, mean, spread = (
+        w[..., 0],
+        eta * w[..., 1:].sum(-1),
+        safe_norm(w[..., 1:], -1),
+    )
+    rows = [
+        jnp.stack([_share(i * strong + j * mean + bias, spread) for j in (1, -1)], -1)
+        for i in (1, -1)
+    ]
+    return jnp.stack(rows, -2)
+
+
 def table_accuracies(table: Any, p: Any) -> tuple[Any, Any]:
     """Standard accuracy and that against the shift x_i − 2ηy of the weak features.
 
-    `table` [2, 2] holds Pr[f = +1 | x_1, law of the weak features], index 0 for x_1 = 1
-    and for N(η, 1), index 1 for −1 and N(−η, 1): the proof of Theorem 2.1, any f.
+    1 − (p a + (1 − p) b)/2 and ((1 − p) a + p b)/2 with a = 1 − p_{++} + p_{−−} and
+    b = 1 − p_{−+} + p_{+−}: the proof of Theorem 2.1, of any f.
+
+    Args:
+      table: [..., 2, 2] p_ij = Pr[f = +1 | x_1 = i, weak features ~ N(jη, 1)], + first.
+      p: probability that x_1 = y, broadcasts against [...].
 
     Raises:
-      ValueError: table not [2, 2] probabilities, or p outside [0, 1].
+      ValueError: table not [..., 2, 2] probabilities, or p outside [0, 1].
     """
     p = _check("p", p, 0, 1)
     a, b = _errors(table)
@@ -156,10 +179,13 @@ def table_accuracies(table: Any, p: Any) -> tuple[Any, Any]:
 def shift_slack(table: Any, p: Any) -> Any:
     """What Theorem 2.1 gives away: bound − shift accuracy = a (2p − 1) / (2 (1 − p)).
 
-    a = 1 − p_{++} + p_{−−} as in the proof, `table` as in `table_accuracies`.
+    No difference of the two, so that no rounding makes it negative.
+
+    Args:
+      table, p: as in `table_accuracies`, which has a.
 
     Raises:
-      ValueError: table not [2, 2] probabilities, or p outside [½, 1).
+      ValueError: table not [..., 2, 2] probabilities, or p outside [½, 1).
     """
     p = _check("p", p, 0.5, below=1)
     return _errors(table)[0] * (2 * p - 1) / (2 * (1 - p))
@@ -167,10 +193,24 @@ def shift_slack(table: Any, p: Any) -> Any:
 
 def _errors(table: Any) -> tuple[Any, Any]:
     table = _check("table", table, 0, 1)
-    if np.shape(table) != (2, 2):
-        raise ValueError(f"table must have shape (2, 2), got {np.shape(table)}")
-    (plus_plus, plus_minus), (minus_plus, minus_minus) = table
-    return 1 - plus_plus + minus_minus, 1 - minus_plus + plus_minus
+    if np.shape(table)[-2:] != (2, 2):
+        raise ValueError(f"table must have shape [..., 2, 2], got {np.shape(table)}")
+    a = 1 - table[..., 0, 0] + table[..., 1, 1]
+    return a, 1 - table[..., 1, 0] + table[..., 0, 1]
+
+
+def _weights(w: Any) -> jax.Array:
+    w = jnp.asarray(_check("w", w))
+    if w.ndim == 0 or w.shape[-1] < 2:
+        raise ValueError(f"w must have shape [..., d + 1] with d >= 1, got {w.shape}")
+    return w
+
+
+def _share(score: jax.Array, spread: jax.Array, tie: bool = False) -> jax.Array:
+    """Pr[score + spread · N(0, 1) > 0], with `tie` ≥ 0."""
+    safe = jnp.where(spread > 0, spread, 1)
+    sure = (score > 0) | ((score == 0) & tie)
+    return jnp.where(spread > 0, normal.cdf(score / safe), sure)
 
 
 def best_robust_accuracy(*, p: Any, eta: Any, eps: Any) -> jax.Array:

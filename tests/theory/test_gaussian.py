@@ -128,12 +128,23 @@ def test_theorem_2_1_is_never_violated_by_200_000_linear_classifiers():
         assert (robust <= gaussian.theorem_bound(standard, p) + 1e-12).all()
         ball = gaussian.robust_accuracy(w, p=p, eta=eta, eps=2 * eta)
         assert (ball <= robust + 1e-12).all()
+        # the shift turns η into −η; the slack is what is left, and of one sign exactly
+        shifted = gaussian.standard_accuracy(w, p=p, eta=-eta)
+        assert (robust <= shifted + 1e-12).all()
+        table = gaussian.linear_table(w, eta=eta)
+        both = gaussian.table_accuracies(table, p)
+        np.testing.assert_allclose(both, (standard, shifted), atol=1e-14)
+        slack = gaussian.shift_slack(table, p)
+        assert slack.shape == (count,) and (slack >= 0).all()
+        exact = p / (1 - p) * (1 - standard) - shifted
+        np.testing.assert_allclose(slack, exact, atol=1e-12)
 
 
 def test_tables_of_any_classifier_and_the_slack():
     rng = np.random.default_rng(3)
-    for _ in range(20):
-        table, p = rng.uniform(size=(2, 2)), rng.uniform(0.5, 0.99)
+    tables, ps = rng.uniform(size=(20, 2, 2)), rng.uniform(0.5, 0.99, 20)
+    whole = *gaussian.table_accuracies(tables, ps), gaussian.shift_slack(tables, ps)
+    for table, p, *one in zip(tables, ps, *whole, strict=True):
         standard, shifted = gaussian.table_accuracies(table, p)
         # by enumeration of y, x_1 and the law of the weak features
         exact = np.zeros(2)
@@ -146,7 +157,21 @@ def test_tables_of_any_classifier_and_the_slack():
         np.testing.assert_allclose((standard, shifted), exact, atol=1e-12)
         slack = gaussian.theorem_bound(standard, p) - shifted
         assert gaussian.shift_slack(table, p) == pytest.approx(slack, abs=1e-12)
-        assert slack >= -1e-12
+        np.testing.assert_allclose((standard, shifted, slack), one, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+@pytest.mark.parametrize("w", [(1.0, -0.2, 0.5), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)])
+def test_the_table_of_a_linear_classifier_against_monte_carlo(w, bias):
+    drawn = gaussian.sample(jax.random.key(5), 50_000, d=2, p=0.8, eta=0.5)
+    x, y = map(np.asarray, drawn)
+    table = gaussian.linear_table(np.array(w), eta=0.5, bias=bias)
+    for flip in (1, -1):
+        moved = np.hstack([x[:, :1], x[:, 1:] + (flip - 1) * 0.5 * y[:, None]])
+        plus = moved @ w + bias > 0
+        for i, j in itertools.product((0, 1), (0, 1)):
+            seen = plus[(x[:, 0] == 1 - 2 * i) & (flip * y == 1 - 2 * j)]
+            assert abs(seen.mean() - table[i, j]) <= 4 * np.sqrt(0.25 / seen.size)
 
 
 @pytest.mark.parametrize(("w1", "v"), [(0.3, 0.9), (2.0, 0.1), (-0.4, 0.5), (0.7, 0.0)])
