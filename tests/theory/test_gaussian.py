@@ -229,6 +229,12 @@ def test_parameters_may_be_arrays_and_traced():
     assert whole.shape == (3, 2) and whole[2, 1] == pytest.approx(float(one))
     traced = jax.jit(lambda e: gaussian.best_robust_accuracy(p=0.9, eta=0.3, eps=e))
     assert traced(0.4) == pytest.approx(0.9)
+    slack = jax.jit(
+        lambda w: gaussian.shift_slack(gaussian.linear_table(w, eta=0.3), P)
+    )
+    table = gaussian.linear_table(w, eta=0.3)
+    assert table.shape == (3, 1, 2, 2)
+    np.testing.assert_allclose(slack(w), gaussian.shift_slack(table, P))
     fast = jax.jit(lambda e: gaussian.robust_accuracy(w, p=0.9, eta=0.3, eps=e))
     np.testing.assert_allclose(fast(eps), whole)
 
@@ -256,6 +262,7 @@ def test_parameters_may_be_arrays_and_traced():
         ),
         (lambda: gaussian.table_accuracies([[2, 3], [-1, 0]], 0.9), "table must be"),
         (lambda: gaussian.shift_slack(np.zeros((3, 2)), 0.9), "table must have shape"),
+        (lambda: gaussian.linear_table([1.0], eta=0.1), "w must have shape"),
         (lambda: gaussian.best_robust_accuracy(p=0.9, eta=np.nan, eps=0.1), "eta must"),
         (lambda: gaussian.frontier(np.inf, p=0.9, m=3.0), "tau must be finite"),
         (lambda: gaussian.bayes_threshold(p=0.9, m=0.0), "m must be finite"),

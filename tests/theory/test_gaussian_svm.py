@@ -130,6 +130,26 @@ def test_svm_at_any_radius_against_brute_force(eta, eps, lam):
     np.testing.assert_allclose((svm.w1, svm.v), minimise(**run), atol=1e-5)
 
 
+def test_no_point_near_or_far_is_better_than_the_svm():
+    rng, shape = np.random.default_rng(0), 60
+    run = {
+        "p": rng.uniform(0.5, 1, shape),
+        "m": rng.uniform(0, 5, shape),
+        "d": rng.integers(1, 400, shape),
+        "eps": rng.uniform(0, 1.2, shape) * rng.integers(0, 2, shape),
+        "lam": 10 ** rng.uniform(-4, 1, shape),
+    }
+    svm = gaussian_svm.svm(**run)
+    wide = {name: value[None] for name, value in run.items()}
+    best = gaussian_svm.expected_hinge(svm.w1, svm.v, **run)
+    assert (svm.v > 0).any() and (svm.v == 0).any()
+    for scale in (1e-5, 1e-3, 0.1, 3.0):
+        step = scale * rng.normal(size=(2, 100, shape))
+        other = svm.w1[None] + step[0], np.abs(svm.v[None] + step[1])
+        worse = gaussian_svm.expected_hinge(*other, **wide)
+        assert (worse >= best[None] - 1e-13).all()
+
+
 def test_below_eta_the_weak_features_come_back():
     run = {"p": P, "m": 3.0, "d": 100, "lam": 0.05}
     w1, v, _ = gaussian_svm.svm(eps=0.1, **run)
