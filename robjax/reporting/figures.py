@@ -209,9 +209,10 @@ def plane(
             style = {"color": COLOURS[index], "linestyle": DASHES[index]}
             axes.plot(100 * np.asarray(x), 100 * np.asarray(y), label=name, **style)
         for index, (name, (x, y)) in enumerate(dots.items(), len(lines)):
-            style = {"color": COLOURS[index], "marker": MARKERS[index], "alpha": 0.7}
+            style = {"color": COLOURS[index], "marker": MARKERS[index]}
             x, y = 100 * np.ravel(x), 100 * np.ravel(y)
-            axes.plot(x, y, linestyle="none", label=name, **style)
+            # hollow: dots may lie on each other
+            axes.plot(x, y, linestyle="none", fillstyle="none", label=name, **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         _legend_right(grid[0])
     return figure

@@ -1,5 +1,9 @@
-"""Closed forms: no model and no data; float64 where JAX or NumPy is given float64."""
+"""Closed forms, without a model or data.
 
-from robjax.theory import gaussian
+Values of JAX are float64 under `jax.enable_x64(True)` only; what is solved on the host
+always is.
+"""
 
-__all__ = ["gaussian"]
+from robjax.theory import gaussian, gaussian_svm
+
+__all__ = ["gaussian", "gaussian_svm"]

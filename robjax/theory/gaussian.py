@@ -15,23 +15,23 @@ that of the ball moves x_1 too.
 
     standard_accuracy, robust_accuracy          of any linear classifier
     theorem_bound, shift_slack                  Theorem 2.1 and how tight it is
+    linear_table, table_accuracies              the four numbers that its proof needs
     frontier, bayes_threshold                   sign(τ x_1 + t), t = Σ weak / √d
-    expected_hinge, unit_svm, adversarial_svm   Theorem 2.2, whose second half needs
-                                                ε_train < 2p − 1
     best_robust_accuracy                        of any classifier at all
+
+Theorem 2.2 is in `gaussian_svm`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm as normal
-from scipy import optimize, special
 
 from robjax.inputs import check_count
 from robjax.numerics import safe_norm
+from robjax.theory.ranges import check_range
 
 _TINY = 1e-30
 
@@ -46,7 +46,7 @@ def sample(
     """
     check_count("count", count)
     check_count("d", d)
-    p, eta = _check("p", p, 0, 1), _check("eta", eta)
+    p, eta = check_range("p", p, 0, 1), check_range("eta", eta)
     keys = jax.random.split(key, 3)
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
     y = jnp.where(jax.random.bernoulli(keys[0], 0.5, (count,)), 1, -1)
@@ -106,11 +106,9 @@ def robust_accuracy(
     """
     if not (isinstance(norm, int | float) and norm in (1, 2, jnp.inf)):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm!r}")
-    w = jnp.asarray(_check("w", w))
-    if w.ndim == 0 or w.shape[-1] < 2:
-        raise ValueError(f"w must have shape [..., d + 1] with d >= 1, got {w.shape}")
-    p, eta = _check("p", p, 0, 1), _check("eta", eta)
-    eps, bias = _check("eps", eps, 0), _check("bias", bias)
+    w = _weights(w)
+    p, eta = check_range("p", p, 0, 1), check_range("eta", eta)
+    eps, bias = check_range("eps", eps, 0), check_range("bias", bias)
     strong, weak = w[..., 0], w[..., 1:]
     dual = {1: jnp.inf, 2: 2, jnp.inf: 1}[norm]
     moved = w if attack_x1 else weak
@@ -118,13 +116,9 @@ def robust_accuracy(
     mean, spread = eta * weak.sum(-1) - lost, safe_norm(weak, -1)
 
     def of_class(y):
-        def right(score):
-            safe = jnp.where(spread > 0, spread, 1)
-            sure = (score > 0) | ((score == 0) & (y < 0))
-            return jnp.where(spread > 0, normal.cdf(score / safe), sure)
-
         shift = mean + y * bias
-        return p * right(shift + strong) + (1 - p) * right(shift - strong)
+        right, wrong = (_share(shift + s * strong, spread, y < 0) for s in (1, -1))
+        return p * right + (1 - p) * wrong
 
     return (of_class(1) + of_class(-1)) / 2
 
@@ -135,20 +129,51 @@ def theorem_bound(standard: Any, p: Any) -> Any:
     Raises:
       ValueError: standard outside [0, 1] or p outside [½, 1).
     """
-    standard, p = _check("standard", standard, 0, 1), _check("p", p, 0.5, below=1)
+    standard, p = (
+        check_range("standard", standard, 0, 1),
+        check_range("p", p, 0.5, below=1),
+    )
     return p / (1 - p) * (1 - standard)
+
+
+def linear_table(w: Any, *, eta: Any, bias: Any = 0.0) -> jax.Array:
+    """The table [..., 2, 2] of sign(⟨w, x⟩ + bias), for `table_accuracies`.
+
+    p_ij = Φ((i w_1 + jηS + c)/n) for i, j = ±1, + first.
+
+    Args:
+      w, eta, bias: as in `standard_accuracy`.
+
+    Raises:
+      ValueError: w has no weak feature or is not finite, or eta or bias is not finite.
+    """
+    w, eta, bias = _weights(w), check_range("eta", eta), check_range("bias", bias)
+    strong, mean, spread = (
+        w[..., 0],
+        eta * w[..., 1:].sum(-1),
+        safe_norm(w[..., 1:], -1),
+    )
+    rows = [
+        jnp.stack([_share(i * strong + j * mean + bias, spread) for j in (1, -1)], -1)
+        for i in (1, -1)
+    ]
+    return jnp.stack(rows, -2)
 
 
 def table_accuracies(table: Any, p: Any) -> tuple[Any, Any]:
     """Standard accuracy and that against the shift x_i − 2ηy of the weak features.
 
-    `table` [2, 2] holds Pr[f = +1 | x_1, law of the weak features], index 0 for x_1 = 1
-    and for N(η, 1), index 1 for −1 and N(−η, 1): the proof of Theorem 2.1, any f.
+    1 − (p a + (1 − p) b)/2 and ((1 − p) a + p b)/2 with a = 1 − p_{++} + p_{−−} and
+    b = 1 − p_{−+} + p_{+−}: the proof of Theorem 2.1, of any f.
+
+    Args:
+      table: [..., 2, 2] p_ij = Pr[f = +1 | x_1 = i, weak features ~ N(jη, 1)], + first.
+      p: probability that x_1 = y, broadcasts against [...].
 
     Raises:
-      ValueError: table not [2, 2] probabilities, or p outside [0, 1].
+      ValueError: table not [..., 2, 2] probabilities, or p outside [0, 1].
     """
-    p = _check("p", p, 0, 1)
+    p = check_range("p", p, 0, 1)
     a, b = _errors(table)
     return 1 - (p * a + (1 - p) * b) / 2, ((1 - p) * a + p * b) / 2
 
@@ -156,21 +181,38 @@ def table_accuracies(table: Any, p: Any) -> tuple[Any, Any]:
 def shift_slack(table: Any, p: Any) -> Any:
     """What Theorem 2.1 gives away: bound − shift accuracy = a (2p − 1) / (2 (1 − p)).
 
-    a = 1 − p_{++} + p_{−−} as in the proof, `table` as in `table_accuracies`.
+    No difference of the two, so that no rounding makes it negative.
+
+    Args:
+      table, p: as in `table_accuracies`, which has a.
 
     Raises:
-      ValueError: table not [2, 2] probabilities, or p outside [½, 1).
+      ValueError: table not [..., 2, 2] probabilities, or p outside [½, 1).
     """
-    p = _check("p", p, 0.5, below=1)
+    p = check_range("p", p, 0.5, below=1)
     return _errors(table)[0] * (2 * p - 1) / (2 * (1 - p))
 
 
 def _errors(table: Any) -> tuple[Any, Any]:
-    table = _check("table", table, 0, 1)
-    if np.shape(table) != (2, 2):
-        raise ValueError(f"table must have shape (2, 2), got {np.shape(table)}")
-    (plus_plus, plus_minus), (minus_plus, minus_minus) = table
-    return 1 - plus_plus + minus_minus, 1 - minus_plus + plus_minus
+    table = check_range("table", table, 0, 1)
+    if np.shape(table)[-2:] != (2, 2):
+        raise ValueError(f"table must have shape [..., 2, 2], got {np.shape(table)}")
+    a = 1 - table[..., 0, 0] + table[..., 1, 1]
+    return a, 1 - table[..., 1, 0] + table[..., 0, 1]
+
+
+def _weights(w: Any) -> jax.Array:
+    w = jnp.asarray(check_range("w", w))
+    if w.ndim == 0 or w.shape[-1] < 2:
+        raise ValueError(f"w must have shape [..., d + 1] with d >= 1, got {w.shape}")
+    return w
+
+
+def _share(score: jax.Array, spread: jax.Array, tie: bool = False) -> jax.Array:
+    """Pr[score + spread · N(0, 1) > 0], with `tie` ≥ 0."""
+    safe = jnp.where(spread > 0, spread, 1)
+    sure = (score > 0) | ((score == 0) & tie)
+    return jnp.where(spread > 0, normal.cdf(score / safe), sure)
 
 
 def best_robust_accuracy(*, p: Any, eta: Any, eps: Any) -> jax.Array:
@@ -182,7 +224,11 @@ def best_robust_accuracy(*, p: Any, eta: Any, eps: Any) -> jax.Array:
     Raises:
       ValueError: p outside [½, 1], or eta or eps negative.
     """
-    p, eta, eps = _check("p", p, 0.5, 1), _check("eta", eta, 0), _check("eps", eps, 0)
+    p, eta, eps = (
+        check_range("p", p, 0.5, 1),
+        check_range("eta", eta, 0),
+        check_range("eps", eps, 0),
+    )
     return jnp.where(eps < eta, 1.0, jnp.where(eps < 1, p, 0.5))
 
 
@@ -192,7 +238,7 @@ def frontier(tau: Any, *, p: Any, m: Any) -> tuple[jax.Array, jax.Array]:
     Raises:
       ValueError: p outside [0, 1], or tau or m not finite.
     """
-    tau, p, m = _check("tau", tau), _check("p", p, 0, 1), _check("m", m)
+    tau, p, m = check_range("tau", tau), check_range("p", p, 0, 1), check_range("m", m)
     standard = p * normal.cdf(m + tau) + (1 - p) * normal.cdf(m - tau)
     shifted = p * normal.cdf(tau - m) + (1 - p) * normal.cdf(-m - tau)
     return standard, shifted
@@ -204,133 +250,5 @@ def bayes_threshold(*, p: Any, m: Any) -> jax.Array:
     Raises:
       ValueError: p outside [½, 1), or m not positive.
     """
-    p, m = _check("p", p, 0.5, below=1), _check("m", m, _TINY)
+    p, m = check_range("p", p, 0.5, below=1), check_range("m", m, _TINY)
     return jnp.log(p / (1 - p)) / (2 * m)
-
-
-def expected_hinge(
-    w1: Any, v: Any, *, p: Any, m: Any, d: Any = 1, eps: Any = 0.0, lam: Any = 0.0
-) -> jax.Array:
-    """E max(0, 1 − y⟨w, x⟩ + ε‖w‖₁) + λ/2 ‖w‖₂² with equal weak weights, eq. 5.
-
-    Σ_s P_s [μ_s Φ(μ_s/v) + v φ(μ_s/v)], μ_s = 1 − s w_1 − v m + ε(|w_1| + √d v) for
-    s = ±1 with P_s = p, 1 − p; differentiable for v > 1e-12, below which v = 0 stands.
-
-    Args:
-      w1: weight of x_1.
-      v: coefficient ≥ 0 of the pooled feature t ~ N(y m, 1): √d times each weak weight.
-      p, m: as in `frontier`.
-      d: number of weak features, for ε only.
-      eps: training radius in L∞.
-      lam: λ.
-
-    Raises:
-      ValueError: v, eps, lam or d negative, p outside [0, 1], or one not finite.
-    """
-    w1, v = _check("w1", w1), _check("v", v, 0)
-    p, m, d = _check("p", p, 0, 1), _check("m", m), _check("d", d, 0)
-    eps, lam = _check("eps", eps, 0), _check("lam", lam, 0)
-    total = lam / 2 * (w1 * w1 + v * v)
-    # below this the density underflows, and its derivative is 0 · ∞
-    positive = v > 1e-12
-    safe = jnp.where(positive, v, 1.0)
-    for sign, weight in ((1, p), (-1, 1 - p)):
-        mu = 1 - sign * w1 - v * m + eps * (jnp.abs(w1) + jnp.sqrt(d) * v)
-        z = mu / safe
-        smooth = mu * normal.cdf(z) + v * normal.pdf(z)
-        total += weight * jnp.where(positive, smooth, jnp.maximum(mu, 0))
-    return total
-
-
-class UnitSVM(NamedTuple):
-    """Weights of x_1 and of the pooled feature (w_1² + v² = 1), and the λ they need."""
-
-    w1: Any
-    v: Any
-    lam: Any
-
-
-def unit_svm(*, p: Any, m: Any) -> UnitSVM:
-    """The minimiser of `expected_hinge` of norm 1, ε = 0, and its λ; Theorem 2.2.
-
-    Stationary on the unit circle: v ∂L/∂w_1 = w_1 ∂L/∂v, then λ = −(∂L/∂v)/v. Solved
-    in float64 on the host (the objective is of the order 1e-4 and less), for every p
-    and m if they are arrays.
-
-    Raises:
-      ValueError: p outside [½, 1), m not in (0, 37] (beyond, the hinge underflows), or
-        no minimiser has norm 1, whatever λ > 0: m too small for p.
-    """
-    p, m = _check("p", p, 0.5, below=1), _check("m", m, _TINY, 37)
-    p, m = np.broadcast_arrays(np.asarray(p, float), np.asarray(m, float))
-    found = [_unit_svm(*pair) for pair in zip(p.flat, m.flat, strict=True)]
-    if p.ndim == 0:
-        return UnitSVM(*found[0])
-    return UnitSVM(*(np.reshape(part, p.shape) for part in np.array(found).T))
-
-
-def _unit_svm(p: float, m: float) -> tuple[float, float, float]:
-    def slopes(angle: float) -> tuple[float, float, float, float]:
-        w1, v = np.sin(angle), np.cos(angle)
-        along, across = 0.0, 0.0
-        for sign, weight in ((1, p), (-1, 1 - p)):
-            z = (1 - sign * w1 - v * m) / v
-            density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
-            along -= sign * weight * special.ndtr(z)
-            across += weight * (density - m * special.ndtr(z))
-        return float(w1), float(v), along, across
-
-    def stationary(angle: float) -> float:
-        w1, v, along, across = slopes(angle)
-        return along * v - across * w1
-
-    lam, angle = -1.0, 0.0
-    if p == 0.5 or stationary(0.0) * stationary(1.55) < 0:
-        if p > 0.5:
-            angle = float(optimize.brentq(stationary, 0, 1.55, xtol=1e-15))  # pyright: ignore
-        lam = -slopes(angle)[3] / slopes(angle)[1]
-    if lam <= 0:
-        raise ValueError(
-            f"no SVM has norm 1 for p = {p:g} and m = {m:g}: m must be larger"
-        )
-    return *slopes(angle)[:2], lam
-
-
-def adversarial_svm(*, p: Any, eps: Any, lam: Any) -> jax.Array:
-    """w_1 of the minimiser of `expected_hinge` for η ≤ ε < 1; its weak weights are 0.
-
-    min((2p − 1 − ε)/λ, 1/(1 − ε)) if ε < 2p − 1, else 0: the constant classifier. The
-    paper's "any ε < 1" is about the radius of the evaluation, not of the training.
-
-    Raises:
-      ValueError: p outside [½, 1], eps negative, or lam not positive.
-    """
-    p, eps = _check("p", p, 0.5, 1), jnp.asarray(_check("eps", eps, 0))
-    lam = _check("lam", lam, _TINY)
-    room = jnp.minimum((2 * p - 1 - eps) / lam, 1 / (1 - eps))
-    return jnp.where(eps < 2 * p - 1, room, 0.0)
-
-
-def _check(
-    name: str,
-    value: Any,
-    low: float = -np.inf,
-    high: float = np.inf,
-    *,
-    below: float = np.inf,
-) -> Any:
-    """The value, a list as an array; ValueError unless finite and in its range."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    numbers = np.asarray(value)
-    if not (
-        jnp.issubdtype(numbers.dtype, jnp.number)
-        and numbers.size
-        and np.isfinite(numbers).all()
-        and (numbers >= low).all()
-        and (numbers <= high).all()
-        and (numbers < below).all()
-    ):
-        bracket = f"[{low:g}, {below:g})" if below < np.inf else f"[{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be finite and in {bracket}, got {value!r}")
-    return numbers if isinstance(value, list | tuple) else value

@@ -23,6 +23,7 @@ from experiments.saliency import Measured
 from experiments.transfer import Transfer
 from robjax import models
 from robjax.balls import L2
+from robjax.theory import gaussian
 from robjax.training.linear import LinearClassifier
 
 SEEDS = 3
@@ -45,7 +46,6 @@ def accuracies(**changes):
         "attacked": robust,
         "shifted": robust,
         "slack": np.full(shape, 0.01),
-        "slack_stderr": np.full(shape, 0.001),
     }
     return Accuracies(**(values | changes))
 
@@ -86,6 +86,40 @@ def test_each_verdict_on_the_gaussian_model_has_its_own_numbers(changes, failing
     assert any(name.startswith(linear) for name in failed)
     assert not any(name.startswith("MLP") for name in failed)
     assert any("all weights are 0" in name for name in failed)
+
+
+def test_frequencies_of_a_threshold_give_what_theorem_2_1_leaves_it():
+    # sign(x_1 + t) of one weak feature: the table of a linear classifier, from samples
+    x, y = gaussian.sample(jax.random.key(0), 100_000, d=1, p=0.9, eta=1.0)
+    x, y = np.asarray(x, float), np.asarray(y)
+    seen, moved = (x[:, 0] + x[:, 1] - shift * y > 0 for shift in (0, 2))
+    table = gaussian_tradeoff.frequencies(
+        np.stack([np.append(seen, moved), np.ones(2 * y.size, bool)]),
+        np.tile(x[:, 0] > 0, 2),
+        np.append(y > 0, y < 0),
+    )
+    exact = gaussian.linear_table(np.ones(2), eta=1.0)
+    # each cell sees all samples of one sign of x_1 and y, before or after the shift
+    np.testing.assert_allclose(table[0], exact, atol=4 * np.sqrt(0.25 / 50_000))
+    np.testing.assert_array_equal(table[1], np.ones((2, 2)))
+    standard, shifted = np.mean(seen == (y > 0)), np.mean(moved == (y > 0))
+    slack = gaussian.theorem_bound(standard, 0.9) - shifted
+    noise = 4 * np.sqrt(100 * 0.25 / y.size)
+    assert gaussian.shift_slack(table, 0.9)[0] == pytest.approx(slack, abs=noise)
+
+
+def test_exact_accuracies_are_in_float64_and_consistent():
+    w = np.append(1.0, np.full(gaussian_tradeoff.D, 0.05))
+    found = gaussian_tradeoff._exact(w, 0.0)
+    bound = gaussian.theorem_bound(found.standard, 0.95)
+    np.testing.assert_allclose(bound - found.shifted, found.slack, atol=1e-13)
+    assert found.slack > 0
+    # every weight has the sign of its feature: the shift is the worst attack
+    with jax.enable_x64(True):
+        law = {"p": 0.95, "eta": 0.2, "attack_x1": False}
+        for eps, value in ((0.2, found.erased), (0.4, found.shifted)):
+            worst = gaussian.robust_accuracy(w, eps=eps, **law)
+            np.testing.assert_allclose(value, worst, atol=1e-13)
 
 
 def two_pixels():
