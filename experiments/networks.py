@@ -162,6 +162,8 @@ SECONDS = {
     ("digits", "small_cnn"): 0.0022,
     ("mnist", "cnn"): 0.0025,
     **{("digits", name): 0.0016 for name in MODELS if name[:4] in ("vgg4", "resn")},
+    **{("mnist", name): 0.0059 for name in MODELS if name[:4] == "vgg4"},
+    ("mnist", "resnet8"): 0.0059,
 }
 
 

@@ -12,8 +12,13 @@ On digits and MNIST the networks are what a CPU allows: VGG-4 (16, 32, 64 channe
 its three forms, ResNet-8×1 and, on digits only, ResNet-8×2. On CIFAR-10 they are the
 paper's, trained for 10 epochs where the paper took 200. (Only the ResNets have batch
 norm.) Judged by the rank correlation of accuracy and the order of the architectures,
-for each seed; trained by Madry's and by the Fisher-regularised objective. Numbers:
-experiments/README.md.
+for each seed; trained by Madry's and by the Fisher-regularised objective. Cost: digits
+13 minutes of CPU time; MNIST 75 with `--train-images 4000 --test-images 500`.
+
+Numbers (three seeds, digits / MNIST): the rank correlation is 0.867 ± 0.033 /
+1.00 ± 0.00 for standard and 0.933 ± 0.033 / 1.00 ± 0.00 for PGD-20 accuracy under
+Madry's training, 0.892 ± 0.051 / 0.850 ± 0.050 and 0.967 ± 0.033 / 1.00 ± 0.00 under
+Fisher regularisation: the claim held. All of them: experiments/README.md.
 """
 
 from collections.abc import Mapping
