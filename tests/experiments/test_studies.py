@@ -1,5 +1,6 @@
 """The studies of the KL metric: verdicts on made-up histories, and smoke runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -131,6 +132,24 @@ def test_the_command_line_changes_the_recipes():
     assert default == networks.RECIPES["digits"]
     paper = study.recipes(nonlinearity.STUDY, Arguments(dataset="cifar10"))
     assert {row[0].model for row in paper.values()} == set(nonlinearity.PAPER.values())
+    assert {row[0].fit.epochs for row in paper.values()} == {10}
+
+
+def test_the_full_schedule_of_the_paper():
+    arguments = Arguments(dataset="cifar10", full=True)
+    for row in study.recipes(nonlinearity.STUDY, arguments).values():
+        for seed, recipe in enumerate(row):
+            fit = recipe.fit
+            assert (fit.seed, fit.epochs, fit.batch_size) == (seed, 200, 128)
+            rate = fit.optimizer, fit.learning_rate, fit.schedule, fit.milestones
+            assert rate == ("sgd", 0.1, "steps", (80, 120))
+            assert (fit.momentum, fit.weight_decay) == (0.9, 1e-4)
+            assert (fit.pad, fit.flip) == (4, True)
+            assert (recipe.dataset, recipe.eps) == ("cifar10", 8 / 255)
+            assert recipe.train_images is recipe.test_images is None
+    shorter = dataclasses.replace(arguments, epochs=3)
+    ((first, *_), *_) = study.recipes(nonlinearity.STUDY, shorter).values()
+    assert (first.fit.epochs, first.fit.learning_rate) == (3, 0.1)
 
 
 def test_studies_share_networks_and_other_recipes_do_not(tmp_path):
@@ -146,7 +165,12 @@ def test_studies_share_networks_and_other_recipes_do_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(Arguments(seeds=0), "seeds"), (Arguments(epochs=0), "epochs")],
+    [
+        (Arguments(seeds=0), "seeds"),
+        (Arguments(epochs=0), "epochs"),
+        (Arguments(full=True), "full must be False.*digits"),
+        (Arguments(dataset="mnist", full=True), "full must be False.*mnist"),
+    ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
