@@ -9,6 +9,7 @@ results/networks/<data set>-<model>-<objective>-<seed>-<digest of all that>/, wi
     samples.npz        of every tracked image: Fisher spectrum and minimal distances
     pairs.npz          KL parts class pair by class pair, along paths, at adversarial x'
     robustness.npz     final attacks, per test image; written last
+    metric.npz         M and its parts in the end, once a study has asked for them
 
 so that an experiment which needs a network that another has trained only reads it.
 """
@@ -222,6 +223,19 @@ def obtain(recipe: Recipe, results: Path) -> Path:
     print(f"{folder.name}: {result.table()}", flush=True)
     result.save(folder / "robustness.npz")
     return folder
+
+
+def final_metric(recipe: Recipe, results: Path) -> dict[str, np.ndarray]:
+    """M ("metric") and its parts on the tracked images, of the final network, nats."""
+    folder = obtain(recipe, results)
+    if not (folder / "metric.npz").exists():
+        splits = load_splits(recipe)
+        images = data.to_float(splits[2].images, splits[2].scale)
+        logits_fn = train(recipe, folder, splits)
+        pairs = metrics.pairwise_kl(logits_fn, images, splits[2].labels)
+        parts = {part: getattr(pairs, part) for part in PARTS}
+        storage.save_npz(folder / "metric.npz", {"metric": pairs.mean, **parts})
+    return storage.load_npz(folder / "metric.npz")
 
 
 def train(recipe: Recipe, folder: Path, splits: Splits) -> Partial:
