@@ -10,7 +10,14 @@ should predict the minimal adversarial distance, image by image.
 The relation over epochs is judged by a rank correlation below −0.5, the prediction by
 the rank correlation of −λ_max and the distance (DDN in L2, FMN in L∞) over the images
 that a network gets right. Beside it, without a claim of the paper: the correlation for
-the linearised margin |m| / ‖∇m‖₂. Numbers: experiments/README.md.
+the linearised margin |m| / ‖∇m‖₂. Cost: 6 minutes of CPU time on digits, 45 on MNIST,
+for the nine networks of `kl_metric`.
+
+Numbers (three seeds, digits / MNIST): the relation over epochs is -0.311 ± 0.029 /
+0.600 ± 0.111 and did not hold. The prediction of the DDN distance did: 0.965 ± 0.005 /
+0.917 ± 0.005 for standard, 0.891 ± 0.014 / 0.752 ± 0.015 for Madry-trained and
+0.588 ± 0.040 / 0.650 ± 0.024 for Fisher-regularised networks. All of them:
+experiments/README.md.
 """
 
 from collections.abc import Mapping

@@ -19,6 +19,8 @@ class History(NamedTuple):
     samples: title -> one table {column: [tracked images]} for each seed.
     pairs: title -> one table as in pairs.npz for each seed.
     num_classes: K.
+    metric: title -> "metric" or a part of it -> [seeds], of the final networks, where a
+        study measures it.
     """
 
     followed: dict[str, dict[str, np.ndarray]]
@@ -26,6 +28,7 @@ class History(NamedTuple):
     samples: dict[str, list[dict[str, np.ndarray]]]
     pairs: dict[str, list[dict[str, np.ndarray]]]
     num_classes: int
+    metric: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
 def collect(recipes: Mapping[str, Sequence[Recipe]], results: Path) -> History:

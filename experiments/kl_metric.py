@@ -9,7 +9,9 @@ on the same nine networks: three objectives, three seeds.
     python -m experiments.kl_metric --dataset cifar10    on an accelerator
 
 A run that is stopped goes on with the same command. Cost: digits 6 minutes of CPU time,
-MNIST 45. Numbers: experiments/README.md.
+MNIST 45. Numbers (three seeds, digits / MNIST): M rises to 11.4 ± 0.2 / 20.3 ± 0.3 nats
+in standard training, of which 0.971 ± 0.026 / 0.360 ± 0.039 are the Fisher part. All of
+them: experiments/README.md.
 """
 
 from experiments import (

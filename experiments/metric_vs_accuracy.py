@@ -7,7 +7,13 @@ rises with standard accuracy, whatever is minimised.
     python -m experiments.metric_vs_accuracy [--dataset mnist]
 
 Judged by the rank correlation of M and test accuracy over the epochs, epoch 0 included,
-for each seed. Numbers: experiments/README.md.
+for each seed. Cost: 6 minutes of CPU time on digits, 45 on MNIST, for the nine networks
+of `kl_metric`.
+
+Numbers (three seeds, digits / MNIST): the rank correlation is 0.955 ± 0.013 /
+0.921 ± 0.040 in standard training, 0.736 ± 0.119 / 0.659 ± 0.038 in Madry's and
+0.472 ± 0.054 / 0.823 ± 0.031 in Fisher-regularised training: the claim held. All of
+them: experiments/README.md.
 """
 
 from collections.abc import Mapping

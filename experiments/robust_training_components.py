@@ -8,7 +8,14 @@ fall, and robust accuracy rises.
 
 Judged at the end of training against the standard network of the same seed. The figures
 show the parts over training side by side, class pair by class pair, along the path from
-one image to another, and at the adversarial example. Numbers: experiments/README.md.
+one image to another, and at the adversarial example. Cost: 6 minutes of CPU time on
+digits, 45 on MNIST, for the nine networks of `kl_metric`.
+
+Numbers (three seeds, digits / MNIST): ‖F‖_F falls 2.78 ± 0.03 / 5.34 ± 0.63 times under
+Madry training and 12.7 ± 0.2 / 7.87 ± 0.50 times under Fisher regularisation. The share
+of the Fisher part, 8.54 ± 0.36 % / 1.78 ± 0.18 % in standard training, becomes
+17.4 ± 0.7 % / 0.855 ± 0.135 % and 40.2 ± 2.0 % / 0.736 ± 0.065 %: it falls on MNIST
+only. All of them: experiments/README.md.
 """
 
 from collections.abc import Mapping

@@ -35,6 +35,9 @@ class Arguments:
     """How many training images. Default: that of the data set."""
     test_images: int | None = None
     """How many test images. Default: that of the data set."""
+    full: bool = False
+    """The full schedule of the paper (200 epochs, learning rate 0.1 divided by 10) in
+    place of the short runs; CIFAR-10 only."""
     smoke: bool = False
     """A few seconds on a linear model and one seed, to see that everything works."""
     results: Path = Path("results")
@@ -79,11 +82,12 @@ def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
     """The networks that the study needs: title -> one recipe for each seed.
 
     Raises:
-        ValueError: fewer than one seed or epoch.
+        ValueError: fewer than one seed or epoch, or `full` for another data set than
+          CIFAR-10.
     """
     if arguments.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
-    base, seeds = RECIPES[arguments.dataset], arguments.seeds
+    base, seeds = _base(arguments), arguments.seeds
     changes: dict[str, Any] = {}
     if arguments.smoke:
         changes, seeds = dict(SMOKE), 1
@@ -104,6 +108,18 @@ def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
         title: [one(variant, seed) for seed in range(seeds)]
         for title, variant in study.variants(arguments).items()
     }
+
+
+def _base(arguments: Arguments) -> Recipe:
+    recipe = RECIPES[arguments.dataset]
+    if not arguments.full:
+        return recipe
+    if arguments.dataset != "cifar10":
+        raise ValueError(
+            f"full must be False, the default, for all data sets but cifar10, got True "
+            f"for {arguments.dataset}"
+        )
+    return dataclasses.replace(recipe, fit=networks.FULL_CIFAR10)
 
 
 def run(study: Study, arguments: Arguments) -> Path:

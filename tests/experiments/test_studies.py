@@ -1,5 +1,6 @@
 """The studies of the KL metric: verdicts on made-up histories, and smoke runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_the_prediction_turns_on_the_distances_of_what_is_right(attack):
     assert len(found) == 1 and attack.upper() in found[0].statement
     table = samples() | {"correct": np.arange(19) < 10}
     table[attack] = np.where(np.arange(19) < 10, table[attack], np.inf)
-    rho = fisher_vs_robustness.predicted(table, -table["spectral"], attack)
+    rho = fisher_vs_robustness.predicted(table, np.negative(table["spectral"]), attack)
     assert rho == pytest.approx(1)
 
 
@@ -105,18 +106,38 @@ def test_one_seed_decides_nothing():
     assert set(verdicts(history).values()) == {common.UNTESTABLE}
 
 
-def test_accuracy_against_the_order_of_the_architectures():
-    names = list(nonlinearity.SMALL)
-    rising = {
-        f"{name}, {MADRY}": {
-            "clean": np.full(SEEDS, 0.5 + 0.1 * i) + 0.01 * np.arange(SEEDS),
+def from_linear_to_wide():
+    """Networks whose accuracy and network part rise, and PGD-20 accuracy falls."""
+    spread, accuracies, metric = 0.01 * np.arange(SEEDS), {}, {}
+    for i, name in enumerate(nonlinearity.SMALL):
+        accuracies[f"{name}, {MADRY}"] = {
+            "clean": 0.5 + 0.1 * i + spread,
             "PGD-20": np.full(SEEDS, 0.5 - 0.1 * i),
         }
-        for i, name in enumerate(names)
-    }
-    history = History({}, rising, {}, {}, 10)
-    clean, robust = nonlinearity.judge(history)
-    assert (clean.verdict, robust.verdict) == (common.HELD, common.FAILED)
+        network = i + i * spread
+        parts = {"fisher": 1 + spread, "softmax": -0.1 - spread, "network": network}
+        metric[f"{name}, {MADRY}"] = {**parts, "metric": 0.9 + network}
+    return History({}, accuracies, {}, {}, 10, metric)
+
+
+def test_accuracies_and_network_part_against_the_order_of_the_architectures():
+    recorded = from_linear_to_wide()
+    found = [claim.verdict for claim in nonlinearity.judge(recorded)]
+    assert found == [common.HELD, common.FAILED, common.HELD, common.HELD]
+    figures = nonlinearity.draw(recorded)
+    assert set(figures) == {"nonlinearity", "parts"}
+
+
+def test_the_network_part_of_a_purely_linear_network_is_0_in_every_seed():
+    recorded = from_linear_to_wide()
+    linear = recorded.metric[f"VGG-4 pure linear, {MADRY}"]
+    linear["network"][:] = [0.0, -8e-5, 0.0]
+    assert nonlinearity.judge(recorded)[-1].verdict == common.HELD
+    linear["network"][1] = -1e-3
+    assert nonlinearity.judge(recorded)[-1].verdict == common.FAILED
+    for values in linear.values():  # a constant network: rounding alone is left
+        values[:] = 1e-10
+    assert nonlinearity.judge(recorded)[-1].verdict == common.HELD
 
 
 def test_the_command_line_changes_the_recipes():
@@ -131,6 +152,24 @@ def test_the_command_line_changes_the_recipes():
     assert default == networks.RECIPES["digits"]
     paper = study.recipes(nonlinearity.STUDY, Arguments(dataset="cifar10"))
     assert {row[0].model for row in paper.values()} == set(nonlinearity.PAPER.values())
+    assert {row[0].fit.epochs for row in paper.values()} == {10}
+
+
+def test_the_full_schedule_of_the_paper():
+    arguments = Arguments(dataset="cifar10", full=True)
+    for row in study.recipes(nonlinearity.STUDY, arguments).values():
+        for seed, recipe in enumerate(row):
+            fit = recipe.fit
+            assert (fit.seed, fit.epochs, fit.batch_size) == (seed, 200, 128)
+            rate = fit.optimizer, fit.learning_rate, fit.schedule, fit.milestones
+            assert rate == ("sgd", 0.1, "steps", (80, 120))
+            assert (fit.momentum, fit.weight_decay) == (0.9, 1e-4)
+            assert (fit.pad, fit.flip) == (4, True)
+            assert (recipe.dataset, recipe.eps) == ("cifar10", 8 / 255)
+            assert recipe.train_images is recipe.test_images is None
+    shorter = dataclasses.replace(arguments, epochs=3)
+    ((first, *_), *_) = study.recipes(nonlinearity.STUDY, shorter).values()
+    assert (first.fit.epochs, first.fit.learning_rate) == (3, 0.1)
 
 
 def test_studies_share_networks_and_other_recipes_do_not(tmp_path):
@@ -146,7 +185,12 @@ def test_studies_share_networks_and_other_recipes_do_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(Arguments(seeds=0), "seeds"), (Arguments(epochs=0), "epochs")],
+    [
+        (Arguments(seeds=0), "seeds"),
+        (Arguments(epochs=0), "epochs"),
+        (Arguments(full=True), "full must be False.*digits"),
+        (Arguments(dataset="mnist", full=True), "full must be False.*mnist"),
+    ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -196,5 +240,19 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
 
     folder = study.run(nonlinearity.STUDY, arguments)
     assert (folder / "figures" / "nonlinearity.png").exists()
-    names = json.loads((folder / "claims.json").read_text())["networks"]
+    assert (folder / "figures" / "parts.png").exists()
+    record = json.loads((folder / "claims.json").read_text())
+    names = record["networks"]
     assert len(names) == 10 and len(set(names)) == 2  # the smoke model is always linear
+    verdicts = [claim["verdict"] for claim in record["claims"]]
+    assert verdicts.count(common.HELD) == 2  # no network part, in both trainings
+    for name in set(names):
+        stored = storage.load_npz(tmp_path / "networks" / name / "metric.npz")
+        parts = sum(stored[part] for part in networks.PARTS)
+        assert parts == pytest.approx(stored["metric"], rel=1e-5)
+        assert stored["metric"] > 0
+
+    # what is stored is not measured again
+    (recipe, *_), *_ = study.recipes(nonlinearity.STUDY, arguments).values()
+    storage.save_npz(recipe.folder(tmp_path) / "metric.npz", {"metric": 7.0})
+    assert networks.final_metric(recipe, tmp_path) == {"metric": 7.0}
