@@ -203,7 +203,7 @@ def judge(
     claims = [
         *(
             Claim(
-                f"Theorem 2.1 binds every {name}",
+                f"Theorem 2.1 binds every {name} (an identity of its four frequencies)",
                 f"smallest slack {table.slack.min():.1e}, {table.slack.size} models",
                 common.is_true(table.slack.min() >= 0),
             )

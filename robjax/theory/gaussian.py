@@ -19,7 +19,7 @@ that of the ball moves x_1 too.
     frontier, bayes_threshold                   sign(τ x_1 + t), t = Σ weak / √d
     best_robust_accuracy                        of any classifier at all
 
-Theorem 2.2 is in `gaussian_svm`.
+    expected_hinge, svm, unit_svm, adversarial_svm      Theorem 2.2: `gaussian_svm`
 """
 
 from typing import Any
@@ -31,7 +31,33 @@ from jax.scipy.stats import norm as normal
 
 from robjax.inputs import check_count
 from robjax.numerics import safe_norm
+from robjax.theory.gaussian_svm import (
+    SVM,
+    adversarial_svm,
+    expected_hinge,
+    svm,
+    unit_svm,
+)
 from robjax.theory.ranges import check_range
+
+__all__ = [
+    "SVM",
+    "adversarial_svm",
+    "average_classifier",
+    "bayes_threshold",
+    "best_robust_accuracy",
+    "expected_hinge",
+    "frontier",
+    "linear_table",
+    "robust_accuracy",
+    "sample",
+    "shift_slack",
+    "standard_accuracy",
+    "svm",
+    "table_accuracies",
+    "theorem_bound",
+    "unit_svm",
+]
 
 _TINY = 1e-30
 
