@@ -185,6 +185,7 @@ def _description(task: Task, attacks: Attacks, cascade: bool) -> dict[str, Any]:
         "model": f"{provenance.describe(tree)} {provenance.checksum(leaves)}",
         "data": f"{list(task.images.shape)} "
         + provenance.checksum((task.images, task.labels)),
+        "scale": task.scale,
         "key": provenance.checksum(task.keys),
         "bounds": task.bounds,
         "eot": task.eot,

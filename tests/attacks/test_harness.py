@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robjax import attacks, inputs, storage
+from robjax import attacks, data, inputs, storage
 from robjax.attacks import verdicts
 from robjax.balls import L1, L2, Linf
 from robjax.evaluation import evaluate
@@ -152,6 +152,42 @@ def test_only_the_same_run_is_taken_up(begun, change, message):
     positional = [arguments.pop(name) for name in ("logits_fn", "data", "attacks")]
     with pytest.raises(ValueError, match=message):
         evaluate(*positional, **arguments)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap, Partial])
+def test_a_closure_over_other_weights_is_another_model(tmp_path, wrap):
+    def make(w):
+        return wrap(lambda x: x.ravel() @ w if wrap is jax.vmap else tanh_layer(w, x))
+
+    evaluate(make(W), (X, Y), {}, key=KEY, run_dir=tmp_path)
+    evaluate(make(W.copy()), (X, Y), {}, key=KEY, run_dir=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="another model"):
+        evaluate(make(-W), (X, Y), {}, key=KEY, run_dir=tmp_path, resume=True)
+
+
+def test_the_same_bytes_on_another_scale_are_another_run(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, X.shape, dtype=np.uint8)
+
+    def begin(scale, **options):
+        own = data.from_arrays(images, Y.astype(np.int32), num_classes=4, scale=scale)
+        evaluate(MODEL, own, {}, key=KEY, run_dir=tmp_path, **options)
+
+    begin(255.0)
+    begin(255.0, resume=True)
+    with pytest.raises(ValueError, match="another scale"):
+        begin(400.0, resume=True)
+
+
+def test_a_radius_for_each_of_many_samples_belongs_to_the_run(tmp_path):
+    count = 2000
+    images, eps = np.resize(X, (count, *X.shape[1:])), np.full(count, 0.01)
+    labels = np.resize(Y, count)
+    fgsm = functools.partial(attacks.fgsm, ball=Linf(eps))
+    run_ = functools.partial(evaluate, MODEL, (images, labels), key=KEY, batch_size=500)
+    run_({"fgsm": fgsm}, run_dir=tmp_path)
+    other = functools.partial(fgsm, ball=Linf(np.where(np.arange(count) == 9, 1, eps)))
+    with pytest.raises(ValueError, match="another attacks"):
+        run_({"fgsm": other}, run_dir=tmp_path, resume=True)
 
 
 def test_a_damaged_batch_is_named(tmp_path):
