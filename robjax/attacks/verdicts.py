@@ -1,7 +1,8 @@
 """What one attack did to a batch, and whether it counts.
 
 A verdict never trusts an attack: the image it returned is judged by a fresh forward
-pass in the precision of the images (at least float32), and counts only
+pass in the precision of the images (at least float32, on accelerators too), and counts
+only
 
     in the box      exactly
     in the ball     up to 1e-7 max(1, |bounds|) (L∞) or a relative 1e-6 plus 1e-7 (L2,
@@ -183,7 +184,7 @@ def _judge(model, x, y, keys, *, eot, mesh):
         def logits_of(v):
             return draws.mean_logits(model, v, draws.fold(keys, _JUDGE), eot)
 
-        logits = lowering.fast(logits_of, forward=True)(x)
+        logits = lowering.exact(logits_of)(x)
         finite = jnp.all(jnp.isfinite(logits), axis=1)
         predicted = jnp.where(finite, jnp.argmax(logits, axis=1), -1)
         margin = jnp.where(finite, losses.margin(logits, y), jnp.inf)

@@ -211,6 +211,54 @@ def test_the_number_of_devices_changes_nothing_but_rounding(whole):
         np.testing.assert_allclose(table.margin, other.margin, atol=1e-5)
 
 
+def precisions(jaxpr):
+    """Of all matrix products and convolutions, those in loops and calls too."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.add(equation.params["precision"])
+        for param in jax.tree.leaves(equation.params):
+            if hasattr(param, "eqns") or hasattr(param, "jaxpr"):
+                found |= precisions(getattr(param, "jaxpr", param))
+    return found
+
+
+EXACT = (jax.lax.Precision.HIGHEST,) * 2
+
+
+def convolved(w, x):
+    """A convolution, and a product in a jitted part that the attacks trace, too."""
+    x = jax.lax.conv(x[:, None, :, :, 0], jnp.ones((1, 1, 1, 1)), (1, 1), "SAME")
+    return jax.jit(tanh_layer)(w, x)
+
+
+def test_verdicts_are_given_in_float32_on_accelerators_too():
+    """Where float32 products are rounded unless a precision is asked for."""
+    model = inputs.as_logits_fn(Partial(convolved, jnp.asarray(W)))
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("batch",))
+    x, y, keys = X[:4], Y[:4], jax.random.split(KEY, 4)
+    assert precisions(jax.make_jaxpr(model)(x).jaxpr) == {None}
+    judge = functools.partial(verdicts._judge, eot=None, mesh=mesh)
+    assert precisions(jax.make_jaxpr(judge)(model, x, y, keys).jaxpr) == {EXACT}
+
+    def noisy(model, x, keys):
+        return model(x + jax.vmap(jax.random.uniform)(keys)[:, None, None, None])
+
+    judge = functools.partial(verdicts._judge, eot=3, mesh=mesh)
+    closed = jax.make_jaxpr(judge)(Partial(noisy, model), x, y, keys)
+    assert precisions(closed.jaxpr) == {EXACT}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [attacks.fab, attacks.deepfool, attacks.fmn, attacks.ddn, attacks.carlini_wagner],
+)
+def test_so_are_those_of_the_attacks_that_look_for_the_nearest(attack):
+    model, x, y = Partial(convolved, jnp.asarray(W)), jnp.asarray(X[:4]), Y[:4]
+    attack = functools.partial(attack, model, ball=L2(0.5), steps=3)
+    assert precisions(jax.make_jaxpr(attack)(x, y).jaxpr) == {None, EXACT}
+
+
 def test_attacks_compute_in_bfloat16_and_verdicts_in_float32():
     seen = []
 
