@@ -42,7 +42,8 @@ class AttackTable(NamedTuple):
     robust: bool [N], classified correctly before *and* after the attack (in a cascade
         after those before it, too).
     margin: [N], max_{i≠y} z_i − z_y at the image it returned; −inf where it saw none.
-    first_success: int [N], first step that fooled the model; 0 start, −1 never.
+    first_success: int [N], first step that fooled the model, as the attack counts; 0
+        start, or misclassified as it is; −1 where the verdict is "not fooled".
     distance: [N], size of the perturbation in the norm of the attack's ball.
     queries: int [N], images evaluated for the sample, that of the verdict among them.
     """
@@ -214,7 +215,8 @@ def _assemble(labels, outcome: harness.Outcome, cascade: bool) -> Evaluation:
         before = robust if cascade else ~clean.fooled
         after = before & ~column.fooled
         robust = robust & after
-        first = np.where(clean.fooled, 0, column.first_success)
+        first = np.where(column.fooled, column.first_success, -1)
+        first = np.where(clean.fooled, 0, first)
         columns = (column.margin, first, column.distance, column.queries)
         tables[name] = AttackTable(after, *columns)
         if bad := np.count_nonzero(column.outside):

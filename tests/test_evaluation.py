@@ -264,6 +264,26 @@ def test_verdicts_do_not_trust_the_attack(binary):
     assert warning.startswith(f"liar: {result.correct.sum()} verdicts differ")
 
 
+def test_a_success_that_does_not_count_has_no_first_step(binary):
+    logits_fn, images, labels, _ = binary
+
+    def far(logits_fn, x, y, *, key, bounds, ball):
+        """Crosses the boundary, outside the ball for every other label."""
+        x_adv = jnp.where((y == 0)[:, None, None, None], 1 - x, x)
+        count = jnp.full(len(x), 7, jnp.int32)
+        return moved(x, x_adv, jnp.ones(len(x), bool))._replace(first_success=count)
+
+    for ball in (Linf(1.0), Linf(1e-3)):
+        named = {"far": functools.partial(far, ball=ball)}
+        result = evaluate(logits_fn, (images, labels), named, key=KEY)
+        table = result.attacks["far"]
+        assert (table.first_success[~result.correct] == 0).all()
+        assert (table.first_success[table.robust] == -1).all()
+        fooled = result.correct & ~table.robust
+        assert (table.first_success[fooled] == 7).all()
+        assert fooled.any() == (ball.eps == 1.0) and table.robust.any()
+
+
 def test_warns_of_images_outside_the_bounds(binary):
     logits_fn, images, labels, _ = binary
 

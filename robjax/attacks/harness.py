@@ -125,7 +125,15 @@ def _check_attack(name: str, attack: Any, task: Task) -> None:
         eps = getattr(ball, "eps", None)
         what = f"attacks[{name!r}] ball.eps"
         inputs.check_number(what, eps, minimum=0, batch_size=len(task.labels))
-    trace(task, attack, index)
+    try:
+        trace(task, attack, index)
+    except TypeError as error:
+        if task.eot is None or keywords.get("eot") is not None:
+            raise
+        raise ValueError(
+            f"attacks[{name!r}] must have an eot bound, since with eot={task.eot} "
+            f"logits_fn takes (images, keys): {error}"
+        ) from error
 
 
 class _Store(NamedTuple):
