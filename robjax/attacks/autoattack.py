@@ -36,8 +36,8 @@ class AutoAttackResult(NamedTuple):
         image and the allowed images that the attacks returned.
       first_success: [B] int32 as counted by the attack that fooled (0 for a clean
         image that is misclassified), −1 where nothing fooled.
-      distance: [B] ‖x_adv − x‖ in the ball's norm; 0 where nothing fooled, as `x_adv` is
-        the clean image there.
+      distance: [B] ‖x_adv − x‖ in the ball's norm; 0 where nothing fooled, for there
+        `x_adv` is the clean image.
       queries: [B] int32, images evaluated for this sample: clean, by all attacks, and
         one more for the verdict on each.
       fooled_by: [B] int32 index into `attacks` of the first that fooled, −1 if robust.
