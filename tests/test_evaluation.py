@@ -102,6 +102,34 @@ def test_linear_model_matches_the_closed_form(binary, eps):
     assert result.warnings == ()
 
 
+STRONG = {
+    "apgd": functools.partial(attacks.apgd, steps=10),
+    "fab": functools.partial(attacks.fab, steps=5),
+    "square": functools.partial(attacks.square, queries=60),
+}
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_a_wider_ball_leaves_less_of_a_network(network, name):
+    logits_fn, images, labels = network
+
+    def robust(eps):
+        # an array is traced, so that one program serves all radii
+        attack = functools.partial(STRONG[name], ball=Linf(jnp.float32(eps)))
+        given = (images, labels)
+        return evaluate(
+            logits_fn, given, {name: attack}, key=KEY, devices=jax.devices()[:1]
+        ).robust
+
+    found = [robust(eps) for eps in (0.003, 0.03, 0.1, 0.2, 0.4, 1.0)]
+    rates = [each.mean() for each in found]
+    assert rates[0] > 0.8 and rates[-1] < 0.2 and len(set(rates)) > 3, rates
+    assert rates == sorted(rates, reverse=True)
+    if name == "fab":  # which looks for the nearest, whatever the radius
+        for wide, narrow in zip(found[1:], found, strict=False):
+            assert (wide <= narrow).all()
+
+
 def test_robust_needs_correct_and_worst_case_needs_all(binary):
     logits_fn, images, labels, _ = binary
 
