@@ -348,11 +348,79 @@ def test_warns_of_a_constant_classifier():
     labels = np.array([0, 1, 2, 0, 1, 2])
 
     def constant(x):
-        return jnp.zeros((x.shape[0], 3)).at[:, 1].set(1.0)
+        return jnp.zeros((x.shape[0], 3)).at[:, 1].set(2.0)
 
     result = evaluate(constant, (images, labels), {}, key=KEY)
     assert result.warnings == ("every image is classified as 1",)
     assert "warning: every image is classified as 1" in result.table()
+
+
+def both_results(model, images, labels, named, **options):
+    """The warnings of an evaluation and of AutoAttack, which must agree."""
+    images, named = jnp.asarray(images), named or {"fgsm": attacks.fgsm}
+    ball, options = Linf(0.05), {"key": KEY, "devices": jax.devices()[:1], **options}
+    bound = {name: functools.partial(a, ball=ball) for name, a in named.items()}
+    one = evaluate(model, (images, labels), bound, cascade=True, **options)
+    other = attacks.autoattack(
+        model, images, labels, ball=ball, version="custom", attacks=named, **options
+    )
+    assert one.warnings == other.warnings
+    return one.warnings
+
+
+def test_warns_of_outputs_that_are_random(binary):
+    logits_fn, images, labels, _ = binary
+    rng = np.random.default_rng(0)
+
+    def model(scale, x):
+        """Noise that no key decides."""
+        shape = jax.ShapeDtypeStruct((x.shape[0], 2), x.dtype)
+        noise = jax.pure_callback(
+            lambda x: rng.normal(size=(len(x), 2)).astype(x.dtype),
+            *(shape, jax.lax.stop_gradient(x)),
+            vmap_method="sequential",
+        )
+        return logits_fn(x) + scale * jax.lax.stop_gradient(noise)
+
+    given = (images, labels)
+    (warning,) = evaluate(Partial(model, 0.1), given, {}, key=KEY).warnings
+    assert warning.startswith("the same images give other logits in a second pass")
+    assert evaluate(Partial(model, 0.0), given, {}, key=KEY).warnings == ()
+
+
+def test_keyed_noise_repeats_itself(binary):
+    logits_fn, images, labels, _ = binary
+
+    def model(x, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+        return logits_fn(x) + 0.1 * noise
+
+    assert evaluate(model, (images, labels), {}, key=KEY, eot=3).warnings == ()
+
+
+def test_warns_of_outputs_that_are_probabilities(network):
+    logits_fn, images, labels = network
+
+    def softmax(x):
+        return jax.nn.softmax(logits_fn(x))
+
+    (warning,) = both_results(softmax, images, labels, {})
+    assert warning.startswith("the outputs are probabilities")
+    # neither what is not below 0, nor what adds up to 1
+    for model in (lambda x: 2 * softmax(x), lambda x: 3 * softmax(x) - 2 / 3):
+        assert both_results(model, images, labels, {}) == ()
+
+
+def test_warns_where_square_breaks_what_gradients_do_not(network):
+    logits_fn, images, labels = network
+    hidden = Partial(lambda f, x: f(jax.lax.stop_gradient(x)), logits_fn)
+    square = functools.partial(attacks.square, queries=60)
+    named = {"fgsm": attacks.fgsm, "black box": square}
+    (warning,) = both_results(hidden, images, labels, named)
+    assert warning.startswith("black box: fooled ") and "masked" in warning
+    # alone it shows nothing, and where gradients work it adds nothing
+    assert both_results(hidden, images, labels, {"black box": square}) == ()
+    assert both_results(logits_fn, images, labels, named) == ()
 
 
 # -------------------------------------------------------------------------- bad input

@@ -43,6 +43,7 @@ class AutoAttackResult(NamedTuple):
       fooled_by: [B] int32 index into `attacks` of the first that fooled, −1 if robust.
       broken: [A, B] bool, what each of `attacks` fooled among the samples it was given.
       attacks: names in the order they ran; the first, "clean", is the clean image.
+      warnings: reasons to distrust the numbers, in words; empty if there are none.
     """
 
     x_adv: np.ndarray
@@ -54,6 +55,7 @@ class AutoAttackResult(NamedTuple):
     fooled_by: np.ndarray
     broken: np.ndarray
     attacks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def robust_accuracy(self) -> dict[str, float]:
@@ -234,4 +236,5 @@ def _summarise(outcome: harness.Outcome) -> AutoAttackResult:
         fooled_by,
         np.stack([column.fooled for column in columns]),
         tuple(outcome.columns),
+        outcome.warnings,
     )
