@@ -22,9 +22,6 @@ from robjax.attacks import harness
 from robjax.attacks.task import Task
 from robjax.data import Dataset
 
-# Share of verdicts that reassociated floating-point sums may flip.
-_BORDERLINE = 1e-3
-
 
 class Estimate(NamedTuple):
     """A proportion and its binomial standard error, both in [0, 1]."""
@@ -42,7 +39,8 @@ class AttackTable(NamedTuple):
     robust: bool [N], classified correctly before *and* after the attack (in a cascade
         after those before it, too).
     margin: [N], max_{i≠y} z_i − z_y at the image it returned; −inf where it saw none.
-    first_success: int [N], first step that fooled the model; 0 start, −1 never.
+    first_success: int [N], first step that fooled the model, as the attack counts; 0
+        start, or misclassified as it is; −1 where the verdict is "not fooled".
     distance: [N], size of the perturbation in the norm of the attack's ball.
     queries: int [N], images evaluated for the sample, that of the verdict among them.
     """
@@ -203,31 +201,19 @@ def evaluate(
 
 
 def _assemble(labels, outcome: harness.Outcome, cascade: bool) -> Evaluation:
-    """Turn the raw columns into verdicts and warnings."""
+    """Turn the raw columns into verdicts."""
     clean, *_ = outcome.columns.values()
-    notes, tables, robust = [], {}, ~clean.fooled
-    if lost := np.count_nonzero(clean.predicted < 0):
-        notes.append(f"{lost} images have logits that are not finite; counted as wrong")
-    if len(labels) > 1 and np.ptp(clean.predicted) == 0 and np.ptp(labels) > 0:
-        notes.append(f"every image is classified as {clean.predicted[0]}")
+    tables, robust = {}, ~clean.fooled
     for name, column in list(outcome.columns.items())[1:]:
         before = robust if cascade else ~clean.fooled
         after = before & ~column.fooled
         robust = robust & after
-        first = np.where(clean.fooled, 0, column.first_success)
+        first = np.where(column.fooled, column.first_success, -1)
+        first = np.where(clean.fooled, 0, first)
         columns = (column.margin, first, column.distance, column.queries)
         tables[name] = AttackTable(after, *columns)
-        if bad := np.count_nonzero(column.outside):
-            notes.append(
-                f"{name}: {bad} images returned outside the ball or the bounds"
-            )
-        if lost := np.count_nonzero(column.tried & (column.predicted < 0)):
-            notes.append(f"{name}: {lost} attacked images give logits not finite")
-        wrong = column.tried & ~column.outside
-        wrong &= column.claimed != (column.predicted != labels)
-        if (lied := np.count_nonzero(wrong)) > _BORDERLINE * len(labels):
-            notes.append(f"{name}: {lied} verdicts differ from the attack's own")
-    return Evaluation(labels, clean.predicted, tables, outcome.fooled_by, tuple(notes))
+    record = (tables, outcome.fooled_by, outcome.warnings)
+    return Evaluation(labels, clean.predicted, *record)
 
 
 def _check_data(data: Any, bounds: inputs.Bounds):

@@ -8,9 +8,9 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import jax
@@ -23,25 +23,66 @@ from robjax import storage
 def describe(value: Any, *, within: tuple = ()) -> str:
     """A function with what is bound to it or held by it, or any value; no addresses.
 
-    Arrays of more than one number are given as shape and checksum. `within` holds the
-    functions that are being described, which may refer to themselves.
+    Functions are followed through jit, vmap and other wrappers, methods and objects
+    without a text of their own into what they hold, pytrees into their leaves. Arrays
+    of more than one number are given as shape and checksum. `within` holds what is
+    being described, which may refer to itself.
     """
-    above = (*within, value)
-    inner = partial(describe, within=above)
-    if isinstance(value, np.ndarray | jax.Array) and value.size > 1:
-        return f"{value.dtype}{list(value.shape)} {checksum(value)}"
+    if any(value is outer for outer in within):
+        return "..."
+    inner = partial(describe, within=(*within, value))
+    if isinstance(value, np.ndarray | jax.Array):
+        if value.size > 1:
+            return f"{value.dtype}{list(value.shape)} {checksum(value)}"
+        return repr(value)
     if isinstance(value, partial):
         bound = [inner(item) for item in value.args]
         keywords = sorted(value.keywords.items())
         bound += [f"{name}={inner(item)}" for name, item in keywords]
         return f"{inner(value.func)}({', '.join(bound)})"
-    if not isinstance(value, FunctionType):
-        name = getattr(value, "__qualname__", None) or repr(value)
-        return re.sub(r" at 0x[0-9a-f]+", "", name)
+    if isinstance(value, FunctionType | MethodType):
+        return _function(value, inner)
+    if isinstance(value, type):
+        return value.__qualname__
+    if isinstance(value, jax.tree_util.PyTreeDef):
+        node = value.node_data()
+        if node is None:
+            return "*"
+        parts = [inner(child) for child in value.children()]
+        return _node(node[0], node[1], parts, inner)
+    node = jax.tree_util.default_registry.flatten_one_level(value)
+    if node is not None and value is not None:
+        return _node(type(value), node[1], [inner(child) for child in node[0]], inner)
+    if type(value).__repr__ is object.__repr__:
+        held = getattr(value, "__dict__", None)
+        return f"{type(value).__qualname__}({inner(held) if held else ''})"
+    for name in ("__wrapped__", "fun"):  # where jit and a Partial of a Partial keep it
+        if hasattr(value, name):
+            return inner(getattr(value, name))
+    name = getattr(value, "__qualname__", None) or repr(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", name)
+
+
+def _function(value: FunctionType | MethodType, inner: Callable[[Any], str]) -> str:
+    """Module and name of a function, with its cells and default values."""
+    if isinstance(value, MethodType):
+        return f"{inner(value.__self__)}.{inner(value.__func__)}"
     name = f"{value.__module__}.{value.__qualname__}"
     held = [cell.cell_contents for cell in value.__closure__ or ()]
-    held = [inner(item) for item in held if not any(item is f for f in above)]
-    return f"{name}[{', '.join(held)}]" if held else name
+    held += value.__defaults__ or ()
+    return f"{name}[{', '.join(map(inner, held))}]" if held else name
+
+
+def _node(kind: Any, static: Any, parts: list[str], inner: Callable[[Any], str]) -> str:
+    """A pytree node, its children in words: Linf(0.1), (1, 2), {'w': 3}."""
+    if kind in (tuple, list):
+        return f"({', '.join(parts)})"
+    if kind is dict:
+        pairs = zip(static, parts, strict=True)
+        return f"{{{', '.join(f'{name!r}: {part}' for name, part in pairs)}}}"
+    text = "" if static is None or static is kind else inner(static)
+    more = f"[{text}]" if text not in ("", "()") else ""
+    return f"{kind.__qualname__}{more}({', '.join(parts)})"
 
 
 def checksum(tree: Any) -> str:
@@ -52,7 +93,8 @@ def checksum(tree: Any) -> str:
             leaf.dtype, jax.dtypes.prng_key
         ):
             leaf = jax.random.key_data(leaf)
-        crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
+        # as bytes, for bfloat16 is no type that a buffer knows
+        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, crc)
     return f"crc32 {crc:08x}"
 
 

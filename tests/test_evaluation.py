@@ -102,6 +102,34 @@ def test_linear_model_matches_the_closed_form(binary, eps):
     assert result.warnings == ()
 
 
+STRONG = {
+    "apgd": functools.partial(attacks.apgd, steps=10),
+    "fab": functools.partial(attacks.fab, steps=5),
+    "square": functools.partial(attacks.square, queries=60),
+}
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_a_wider_ball_leaves_less_of_a_network(network, name):
+    logits_fn, images, labels = network
+
+    def robust(eps):
+        # an array is traced, so that one program serves all radii
+        attack = functools.partial(STRONG[name], ball=Linf(jnp.float32(eps)))
+        given = (images, labels)
+        return evaluate(
+            logits_fn, given, {name: attack}, key=KEY, devices=jax.devices()[:1]
+        ).robust
+
+    found = [robust(eps) for eps in (0.003, 0.03, 0.1, 0.2, 0.4, 1.0)]
+    rates = [each.mean() for each in found]
+    assert rates[0] > 0.8 and rates[-1] < 0.2 and len(set(rates)) > 3, rates
+    assert rates == sorted(rates, reverse=True)
+    if name == "fab":  # which looks for the nearest, whatever the radius
+        for wide, narrow in zip(found[1:], found, strict=False):
+            assert (wide <= narrow).all()
+
+
 def test_robust_needs_correct_and_worst_case_needs_all(binary):
     logits_fn, images, labels, _ = binary
 
@@ -264,6 +292,26 @@ def test_verdicts_do_not_trust_the_attack(binary):
     assert warning.startswith(f"liar: {result.correct.sum()} verdicts differ")
 
 
+def test_a_success_that_does_not_count_has_no_first_step(binary):
+    logits_fn, images, labels, _ = binary
+
+    def far(logits_fn, x, y, *, key, bounds, ball):
+        """Crosses the boundary, outside the ball for every other label."""
+        x_adv = jnp.where((y == 0)[:, None, None, None], 1 - x, x)
+        count = jnp.full(len(x), 7, jnp.int32)
+        return moved(x, x_adv, jnp.ones(len(x), bool))._replace(first_success=count)
+
+    for ball in (Linf(1.0), Linf(1e-3)):
+        named = {"far": functools.partial(far, ball=ball)}
+        result = evaluate(logits_fn, (images, labels), named, key=KEY)
+        table = result.attacks["far"]
+        assert (table.first_success[~result.correct] == 0).all()
+        assert (table.first_success[table.robust] == -1).all()
+        fooled = result.correct & ~table.robust
+        assert (table.first_success[fooled] == 7).all()
+        assert fooled.any() == (ball.eps == 1.0) and table.robust.any()
+
+
 def test_warns_of_images_outside_the_bounds(binary):
     logits_fn, images, labels, _ = binary
 
@@ -300,11 +348,79 @@ def test_warns_of_a_constant_classifier():
     labels = np.array([0, 1, 2, 0, 1, 2])
 
     def constant(x):
-        return jnp.zeros((x.shape[0], 3)).at[:, 1].set(1.0)
+        return jnp.zeros((x.shape[0], 3)).at[:, 1].set(2.0)
 
     result = evaluate(constant, (images, labels), {}, key=KEY)
     assert result.warnings == ("every image is classified as 1",)
     assert "warning: every image is classified as 1" in result.table()
+
+
+def both_results(model, images, labels, named, **options):
+    """The warnings of an evaluation and of AutoAttack, which must agree."""
+    images, named = jnp.asarray(images), named or {"fgsm": attacks.fgsm}
+    ball, options = Linf(0.05), {"key": KEY, "devices": jax.devices()[:1], **options}
+    bound = {name: functools.partial(a, ball=ball) for name, a in named.items()}
+    one = evaluate(model, (images, labels), bound, cascade=True, **options)
+    other = attacks.autoattack(
+        model, images, labels, ball=ball, version="custom", attacks=named, **options
+    )
+    assert one.warnings == other.warnings
+    return one.warnings
+
+
+def test_warns_of_outputs_that_are_random(binary):
+    logits_fn, images, labels, _ = binary
+    rng = np.random.default_rng(0)
+
+    def model(scale, x):
+        """Noise that no key decides."""
+        shape = jax.ShapeDtypeStruct((x.shape[0], 2), x.dtype)
+        noise = jax.pure_callback(
+            lambda x: rng.normal(size=(len(x), 2)).astype(x.dtype),
+            *(shape, jax.lax.stop_gradient(x)),
+            vmap_method="sequential",
+        )
+        return logits_fn(x) + scale * jax.lax.stop_gradient(noise)
+
+    given = (images, labels)
+    (warning,) = evaluate(Partial(model, 0.1), given, {}, key=KEY).warnings
+    assert warning.startswith("the same images give other logits in a second pass")
+    assert evaluate(Partial(model, 0.0), given, {}, key=KEY).warnings == ()
+
+
+def test_keyed_noise_repeats_itself(binary):
+    logits_fn, images, labels, _ = binary
+
+    def model(x, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+        return logits_fn(x) + 0.1 * noise
+
+    assert evaluate(model, (images, labels), {}, key=KEY, eot=3).warnings == ()
+
+
+def test_warns_of_outputs_that_are_probabilities(network):
+    logits_fn, images, labels = network
+
+    def softmax(x):
+        return jax.nn.softmax(logits_fn(x))
+
+    (warning,) = both_results(softmax, images, labels, {})
+    assert warning.startswith("the outputs are probabilities")
+    # neither what is not below 0, nor what adds up to 1
+    for model in (lambda x: 2 * softmax(x), lambda x: 3 * softmax(x) - 2 / 3):
+        assert both_results(model, images, labels, {}) == ()
+
+
+def test_warns_where_square_breaks_what_gradients_do_not(network):
+    logits_fn, images, labels = network
+    hidden = Partial(lambda f, x: f(jax.lax.stop_gradient(x)), logits_fn)
+    square = functools.partial(attacks.square, queries=60)
+    named = {"fgsm": attacks.fgsm, "black box": square}
+    (warning,) = both_results(hidden, images, labels, named)
+    assert warning.startswith("black box: fooled ") and "masked" in warning
+    # alone it shows nothing, and where gradients work it adds nothing
+    assert both_results(hidden, images, labels, {"black box": square}) == ()
+    assert both_results(logits_fn, images, labels, named) == ()
 
 
 # -------------------------------------------------------------------------- bad input

@@ -18,6 +18,8 @@ KEY = jax.random.key(0)
 BALL = Linf(0.2)
 SIZE = 32
 ONE = jax.devices()[:1]
+# the checks that compare attacks
+ATTACKS = ("growth", "steps", "restarts", "losses", "square", "transfer", "full_box")
 
 
 def images(size=SIZE, classes=10):
@@ -198,7 +200,7 @@ def test_report(network):
     assert set(report.flags) <= set(report.numbers)
     for name, flags in report.flags.items():
         assert flags.shape == (SIZE,) and flags.dtype == bool, name
-    for name in ("growth", "steps", "restarts", "losses", "square", "full_box"):
+    for name in ATTACKS:
         assert not report.flags[name][~report.judged].any(), name
 
 
@@ -208,6 +210,28 @@ def test_a_surrogate_shows_what_the_gradient_hides(network):
     fooled = report.numbers["transfer/progress"][report.judged] == 1
     alone = report.numbers["white-box"][report.judged] == 1
     assert "transfer" in report.raised and fooled.sum() > alone.sum()
+
+
+def test_chance_is_allowed_for_among_the_images_that_are_attacked():
+    """1,000 images of which 20 are attacked, and 8 of these flagged: not by chance."""
+    judged, eight = np.arange(1000) < 20, np.arange(1000) < 8
+    quiet, numbers = np.zeros(1000, bool), np.zeros(1000)
+    # chance: 2 % and 3 standard errors, 0.4 + 1.9 of 20 and 20 + 13.4 of 1,000
+    for name, meaning in masking.CHECKS.items():
+        report = masking.MaskingReport({name: eight}, {name: numbers}, judged, ())
+        assert report.masked == (meaning.exact or name in ATTACKS), name
+        asked = 20 if name in ATTACKS else 1000
+        assert all(f"(8 of {asked} images)" in text for text in report.warnings)
+        report = masking.MaskingReport({name: quiet}, {name: numbers}, quiet, ())
+        assert not report.masked
+
+
+def test_linear_models_raise_nothing_in_linf():
+    x, y = images(classes=4)
+    report = check(least_squares(x, y, 4), x, y, ball=Linf(0.1))
+    assert report.judged.all() and not report.masked, str(report)
+    assert {"square", "transfer", "full_box"} <= set(report.flags)
+    assert "losses/dlr" in report.numbers and report.warnings == ()
 
 
 def test_nothing_classified_correctly(network):

@@ -3,9 +3,13 @@
 import functools
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from robjax.provenance import describe
+from robjax.balls import L1, Linf
+from robjax.provenance import checksum, describe
 
 
 def weighted(beta):
@@ -45,3 +49,62 @@ def test_functions_that_call_themselves_or_each_other():
 
 def test_no_addresses():
     assert " at 0x" not in describe(weighted(object()))
+
+
+class Scaled:
+    """A model as an object: nothing to see but what it holds."""
+
+    def __init__(self, w):
+        self.w, self.itself = w, self
+
+    def __call__(self, x):
+        return self.w * x
+
+    def logits(self, x):
+        return self(x)
+
+
+WRAPPED = {
+    "jit": lambda w: jax.jit(weighted(w)),
+    "vmap": lambda w: jax.vmap(weighted(w)),
+    "jit of vmap": lambda w: jax.jit(jax.vmap(weighted(w))),
+    "checkpoint": lambda w: jax.checkpoint(weighted(w)),
+    "default value": lambda w: lambda x, w=w: w * x,
+    "object": Scaled,
+    "method": lambda w: Scaled(w).logits,
+    "jitted method": lambda w: jax.jit(Scaled(w).logits),
+    "weights in a dictionary": lambda w: weighted({"dense": [w]}),
+    "Partial": lambda w: jax.tree_util.Partial(weighted(w)),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_wrappers_do_not_hide_what_a_function_holds(wrapped):
+    make, w = WRAPPED[wrapped], np.arange(3000.0)
+    assert describe(make(w)) == describe(make(w.copy()))
+    assert describe(make(w)) != describe(make(-w))
+    # nor in the structure of a pytree, where functions are static
+    one, other = (
+        describe(jax.tree.structure(jax.tree_util.Partial(make(v)))) for v in (w, -w)
+    )
+    assert one != other
+
+
+def test_long_arrays_are_not_abridged():
+    """NumPy prints the ends of an array alone."""
+    eps = np.full(2000, 0.1)
+    one, other = describe(Linf(eps)), describe(Linf(np.where(eps.cumsum() < 99, 0, 1)))
+    assert one != other and "[2000]" in one and len(one) < 60
+    assert describe({"w": eps}) != describe({"w": 2 * eps})
+
+
+def test_what_is_short_can_be_read():
+    assert describe(Linf(0.1)) == "Linf(0.1)"
+    assert describe(L1(2.0, density=0.5)) == "L1[(0.5)](2.0)"
+    assert describe({"steps": (3, None, "ce")}) == "{'steps': (3, None, 'ce')}"
+    assert describe(functools.partial(max, 3, key=None)) == "max(3, key=None)"
+
+
+def test_checksums_of_bfloat16():
+    one = jnp.ones((2, 3), jnp.bfloat16)
+    assert checksum(one) == checksum(one + 0) != checksum(-one)

@@ -31,16 +31,19 @@ class AutoAttackResult(NamedTuple):
     Attributes:
       x_adv: [B, *S] the fooling images; the clean image where nothing fooled.
       success: [B] bool, whether `x_adv` fools the model.
-      loss: [B] margin max_{i≠y} z_i − z_y at `x_adv`; where nothing fooled, the largest
-        that any attack reached.
+      loss: [B] margin max_{i≠y} z_i − z_y of the image that an attack returned, as the
+        verdict measured it: of `x_adv` where it fools, else the largest among the clean
+        image and the allowed images that the attacks returned.
       first_success: [B] int32 as counted by the attack that fooled (0 for a clean
         image that is misclassified), −1 where nothing fooled.
-      distance: [B] ‖x_adv − x‖ in the ball's norm.
+      distance: [B] ‖x_adv − x‖ in the ball's norm; 0 where nothing fooled, for there
+        `x_adv` is the clean image.
       queries: [B] int32, images evaluated for this sample: clean, by all attacks, and
         one more for the verdict on each.
       fooled_by: [B] int32 index into `attacks` of the first that fooled, −1 if robust.
       broken: [A, B] bool, what each of `attacks` fooled among the samples it was given.
       attacks: names in the order they ran; the first, "clean", is the clean image.
+      warnings: reasons to distrust the numbers, in words; empty if there are none.
     """
 
     x_adv: np.ndarray
@@ -52,6 +55,7 @@ class AutoAttackResult(NamedTuple):
     fooled_by: np.ndarray
     broken: np.ndarray
     attacks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def robust_accuracy(self) -> dict[str, float]:
@@ -60,17 +64,31 @@ class AutoAttackResult(NamedTuple):
         return {name: float(np.mean(left > i)) for i, name in enumerate(self.attacks)}
 
 
-def suite(version: str, ball: Ball) -> dict[str, Callable[..., Any]]:
+def suite(
+    version: str,
+    ball: Ball,
+    *,
+    eot: int | None = None,
+    reference_quirks: bool = False,
+) -> dict[str, Callable[..., Any]]:
     """The attacks of a version by name, in order, with `ball` and their options bound.
 
     standard, individual: apgd-ce, apgd-t, fab-t, square; for L1 the two Auto-PGDs begin
     with larger radii, and have five restarts and five targets. plus: apgd-ce, apgd-dlr,
-    fab, square, apgd-t, fab-t. rand: apgd-ce and apgd-dlr with 20 draws a point.
+    fab, square, apgd-t, fab-t. rand: apgd-ce and apgd-dlr with `eot` draws a point, 20
+    if it is None. With `reference_quirks` each attack follows the reference's code
+    where that departs from the paper.
 
     Raises:
-      ValueError: there is no such version.
+      ValueError: there is no such version, or its attacks know no `eot`.
     """
-    bind, sparse = functools.partial(functools.partial, ball=ball), isinstance(ball, L1)
+    if eot is not None and version in ("standard", "individual", "plus"):
+        raise ValueError(
+            f"eot must be None for version {version!r}, whose attacks call the model "
+            f"without keys, got {eot!r}; version 'rand' averages over draws"
+        )
+    common: dict[str, Any] = {"ball": ball, "reference_quirks": reference_quirks}
+    bind, sparse = functools.partial(functools.partial, **common), isinstance(ball, L1)
     square_ = bind(square, queries=5000)
     fab_t = bind(fab, targets=9, early_exit=True)
     if version in ("standard", "individual"):
@@ -91,9 +109,10 @@ def suite(version: str, ball: Ball) -> dict[str, Callable[..., Any]]:
             "fab-t": fab_t,
         }
     if version == "rand":
+        draws = _RAND_EOT if eot is None else eot
         return {
-            "apgd-ce": bind(apgd, eot=_RAND_EOT),
-            "apgd-dlr": bind(apgd, loss=losses.dlr, eot=_RAND_EOT),
+            "apgd-ce": bind(apgd, eot=draws),
+            "apgd-dlr": bind(apgd, loss=losses.dlr, eot=draws),
         }
     raise ValueError(
         "version must be 'standard', 'plus', 'rand', 'individual' or 'custom', got "
@@ -112,6 +131,7 @@ def autoattack(
     version: str = "standard",
     attacks: Mapping[str, Callable[..., Any]] | None = None,
     eot: int | None = None,
+    reference_quirks: bool = False,
     batch_size: int | None = None,
     dtype: Any = None,
     devices: Sequence[Any] | None = None,
@@ -133,8 +153,11 @@ def autoattack(
         standard, each on every sample that is classified correctly.
       attacks: for "custom", name -> attack, as ``{"pgd": partial(pgd, steps=40)}``,
         which is called with (logits_fn, x, y, key=, ball=, bounds=).
-      eot: draws over which the verdicts on a randomised model are averaged; 20 for
-        "rand". A custom attack has an `eot` of its own.
+      eot: for "rand", draws over which the attacks and the verdicts on a randomised
+        model are averaged, 20 if None; for "custom", those of the verdicts, as each
+        attack has an `eot` of its own. Else None: these attacks know no draws.
+      reference_quirks: the attacks follow the reference's code where that departs from
+        the paper (`apgd`, `fab`, `square`). A custom attack has an option of its own.
       batch_size: most images at a time, over all devices together; default: 64 on a
         CPU, else 256.
       dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
@@ -157,11 +180,16 @@ def autoattack(
         raise ValueError(f"attacks must name some for version 'custom', got {attacks}")
     if version != "custom" and attacks is not None:
         raise ValueError(f"attacks must be None for version {version!r}, got {attacks}")
+    if version == "custom" and reference_quirks:
+        raise ValueError(
+            "reference_quirks must be False for version 'custom', whose attacks have "
+            "options of their own, got True"
+        )
     problem = ascent.check(logits_fn, x, ball, bounds)
     if attacks:
         named = {name: _bind(attack, ball) for name, attack in attacks.items()}
     else:
-        named = suite(version, ball)
+        named = suite(version, ball, eot=eot, reference_quirks=reference_quirks)
     task = Task.make(
         problem.logits_fn,
         np.asarray(problem.x),
@@ -208,4 +236,5 @@ def _summarise(outcome: harness.Outcome) -> AutoAttackResult:
         fooled_by,
         np.stack([column.fooled for column in columns]),
         tuple(outcome.columns),
+        outcome.warnings,
     )

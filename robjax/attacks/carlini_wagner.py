@@ -157,7 +157,7 @@ def _carlini_wagner(
         weight = jnp.where(jnp.isfinite(high), between, 10 * weight)
         return r + 1, weight, low, high, found
 
-    found = search.note(found, x, lowering.fast(logits_fn, forward=True)(x), 0)
+    found = search.note(found, x, lowering.exact(logits_fn)(x), 0)
     weight = jnp.broadcast_to(numbers["init_weight"], y.shape)
     none = jnp.zeros_like(weight)
     found = search.repeat(searches, run, weight, none, none + jnp.inf, found)[-1]

@@ -100,7 +100,7 @@ def _deepfool(problem, y, overshoot, *, steps, classes, early_exit, refine):
         return i + 1, jnp.where(ended, v, jnp.clip(moved, *bounds)), found
 
     _, v, found = walk.repeat(steps, step, x, found)
-    found = walk.note(found, v, lowering.fast(logits_fn, forward=True)(v), steps)
+    found = walk.note(found, v, lowering.exact(logits_fn)(v), steps)
     if refine:
         found = nearest.refine(search, found, steps=steps, classes=classes)
     return search.result(found)

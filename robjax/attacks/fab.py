@@ -120,7 +120,7 @@ def _fab(problem, y, keys, walk, *, steps, restarts, targets, early_exit, refine
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
     search, found = nearest.Search.begin(problem, y, early_exit=early_exit)
-    judge = lowering.fast(logits_fn, forward=True)
+    judge = lowering.exact(logits_fn)
     clean = judge(x)
     found = search.note(found, x, clean, 0)
     runs, all_classes = restarts * (targets or 1), clean.shape[1]

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robjax import inputs, provenance, storage
+from robjax.attacks import doubts
 from robjax.attacks.task import Task, to_images
 from robjax.attacks.verdicts import Column, attack_and_judge, trace
 
@@ -32,10 +33,12 @@ class Outcome(NamedTuple):
     """The columns by name, "clean" first, and the first fooling image of each sample.
 
     `x_adv` is [N, *S], the clean image where nothing fooled; None unless asked for.
+    `warnings` are reasons to distrust the columns.
     """
 
     columns: dict[str, Column]
     x_adv: np.ndarray | None
+    warnings: tuple[str, ...]
 
     @property
     def fooled_by(self) -> np.ndarray:
@@ -105,7 +108,7 @@ def run(
             bar.set_postfix_str(f"robust {100 * robust.mean():.2f} %", refresh=False)
             bar.update(real)
         bar.close()
-    return Outcome(columns, x_adv)
+    return Outcome(columns, x_adv, doubts.find(task, attacks, columns))
 
 
 def _check_attack(name: str, attack: Any, task: Task) -> None:
@@ -125,7 +128,15 @@ def _check_attack(name: str, attack: Any, task: Task) -> None:
         eps = getattr(ball, "eps", None)
         what = f"attacks[{name!r}] ball.eps"
         inputs.check_number(what, eps, minimum=0, batch_size=len(task.labels))
-    trace(task, attack, index)
+    try:
+        trace(task, attack, index)
+    except TypeError as error:
+        if task.eot is None or keywords.get("eot") is not None:
+            raise
+        raise ValueError(
+            f"attacks[{name!r}] must have an eot bound, since with eot={task.eot} "
+            f"logits_fn takes (images, keys): {error}"
+        ) from error
 
 
 class _Store(NamedTuple):
@@ -185,6 +196,7 @@ def _description(task: Task, attacks: Attacks, cascade: bool) -> dict[str, Any]:
         "model": f"{provenance.describe(tree)} {provenance.checksum(leaves)}",
         "data": f"{list(task.images.shape)} "
         + provenance.checksum((task.images, task.labels)),
+        "scale": task.scale,
         "key": provenance.checksum(task.keys),
         "bounds": task.bounds,
         "eot": task.eot,

@@ -169,7 +169,7 @@ def refine(
       choice a gradient for each wrong class on one forward pass.
     """
     (logits_fn, x, ball, bounds), y = search.problem, search.y
-    judge, chosen, aimed = lowering.fast(logits_fn, forward=True), jnp.zeros_like(y), 0
+    judge, chosen, aimed = lowering.exact(logits_fn), jnp.zeros_like(y), 0
     if classes > 1:
         v = nearest.x_adv
         aimed, length = _AIMED, functools.partial(search.length, v, x)

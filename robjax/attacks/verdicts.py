@@ -1,7 +1,8 @@
 """What one attack did to a batch, and whether it counts.
 
 A verdict never trusts an attack: the image it returned is judged by a fresh forward
-pass in the precision of the images (at least float32), and counts only
+pass in the precision of the images (at least float32, on accelerators too), and counts
+only
 
     in the box      exactly
     in the ball     up to 1e-7 max(1, |bounds|) (L∞) or a relative 1e-6 plus 1e-7 (L2,
@@ -23,6 +24,7 @@ from robjax.attacks.task import Task
 from robjax.balls import L0, L1, L2, Ball, Linf
 from robjax.inputs import Bounds
 
+_PROBABILITY = 1e-5
 _JUDGE = 2**32 - 1  # what the keys of a verdict fold in; no attack has this number
 
 
@@ -64,11 +66,7 @@ def attack_and_judge(
     task: Task, attack: Any, index: np.ndarray, salt: int | None
 ) -> tuple[Column, np.ndarray]:
     """One attack (None: no change) on one batch; the whole batch, padding too."""
-    x, y, keys = task.take(index)
-    place = functools.partial(
-        jax.device_put, device=NamedSharding(task.mesh, PartitionSpec("batch"))
-    )
-    x, y, keys = place((x, y, keys))
+    x, y, keys = _place(task, task.take(index))
     size, result, ball = len(index), None, None
     if attack is not None:
         own = keys if salt is None else draws.fold(keys, salt)
@@ -81,7 +79,7 @@ def attack_and_judge(
         )
     x_adv = x if result is None else result.x_adv.astype(x.dtype)
     verdict = _judge(task.model, x_adv, y, keys, eot=task.eot, mesh=task.mesh)
-    predicted, margin = map(np.asarray, verdict)
+    predicted, margin = map(np.asarray, verdict[:2])
     x_adv, x, y = (np.asarray(array) for array in (x_adv, x, y))
     zero = np.zeros(size, np.int32)
     outside, distance = np.zeros(size, bool), zero.astype(np.float32)
@@ -102,6 +100,19 @@ def attack_and_judge(
         *(queries, outside, claimed),
     )
     return column, x_adv
+
+
+def look_again(task: Task, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A second verdict on clean images: margin [B], and `_judge`'s simplex [B]."""
+    x, y, keys = _place(task, task.take(index))
+    verdict = _judge(task.model, x, y, keys, eot=task.eot, mesh=task.mesh)
+    return np.asarray(verdict[1]), np.asarray(verdict[2])
+
+
+def _place(task: Task, batch: Any) -> Any:
+    """Each device gets its share of a batch."""
+    sharding = NamedSharding(task.mesh, PartitionSpec("batch"))
+    return jax.device_put(batch, sharding)
 
 
 def trace(task: Task, attack: Any, index: np.ndarray) -> None:
@@ -177,17 +188,22 @@ def _attack(model, x, y, keys, ball, numbers, *, options, bounds, mesh):
 
 @functools.partial(jax.jit, static_argnames=("eot", "mesh"))
 def _judge(model, x, y, keys, *, eot, mesh):
-    """Class [B], −1 where a logit is not finite, and margin [B] of x [B, *S]."""
+    """Of x [B, *S]: class [B], −1 where a logit is not finite; margin [B]; simplex [B].
+
+    The last is whether the outputs are probabilities, to 1e-5 as in AutoAttack's code.
+    """
 
     def judge(model, x, y, keys):
         def logits_of(v):
             return draws.mean_logits(model, v, draws.fold(keys, _JUDGE), eot)
 
-        logits = lowering.fast(logits_of, forward=True)(x)
+        logits = lowering.exact(logits_of)(x)
         finite = jnp.all(jnp.isfinite(logits), axis=1)
         predicted = jnp.where(finite, jnp.argmax(logits, axis=1), -1)
         margin = jnp.where(finite, losses.margin(logits, y), jnp.inf)
-        return predicted.astype(jnp.int32), margin
+        off = jnp.abs(jnp.sum(logits, axis=1, dtype=jnp.float32) - 1)
+        simplex = jnp.all(logits >= 0, axis=1) & (off < _PROBABILITY)
+        return predicted.astype(jnp.int32), margin, simplex
 
     share = PartitionSpec("batch")
     return _spread(judge, mesh, PartitionSpec(), share, share, share)(model, x, y, keys)

@@ -15,12 +15,14 @@ class Check(NamedTuple):
       means: what a flag says about the model.
       advice: what to do about it.
       exact: one flagged sample is enough; otherwise chance is allowed for.
+      attacks: it compares attacks, which only images classified correctly undergo.
     """
 
     measures: str
     means: str
     advice: str
     exact: bool = False
+    attacks: bool = False
 
 
 CHECKS = {
@@ -88,38 +90,45 @@ CHECKS = {
         "loss reached at ε less that at ε/4",
         "a larger ball does not give gradient attacks a larger loss",
         "do not trust gradient attacks here; use attacks.square and a surrogate",
+        attacks=True,
     ),
     "steps": Check(
         "progress of one step less that of many",
         "one large gradient step beats many small ones",
         "the loss surface is rough near the images: use more restarts, larger steps "
         "and attacks.square",
+        attacks=True,
     ),
     "restarts": Check(
         "progress of the best restart less the median",
         "success hangs on the random start",
         "use many restarts, as restarts=20, and attacks.square",
+        attacks=True,
     ),
     "losses": Check(
         "progress with the worst loss, of that with the best",
         "an attack with one loss does nothing where another works",
         "use several losses: losses.cross_entropy, losses.margin and losses.dlr; DLR "
         "is blind where the second and third logit tie",
+        attacks=True,
     ),
     "square": Check(
         "progress of Square less that of gradient attacks",
         "a search without gradients beats attacks with them",
         "report attacks.square with 5,000 queries, not gradient attacks alone",
+        attacks=True,
     ),
     "transfer": Check(
         "progress of the surrogate's attack less that of gradient attacks",
         "attacks on a surrogate beat attacks on the model's own gradient",
         "report transfer attacks and attacks.square, not gradient attacks alone",
+        attacks=True,
     ),
     "full_box": Check(
         "progress when every pixel may take any value",
         "gradient attacks fail although they may replace the whole image",
         "do not trust gradient attacks here; use attacks.square and a surrogate",
+        attacks=True,
     ),
 }
 
@@ -145,11 +154,15 @@ class MaskingReport(NamedTuple):
         return tuple(
             name
             for name, flags in self.flags.items()
-            if flags.sum() > (0 if CHECKS[name].exact else self._chance(flags))
+            if flags.sum() > (0 if CHECKS[name].exact else self._chance(name))
         )
 
-    def _chance(self, flags: np.ndarray) -> float:
-        return verdicts.tolerated(len(flags))
+    def _chance(self, name: str) -> float:
+        return verdicts.tolerated(self._asked(name))
+
+    def _asked(self, name: str) -> int:
+        """How many images a check could flag."""
+        return int(self.judged.sum()) if CHECKS[name].attacks else len(self.judged)
 
     @property
     def masked(self) -> bool:
@@ -161,7 +174,7 @@ class MaskingReport(NamedTuple):
         """One sentence for each check that is raised: what, how many, what to do."""
         return tuple(
             f"{name}: {CHECKS[name].means} ({self.flags[name].sum()} of "
-            f"{len(self.judged)} images). {_sentence(CHECKS[name].advice)}"
+            f"{self._asked(name)} images). {_sentence(CHECKS[name].advice)}"
             for name in self.raised
         )
 

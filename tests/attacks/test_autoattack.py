@@ -1,5 +1,6 @@
 import functools
 import importlib
+import inspect
 from typing import Any
 
 import jax
@@ -118,7 +119,7 @@ def test_individual_runs_every_attack_on_every_correct_sample(monkeypatch):
     monkeypatch.setattr(
         module,
         "suite",
-        lambda version, ball: {
+        lambda version, ball, **options: {
             name: functools.partial(attack, ball=ball)
             for name, attack in (("low", low), ("both", answer(push)))
         },
@@ -202,10 +203,12 @@ def test_the_versions_are_those_of_the_paper():
     def described(version, ball):
         named = suite(version, ball)
         assert all(attack.keywords["ball"] is ball for attack in named.values())
+        assert not any(a.keywords["reference_quirks"] for a in named.values())
+        common = ("ball", "reference_quirks")
         return {
             name: (
                 attack.func,
-                {k: v for k, v in attack.keywords.items() if k != "ball"},
+                {k: v for k, v in attack.keywords.items() if k not in common},
             )
             for name, attack in named.items()
         }
@@ -224,6 +227,67 @@ def test_the_versions_are_those_of_the_paper():
     assert plus["apgd-dlr"][1] == {"loss": losses.dlr, "restarts": 5}
     assert plus["fab"][1]["restarts"] == 5 and "targets" not in plus["fab"][1]
     assert [o["eot"] for _, o in described("rand", BALL).values()] == [20, 20]
+
+
+VERSIONS = ("standard", "individual", "plus", "rand")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("ball", [BALL, L1(1.0)], ids=["Linf", "L1"])
+def test_every_attack_has_the_quirks_of_the_reference(version, ball):
+    for name, attack in suite(version, ball, reference_quirks=True).items():
+        assert attack.keywords["reference_quirks"] is True, name
+        # and is one that knows them
+        assert "reference_quirks" in inspect.signature(attack.func).parameters
+
+
+def test_the_quirks_reach_the_attacks_that_run(monkeypatch):
+    asked = []
+
+    def watched(version, ball, **options):
+        asked.append(options["reference_quirks"])
+        return {"apgd": functools.partial(apgd, ball=ball, steps=2, **options)}
+
+    monkeypatch.setattr(module, "suite", watched)
+    for quirks in (True, False):
+        autoattack(MODEL, X, Y, key=KEY, ball=BALL, reference_quirks=quirks)
+    assert asked == [True, False]
+
+
+def keyed(w, x, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (5,)))(keys)
+    return linear(w, x) + 0.1 * noise
+
+
+@pytest.mark.parametrize("version", ["standard", "individual", "plus"])
+def test_attacks_that_know_no_draws_are_not_given_any(version):
+    with pytest.raises(ValueError, match=f"eot must be None for version '{version}'"):
+        autoattack(Partial(keyed, W), X, Y, key=KEY, ball=BALL, version=version, eot=5)
+    with pytest.raises(ValueError, match=r"attacks\['apgd'\] must have an eot bound"):
+        autoattack(
+            *(Partial(keyed, W), X, Y), key=KEY, ball=BALL, eot=5, version="custom",
+            attacks={"apgd": apgd},
+        )  # fmt: skip
+
+
+def test_rand_attacks_with_as_many_draws_as_it_judges_by(monkeypatch):
+    def draws_of(**options):
+        return [a.keywords["eot"] for a in suite("rand", BALL, **options).values()]
+
+    assert draws_of(eot=5) == [5, 5] and draws_of() == draws_of(eot=None) == [20, 20]
+
+    def short(*args, **options):
+        named = suite(*args, **options)
+        return {k: functools.partial(a, steps=3) for k, a in named.items()}
+
+    monkeypatch.setattr(module, "suite", short)
+    out = autoattack(
+        Partial(keyed, W), X, Y, key=KEY, ball=Linf(0.01), version="rand", eot=3
+    )
+    assert not out.success.all()
+    # three draws a point: the clean image, and in each of two attacks at most that, a
+    # start, three steps and the verdict
+    assert (out.queries % 3 == 0).all() and out.queries.max() <= 3 * (1 + 2 * 6)
 
 
 def test_two_classes():
@@ -308,6 +372,11 @@ def test_verdicts_are_those_of_the_reference():
 
 BAD = {
     "version": ({"version": "fast"}, "version must be 'standard'"),
+    "quirks": (
+        {"version": "custom", "attacks": {"a": apgd}, "reference_quirks": True},
+        "reference_quirks must be False for version 'custom'",
+    ),
+    "draws": ({"version": "rand", "eot": 0}, "eot must be a whole number"),
     "attacks": ({"attacks": {"a": apgd}}, "attacks must be None for version"),
     "custom": ({"version": "custom"}, "attacks must name some"),
     "not callable": ({"version": "custom", "attacks": {"a": 3}}, "must be callable"),

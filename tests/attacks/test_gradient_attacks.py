@@ -86,6 +86,34 @@ def test_fgsm_is_the_exact_worst_case_of_a_linear_model_in_linf():
     assert (out.queries == 2).all()
 
 
+@pytest.mark.parametrize("eps", [0.01, 0.1, 0.25])
+@pytest.mark.parametrize("norm", ["L2", "L1", "L1, default density"])
+def test_fgsm_is_the_closed_form_where_the_box_is_far(norm, eps):
+    """In L2 along ±w/‖w‖₂, in L1 all of ε on the pixel of largest |w|."""
+    w = np.asarray(W[:, 2], np.float64)
+    x = 0.5 + 0.4 * (np.asarray(X, np.float64) - 0.5)
+    y = (x.reshape(8, -1) @ w > 0).astype(int)
+    if norm == "L2":
+        ball, step = L2(eps), w / np.sqrt((w**2).sum())
+    else:
+        ball = L1(eps, density=0.0) if norm == "L1" else L1(eps)
+        step = np.sign(w) * (np.arange(w.size) == np.abs(w).argmax())
+    sign = np.where(y == 1, -1.0, 1.0)
+    expected = x.reshape(8, -1) + eps * sign[:, None] * step
+    out = attacks.fgsm(
+        Partial(two_class, W[:, 2]),
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(y),
+        ball=ball,
+    )
+    np.testing.assert_allclose(out.x_adv.reshape(8, -1), expected, atol=5e-7)
+    # a pixel is rounded by 6e-8 at most, and there are 12
+    np.testing.assert_allclose(out.distance, eps, atol=12 * 6e-8)
+    crossed = sign * (expected @ w)  # what is left of the score, beyond 0
+    assert np.abs(crossed).min() > 1e-4
+    np.testing.assert_array_equal(out.success, crossed > 0)
+
+
 def plain_pgd(model, x, y, ball, steps, step_size):
     """The textbook loop, without jit, box by box."""
     path = [x]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robjax import attacks, inputs, storage
+from robjax import attacks, data, inputs, storage
 from robjax.attacks import verdicts
 from robjax.balls import L1, L2, Linf
 from robjax.evaluation import evaluate
@@ -154,6 +154,42 @@ def test_only_the_same_run_is_taken_up(begun, change, message):
         evaluate(*positional, **arguments)
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap, Partial])
+def test_a_closure_over_other_weights_is_another_model(tmp_path, wrap):
+    def make(w):
+        return wrap(lambda x: x.ravel() @ w if wrap is jax.vmap else tanh_layer(w, x))
+
+    evaluate(make(W), (X, Y), {}, key=KEY, run_dir=tmp_path)
+    evaluate(make(W.copy()), (X, Y), {}, key=KEY, run_dir=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="another model"):
+        evaluate(make(-W), (X, Y), {}, key=KEY, run_dir=tmp_path, resume=True)
+
+
+def test_the_same_bytes_on_another_scale_are_another_run(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, X.shape, dtype=np.uint8)
+
+    def begin(scale, **options):
+        own = data.from_arrays(images, Y.astype(np.int32), num_classes=4, scale=scale)
+        evaluate(MODEL, own, {}, key=KEY, run_dir=tmp_path, **options)
+
+    begin(255.0)
+    begin(255.0, resume=True)
+    with pytest.raises(ValueError, match="another scale"):
+        begin(400.0, resume=True)
+
+
+def test_a_radius_for_each_of_many_samples_belongs_to_the_run(tmp_path):
+    count = 2000
+    images, eps = np.resize(X, (count, *X.shape[1:])), np.full(count, 0.01)
+    labels = np.resize(Y, count)
+    fgsm = functools.partial(attacks.fgsm, ball=Linf(eps))
+    run_ = functools.partial(evaluate, MODEL, (images, labels), key=KEY, batch_size=500)
+    run_({"fgsm": fgsm}, run_dir=tmp_path)
+    other = functools.partial(fgsm, ball=Linf(np.where(np.arange(count) == 9, 1, eps)))
+    with pytest.raises(ValueError, match="another attacks"):
+        run_({"fgsm": other}, run_dir=tmp_path, resume=True)
+
+
 def test_a_damaged_batch_is_named(tmp_path):
     run(tmp_path)
     file = tmp_path / "02-apgd" / "000000.npz"
@@ -173,6 +209,54 @@ def test_the_number_of_devices_changes_nothing_but_rounding(whole):
         np.testing.assert_array_equal(table.first_success, other.first_success)
         np.testing.assert_array_equal(table.queries, other.queries)
         np.testing.assert_allclose(table.margin, other.margin, atol=1e-5)
+
+
+def precisions(jaxpr):
+    """Of all matrix products and convolutions, those in loops and calls too."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.add(equation.params["precision"])
+        for param in jax.tree.leaves(equation.params):
+            if hasattr(param, "eqns") or hasattr(param, "jaxpr"):
+                found |= precisions(getattr(param, "jaxpr", param))
+    return found
+
+
+EXACT = (jax.lax.Precision.HIGHEST,) * 2
+
+
+def convolved(w, x):
+    """A convolution, and a product in a jitted part that the attacks trace, too."""
+    x = jax.lax.conv(x[:, None, :, :, 0], jnp.ones((1, 1, 1, 1)), (1, 1), "SAME")
+    return jax.jit(tanh_layer)(w, x)
+
+
+def test_verdicts_are_given_in_float32_on_accelerators_too():
+    """Where float32 products are rounded unless a precision is asked for."""
+    model = inputs.as_logits_fn(Partial(convolved, jnp.asarray(W)))
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("batch",))
+    x, y, keys = X[:4], Y[:4], jax.random.split(KEY, 4)
+    assert precisions(jax.make_jaxpr(model)(x).jaxpr) == {None}
+    judge = functools.partial(verdicts._judge, eot=None, mesh=mesh)
+    assert precisions(jax.make_jaxpr(judge)(model, x, y, keys).jaxpr) == {EXACT}
+
+    def noisy(model, x, keys):
+        return model(x + jax.vmap(jax.random.uniform)(keys)[:, None, None, None])
+
+    judge = functools.partial(verdicts._judge, eot=3, mesh=mesh)
+    closed = jax.make_jaxpr(judge)(Partial(noisy, model), x, y, keys)
+    assert precisions(closed.jaxpr) == {EXACT}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [attacks.fab, attacks.deepfool, attacks.fmn, attacks.ddn, attacks.carlini_wagner],
+)
+def test_so_are_those_of_the_attacks_that_look_for_the_nearest(attack):
+    model, x, y = Partial(convolved, jnp.asarray(W)), jnp.asarray(X[:4]), Y[:4]
+    attack = functools.partial(attack, model, ball=L2(0.5), steps=3)
+    assert precisions(jax.make_jaxpr(attack)(x, y).jaxpr) == {None, EXACT}
 
 
 def test_attacks_compute_in_bfloat16_and_verdicts_in_float32():
