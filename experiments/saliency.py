@@ -56,9 +56,10 @@ class Measured(NamedTuple):
     numbers: name of NUMBERS -> mean.
     agreement: "L2" and "Linf" -> share of the images whose adversarial example has left
         the label for the network, and is what the network says for the judge too.
-    votes: [POINTS] the judge's votes for that class on the way to it (L2), in the mean.
+    votes: [POINTS] the judge's votes for that class on the way to it (L2), in the mean
+        over the images that have left the label; NaN where none has.
     rise: rank correlation of these votes with the way, image by image, in the mean; 0
-        where they never change.
+        where they never change, NaN as the votes.
     shown: arrays of the first SHOWN images, for figures.
     """
 
@@ -94,7 +95,9 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
     of_reached = saliency.votes_along(
         x, moved, reached, *known, num_classes=classes, points=POINTS
     )
-    of_reached = np.asarray(of_reached)[:, right].T
+    # the votes for a label that is not left start at their highest
+    turned = right & np.asarray(reached != y)
+    of_reached = np.asarray(of_reached)[:, turned].T
     along = np.broadcast_to(np.arange(POINTS), of_reached.shape)
     rises = np.nan_to_num(common.rank_correlation(along, of_reached))
     shown = {
@@ -108,9 +111,12 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
     first = {what: np.asarray(values[:SHOWN]) for what, values in shown.items()}
     way = saliency.interpolate(x[:SHOWN], moved[:SHOWN], points=POINTS)
     first["way"] = np.asarray(way)
-    return Measured(
-        numbers, agreement, of_reached.mean(axis=0), float(rises.mean()), first
-    )
+    return Measured(numbers, agreement, _mean(of_reached), float(_mean(rises)), first)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over images [B, ...]; NaN for none, without a warning."""
+    return values.mean(axis=0) if len(values) else np.full(values.shape[1:], np.nan)
 
 
 def judge(found: dict[str, list[Measured]]) -> list[Claim]:
