@@ -23,6 +23,7 @@ from experiments.saliency import Measured
 from experiments.transfer import Transfer
 from robjax import data, models
 from robjax.balls import L2
+from robjax.theory import gaussian
 from robjax.training.linear import LinearClassifier
 
 SEEDS = 3
@@ -124,15 +125,28 @@ def test_linear_features_as_claimed_and_the_other_way_round():
 
 
 def test_transfer_is_judged_against_noise():
-    good = Transfer(0.995 + NOISE, 0.1 + NOISE, 0.9 + NOISE)
-    found = verdicts(transfer.judge({"Gaussian, linear": good, "digits, MLP": good}))
+    good = Transfer(0.995 + NOISE, 0.1 + NOISE, 0.9 + NOISE, 0.995 + NOISE)
+    images = good._replace(shifted=np.nan * NOISE)
+    found = verdicts(transfer.judge({"Gaussian, linear": good, "digits, MLP": images}))
     assert set(found.values()) == {common.HELD}
-    bad = good._replace(rates=0.05 + NOISE)
+    bad = good._replace(rates=0.05 + NOISE, shifted=0.98 + NOISE)
     found = verdicts(transfer.judge({"Gaussian, linear": bad, "digits, MLP": bad}))
     assert set(found.values()) == {common.FAILED}
     noisy = good._replace(control=0.999 + NOISE)
     found = verdicts(transfer.judge({"Gaussian, linear": noisy}))
-    assert list(found.values()) == [common.HELD, common.FAILED]
+    assert list(found.values()) == [common.HELD, common.FAILED, common.HELD]
+
+
+def test_the_shift_makes_samples_of_one_class_samples_of_the_other():
+    law, count = gaussian_tradeoff.LAW, 2000
+    x, signs = gaussian.sample(jax.random.key(0), count, d=20, **law)
+    moved = np.asarray(transfer.shift(x, signs))
+    np.testing.assert_array_equal(moved[:, 0], x[:, 0])
+    # weak features are N(ηy, 1), and then N(−ηy, 1)
+    means = np.mean(moved[:, 1:] * np.asarray(signs)[:, None], axis=0)
+    np.testing.assert_allclose(means, -law["eta"], atol=5 / np.sqrt(count))
+    largest = np.abs(moved - np.asarray(x)).max()
+    assert largest == pytest.approx(gaussian_tradeoff.EPS)
 
 
 @pytest.mark.parametrize(("at", "held"), [(0.3, True), (-0.1, False)])
@@ -192,7 +206,7 @@ def stubborn(x):
 
 
 def digits_of(stuck):
-    """Images of noise on which `stubborn` is right, and which of them it never leaves."""
+    """Images of noise on which `stubborn` is right; the stuck ones it never leaves."""
     random = np.random.default_rng(0)
     images = random.uniform(0, 0.4, (len(stuck), 8, 8, 1)).astype(np.float32)
     labels = random.integers(0, 2, len(stuck))
