@@ -124,6 +124,31 @@ def test_linear_features_as_claimed_and_the_other_way_round():
     assert [name[:16] for name in held] == ["adversarial: no ", "the larger ε, th"]
 
 
+@pytest.mark.parametrize(
+    ("residual", "gap", "verdict"),
+    [
+        (9e-7, 9e-6, [common.HELD, common.HELD]),
+        (2e-6, 9e-6, [common.FAILED, common.HELD]),
+        (9e-7, 2e-5, [common.HELD, common.FAILED]),
+    ],
+)
+@pytest.mark.parametrize("place", ["robust", "boxed", "few"])
+def test_one_classifier_that_is_not_exact_is_enough(place, residual, gap, verdict):
+    good = fits(5.0, 0.1, (0, 1, 2.5, 5))
+    rough = classifier(1.0)._replace(residual=residual)
+    kept = {"robust": {0.0: rough}, "boxed": rough, "few": {1: rough}}
+    bad = good._replace(**{place: kept[place]})
+    found = linear_features.certify([good, bad], {"standard": 1e-7, "other": gap})
+    assert [claim.verdict for claim in found] == verdict
+
+
+def test_colours_are_in_proportion_to_the_weights():
+    share = np.array([1.0, 0.5, 0.0, -0.25]).reshape(2, 2, 1)
+    shown = linear_features.colours(share).reshape(4, 3)
+    expected = [[0, 0, 1], [0.5, 0.5, 1], [1, 1, 1], [1, 0.75, 0.75]]
+    np.testing.assert_array_equal(shown, expected)
+
+
 def test_transfer_is_judged_against_noise():
     good = Transfer(0.995 + NOISE, 0.1 + NOISE, 0.9 + NOISE, 0.995 + NOISE)
     images = good._replace(shifted=np.nan * NOISE)
@@ -309,6 +334,9 @@ def test_smoke_of_linear_features_is_exact(tmp_path):
     assert any(verdict == common.HELD for verdict in found.values())
     table = (tmp_path / "linear_features" / "digits" / "summary.md").read_text()
     assert "PGD-1000" in table
+    for words in ("every classifier is the optimum", "the exact worst case"):
+        (claim,) = (name for name in found if name.startswith(words))
+        assert found[claim] == common.HELD
 
 
 def test_smoke_of_saliency(tmp_path, monkeypatch):
