@@ -191,6 +191,25 @@ def test_sample_size_needs_help_at_few_and_harm_at_many(at, held):
     )
 
 
+def test_what_is_kept_of_another_plan_is_not_used(tmp_path, monkeypatch):
+    plan = sample_size.PLANS["digits"]._replace(sizes=(50,))
+    arguments = sample_size.Arguments(seeds=1)
+    done = []
+
+    def of_size(size, seeds, *rest):
+        done.append(size)
+        return np.zeros((len(seeds), 2, len(plan.radii)))
+
+    monkeypatch.setattr(sample_size, "_of_size", of_size)
+    other = plan._replace(tested=plan.radii[1])
+    for used, count in ((plan, 1), (plan, 1), (other, 2), (plan, 2)):
+        monkeypatch.setitem(sample_size.PLANS, "digits", used)
+        sample_size.measure(arguments, tmp_path)
+        assert len(done) == count
+    name = f"50-0-1000-0_0.2_0.6_1-{plan.tested:g}.npz"
+    assert (tmp_path / name).exists()
+
+
 def test_where_the_gain_turns():
     sizes = (10, 100, 1000)
     turn = sample_size._turn(sizes, np.array([0.1, 0.1, -0.1]))
