@@ -224,7 +224,7 @@ def test_where_the_gain_turns():
 def measured(border, alignment, smoothness, agreement, rise):
     numbers = dict(zip(saliency.NUMBERS, (border, alignment, smoothness), strict=True))
     both = {"L2": agreement, "Linf": agreement}
-    return Measured(numbers, both, np.zeros(saliency.POINTS), rise, {})
+    return Measured(numbers, both, np.zeros(saliency.POINTS), rise, {}, {})
 
 
 def test_saliency_compares_within_each_family():
@@ -363,4 +363,8 @@ def test_smoke_of_saliency(tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "explain", lambda *arguments: None)
     monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
     arguments = study.Arguments(smoke=True, results=tmp_path)
-    assert len(summary(study.run(saliency.STUDY, arguments))) == 12
+    folder = study.run(saliency.STUDY, arguments)
+    assert len(summary(folder)) == 12
+    for norm, radius in (("l2", "L2 ε = 1.6"), ("linf", "L∞ ε = 0.3")):
+        picture = folder / "figures" / f"large_eps_{norm}.svg"
+        assert radius in picture.read_text()
