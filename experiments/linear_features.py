@@ -12,7 +12,7 @@ Digit 5 (y = −1) against 7. Every classifier is the certified optimum of a con
 problem (`robjax.training.linear`, λ = 1e-4, KKT residual below 1e-6). Table and
 figures: all training images; verdicts: disjoint parts of them, one for each seed.
 Attacked by the exact worst case in L∞, outside [0, 1] too unless it says "box". About
-8 minutes of CPU time on MNIST, half a minute on digits. Numbers: experiments/README.md.
+3 minutes of CPU time on MNIST, a few seconds on digits. Numbers: experiments/README.md.
 """
 
 import dataclasses
@@ -29,7 +29,6 @@ from experiments import common
 from experiments.common import Claim
 from robjax import attacks, data
 from robjax.balls import Linf
-from robjax.metrics import saliency
 from robjax.reporting import figures, tables
 from robjax.training import linear
 from robjax.training.linear import LinearClassifier
@@ -93,10 +92,7 @@ def train(pair: Pair, radii: tuple[float, ...], smoke: bool = False) -> Fits:
     x, y = pair
 
     def optimum(x: np.ndarray, **problem: Any) -> LinearClassifier:
-        found = linear.fit(x, y, l2=L2_WEIGHT, **problem)
-        if found.residual > 1e-6:
-            raise RuntimeError(f"no optimum for {problem}: {found.residual:.1e}")
-        return found
+        return linear.fit(x, y, l2=L2_WEIGHT, **problem)
 
     standard = optimum(x, eps=0.0)
     robust = {0.0: standard} | {eps: optimum(x, eps=eps) for eps in radii}
@@ -211,6 +207,28 @@ def judge(parts: list[Fits], test: Pair, collapsed: list[bool]) -> list[Claim]:
     ]
 
 
+def certify(trained: list[Fits], against: dict[str, float]) -> list[Claim]:
+    """Whether optima and worst cases are exact; `against` is of `against_pgd`."""
+    every = [
+        fit
+        for fits in trained
+        for fit in (*fits.robust.values(), fits.boxed, *fits.few.values())
+    ]
+    residual, gap = max(fit.residual for fit in every), max(against.values())
+    return [
+        Claim(
+            "every classifier is the optimum (KKT residual below 1e-6)",
+            f"largest {residual:.0e}, {len(every)} classifiers",
+            common.is_true(residual < 1e-6),
+        ),
+        Claim(
+            "the exact worst case in the box is what PGD-1000 finds (margins to 1e-5)",
+            f"largest difference {gap:.0e}, {len(against)} classifiers",
+            common.is_true(gap < 1e-5),
+        ),
+    ]
+
+
 def collapses(pair: Pair) -> bool:
     """Whether the optimum is 0 just above the radius, and not just below."""
     radius = linear.collapse_radius(*pair)
@@ -234,11 +252,16 @@ def against_pgd(fit: LinearClassifier, test: Pair, eps: float) -> float:
     return float(np.abs(test.y * (score + fit.b) - exact).max())
 
 
-def table(fits: Fits, test: Pair, eps: float) -> str:
-    """Markdown: a row for each classifier of the whole training set."""
+def on_all_pixels(fits: Fits) -> dict[str, LinearClassifier]:
+    """The classifiers that see all pixels, by their names."""
     names = {f"adversarial, ε = {r:.3g}": fits.robust[r] for r in fits.radii}
-    rows = {"standard": fits.robust[0.0], **names}
-    rows[f"adversarial in the box, ε = {eps:.3g}"] = fits.boxed
+    boxed = f"adversarial in the box, ε = {eps_of(fits):.3g}"
+    return {"standard": fits.robust[0.0], **names, boxed: fits.boxed}
+
+
+def table(fits: Fits, test: Pair, against: dict[str, float]) -> str:
+    """Markdown: a row for each classifier of the whole training set."""
+    eps, rows = eps_of(fits), on_all_pixels(fits)
     rows |= {f"standard on the best {k}": fit for k, fit in fits.few.items()}
     header = [
         *("classifier", "standard", f"ε = {eps:.3g}", "in the box", "‖w‖₁", "pixels"),
@@ -248,7 +271,6 @@ def table(fits: Fits, test: Pair, eps: float) -> str:
     for name, fit in rows.items():
         rates = [accuracy(fit, test)]
         rates += [accuracy(fit, test, eps, bounds) for bounds in (None, BOX)]
-        shown = not name.startswith("standard on")
         cells.append(
             [
                 name,
@@ -257,7 +279,7 @@ def table(fits: Fits, test: Pair, eps: float) -> str:
                 np.count_nonzero(fit.w),
                 f"{support(fit, fits.correlation):.3f}",
                 f"{fit.residual:.0e}",
-                f"{against_pgd(fit, test, eps):.0e}" if shown else "",
+                f"{against[name]:.0e}" if name in against else "",
             ]
         )
     return tables.markdown(header, cells)
@@ -271,13 +293,13 @@ def draw(whole: Fits, parts: list[Fits], test: Pair) -> dict[str, Any]:
         f"adversarial, ε = {eps:.3g}": whole.robust[eps],
         "adversarial in the box": whole.boxed,
     }
-    weights = np.stack([fit.w for fit in shown.values()])
-    peak = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
-    colours = saliency.signed_view(weights / peak, sigmas=3.0)
+    peaks = {name: np.abs(fit.w).max() for name, fit in shown.items()}
     images = figures.pictures(
-        {"weights": colours},
+        {"weights": [colours(fit.w / peaks[name]) for name, fit in shown.items()]},
         title="What a linear classifier looks at: 7 (blue) or 5 (red)",
-        columns=list(shown),
+        columns=[
+            f"{name}\nfull colour: |w| = {peak:.3g}" for name, peak in peaks.items()
+        ],
     )
     scatter = figures.points(
         {
@@ -307,6 +329,12 @@ def draw(whole: Fits, parts: list[Fits], test: Pair) -> dict[str, Any]:
     return {"weights": images, "correlation": scatter, "few_pixels": curve}
 
 
+def colours(share: np.ndarray) -> np.ndarray:
+    """[H, W, 1] in [−1, 1] as [H, W, 3]: 1 is blue, −1 red, 0 white."""
+    positive, negative = np.maximum(share, 0), np.maximum(-share, 0)
+    return 1 - np.concatenate([positive, positive + negative, negative], axis=-1)
+
+
 def eps_of(fits: Fits) -> float:
     """The ε of the tests."""
     return fits.radii[TESTED]
@@ -320,7 +348,7 @@ def main(arguments: Arguments) -> Path:
         "Standard training uses weakly correlated pixels, adversarial training only "
         "strongly correlated ones; fewer pixels make standard training robust."
     )
-    minutes = 8 if arguments.dataset == "mnist" else 0.5
+    minutes = 3 if arguments.dataset == "mnist" else 0.1
     common.announce(question, claim, minutes=minutes, seeds=seeds)
     whole, test = (load(arguments.dataset, split) for split in ("train", "test"))
     radius = linear.collapse_radius(*whole)
@@ -329,6 +357,10 @@ def main(arguments: Arguments) -> Path:
     found = [train(part, radii, arguments.smoke) for part in parts]
     everything = train(whole, radii, arguments.smoke)
     collapsed = [collapses(pair) for pair in (whole, *parts)]
+    against = {
+        name: against_pgd(fit, test, radii[TESTED])
+        for name, fit in on_all_pixels(everything).items()
+    }
     folder = arguments.results / "linear_features" / arguments.dataset
     common.write_report(
         folder,
@@ -336,9 +368,9 @@ def main(arguments: Arguments) -> Path:
         claim=claim,
         setting=f"5 against 7 of {arguments.dataset}: {len(whole.y)} training images "
         f"({seeds} parts), {len(test.y)} test images; collapse at ε = {radius:.3f}.",
-        claims=judge(found, test, collapsed),
+        claims=judge(found, test, collapsed) + certify([everything, *found], against),
         drawn=draw(everything, found, test),
-        rest=table(everything, test, radii[TESTED]),
+        rest=table(everything, test, against),
     )
     return folder
 

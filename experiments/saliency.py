@@ -13,8 +13,8 @@ trained with L∞, found again if they have been trained. What pictures claim is
 by `robjax.metrics.saliency`: energy of the gradient at the border, its cosine with the
 image, its autocorrelation, and what 3-nearest neighbours among the training images say
 of the adversarial examples (L2 ε of 6 on MNIST, 1.6 on digits; L∞ ε of 0.5 and 0.3).
-10 minutes of CPU time on MNIST, 1 on digits, beyond the training of the CNNs. Numbers:
-experiments/README.md.
+About 1 minute of CPU time on digits, 6 on MNIST, with CNNs that have been trained.
+Numbers: experiments/README.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from experiments.common import Claim
 from experiments.networks import Recipe, Splits
 from experiments.study import Study
 from robjax import data, models
-from robjax.balls import L2, Linf
+from robjax.balls import L2, Ball, Linf
 from robjax.metrics import saliency
 from robjax.reporting import figures, tables
 
@@ -43,11 +43,27 @@ STEPS = 1000
 POINTS = 20
 SHOWN = 8
 NUMBERS = ("border energy", "alignment", "autocorrelation")
+NORMS = {"L2": "L2", "Linf": "L∞"}
 # family -> titles of its standard and of its robust networks
 FAMILIES = {
     "MLP": ("MLP, standard", "MLP, trained with L2"),
     "CNN": ("CNN, standard", "CNN, trained with L∞"),
 }
+
+
+class Examples(NamedTuple):
+    """Adversarial examples of one large ε.
+
+    eps: the radius.
+    images: [B, H, W, C].
+    reached: [B] class that the network gives them.
+    judged: [B] class that the judge gives them.
+    """
+
+    eps: float
+    images: np.ndarray
+    reached: np.ndarray
+    judged: np.ndarray
 
 
 class Measured(NamedTuple):
@@ -56,10 +72,12 @@ class Measured(NamedTuple):
     numbers: name of NUMBERS -> mean.
     agreement: "L2" and "Linf" -> share of the images whose adversarial example has left
         the label for the network, and is what the network says for the judge too.
-    votes: [POINTS] the judge's votes for that class on the way to it (L2), in the mean.
+    votes: [POINTS] the judge's votes for that class on the way to it (L2), in the mean
+        over the images that have left the label; NaN where none has.
     rise: rank correlation of these votes with the way, image by image, in the mean; 0
-        where they never change.
+        where they never change, NaN as the votes.
     shown: arrays of the first SHOWN images, for figures.
+    examples: "L2" and "Linf" -> those made of the same images, for figures.
     """
 
     numbers: dict[str, float]
@@ -67,6 +85,7 @@ class Measured(NamedTuple):
     votes: np.ndarray
     rise: float
     shown: dict[str, np.ndarray]
+    examples: dict[str, Examples]
 
 
 def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
@@ -80,37 +99,56 @@ def measure(logits_fn: Any, name: str, splits: Splits) -> Measured:
         for number, values in zip(NUMBERS, map(np.asarray, found[1:]), strict=True)
     }
 
-    known = data.to_float(train.images, train.scale), train.labels
-    classes = train.num_classes
-    agreement, moved, reached, judged = {}, x, y, y
-    balls = Linf(LARGE_LINF[name]), L2(LARGE[name])
-    for ball in balls:  # L2 last: it is shown
-        moved = saliency.large_perturbation(logits_fn, x, y, ball=ball).x_adv
-        reached = jnp.argmax(logits_fn(moved), axis=1)
-        votes = saliency.neighbour_votes(moved, *known, num_classes=classes)
-        judged = jnp.argmax(votes, axis=1)
-        same = np.asarray((judged == reached) & (reached != y))
-        agreement[type(ball).__name__] = float(np.mean(same, where=right))
-    of_reached = saliency.votes_along(
-        x, moved, reached, *known, num_classes=classes, points=POINTS
-    )
-    of_reached = np.asarray(of_reached)[:, right].T
-    along = np.broadcast_to(np.arange(POINTS), of_reached.shape)
-    rises = np.nan_to_num(common.rank_correlation(along, of_reached))
-    shown = {
-        "image": x,
-        "gradient": found.gradient,
-        "adversarial": moved,
-        "label": y,
-        "reached": reached,
-        "judged": judged,
+    judge = {
+        "reference": data.to_float(train.images, train.scale),
+        "labels": train.labels,
+        "num_classes": train.num_classes,
     }
-    first = {what: np.asarray(values[:SHOWN]) for what, values in shown.items()}
-    way = saliency.interpolate(x[:SHOWN], moved[:SHOWN], points=POINTS)
-    first["way"] = np.asarray(way)
+    balls = {"L2": L2(LARGE[name]), "Linf": Linf(LARGE_LINF[name])}
+    examples = {
+        norm: _examples(logits_fn, x, y, ball, judge) for norm, ball in balls.items()
+    }
+    agreement = {
+        norm: float(np.mean((m.judged == m.reached) & (m.reached != y), where=right))
+        for norm, m in examples.items()
+    }
+    made = examples["L2"]
+    end = jnp.asarray(made.images)
+    votes = saliency.votes_along(x, end, made.reached, points=POINTS, **judge)
+    # the votes for a label that is not left start at their highest
+    votes = np.asarray(votes)[:, right & np.asarray(made.reached != y)].T
+    along = np.broadcast_to(np.arange(POINTS), votes.shape)
+    rises = np.nan_to_num(common.rank_correlation(along, votes))
+    first = slice(SHOWN)
+    shown = {
+        "image": x[first],
+        "gradient": found.gradient[first],
+        "label": y[first],
+        "way": saliency.interpolate(x[first], end[first], points=POINTS),
+    }
     return Measured(
-        numbers, agreement, of_reached.mean(axis=0), float(rises.mean()), first
+        numbers,
+        agreement,
+        _mean(votes),
+        float(_mean(rises)),
+        {what: np.asarray(values) for what, values in shown.items()},
+        {
+            norm: Examples(m.eps, m.images[first], m.reached[first], m.judged[first])
+            for norm, m in examples.items()
+        },
     )
+
+
+def _examples(logits_fn: Any, x, y, ball: Ball, judge: dict[str, Any]) -> Examples:
+    images = saliency.large_perturbation(logits_fn, x, y, ball=ball).x_adv
+    reached = jnp.argmax(logits_fn(images), axis=1)
+    judged = jnp.argmax(saliency.neighbour_votes(images, **judge), axis=1)
+    return Examples(float(ball.eps), *map(np.asarray, (images, reached, judged)))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over images [B, ...]; NaN for none, without a warning."""
+    return values.mean(axis=0) if len(values) else np.full(values.shape[1:], np.nan)
 
 
 def judge(found: dict[str, list[Measured]]) -> list[Claim]:
@@ -143,7 +181,7 @@ def _judge(
         compare(
             f"robust gradients: {claim}", lambda m, name=name: m.numbers[name], sign
         )
-    for norm, words in (("L2", "L2"), ("Linf", "L∞")):
+    for norm, words in NORMS.items():
         statement = f"robust examples look more like the class reached ({words})"
         compare(statement, lambda m, norm=norm: m.agreement[norm], 1, "%")
     compare(
@@ -157,61 +195,72 @@ def _judge(
 
 def draw(found: dict[str, list[Measured]]) -> dict[str, Any]:
     """Gradients, adversarial examples and the ways to them; numbers."""
-    shown = {title: rows[0].shown for title, rows in found.items()}
-    first = next(iter(shown.values()))
-    images = first["image"]
-    labels = [f"label {label}" for label in first["label"]]
+    first = {title: rows[0] for title, rows in found.items()}
+    radii = {
+        norm: f"{words} ε = {next(iter(first.values())).examples[norm].eps:.3g}"
+        for norm, words in NORMS.items()
+    }
+    return _pictures(first, radii) | _charts(found, radii)
+
+
+def _pictures(first: dict[str, Measured], radii: dict[str, str]) -> dict[str, Any]:
+    """Of the networks of one seed; norm -> its radius in words."""
+    images, labels = (
+        next(iter(first.values())).shown[what] for what in ("image", "label")
+    )
+    columns = [f"label {label}" for label in labels]
     grey = images.shape[-1] == 1
     view = saliency.signed_view if grey else saliency.sigma_view
-    gradients, examples, captions = {"image": images}, {"image": images}, {}
-    for title, arrays in shown.items():
-        gradients[title] = np.asarray(view(arrays["gradient"]))
-        examples[title] = arrays["adversarial"]
-        pairs = zip(arrays["reached"], arrays["judged"], strict=True)
-        captions[title] = [f"says {a}, judge {b}" for a, b in pairs]
-    at = np.linspace(0, POINTS - 1, SHOWN).round().astype(int)
-    ways = {title: arrays["way"][at, 1] for title, arrays in shown.items()}
     colours = "blue raises, red lowers the loss" if grey else "±3σ"
-    percent = {
-        title: np.stack([m.votes for m in rows]) for title, rows in found.items()
+    gradients = {title: view(m.shown["gradient"]) for title, m in first.items()}
+    drawn = {
+        "gradients": figures.pictures(
+            {"image": images, **gradients},
+            title=f"Gradients of the loss ({colours})",
+            columns=columns,
+        )
     }
+    for norm, radius in radii.items():
+        made = {title: m.examples[norm] for title, m in first.items()}
+        captions = {
+            title: [
+                f"says {a}, judge {b}" for a, b in zip(m.reached, m.judged, strict=True)
+            ]
+            for title, m in made.items()
+        }
+        drawn[f"large_eps_{norm.lower()}"] = figures.pictures(
+            {"image": images} | {title: m.images for title, m in made.items()},
+            title=f"Adversarial examples of large ε ({radius})",
+            columns=columns,
+            captions=captions,
+        )
+    at = np.linspace(0, POINTS - 1, SHOWN).round().astype(int)
+    drawn["interpolation"] = figures.pictures(
+        {title: m.shown["way"][at, 1] for title, m in first.items()},
+        title=f"On the way to the adversarial example ({radii['L2']})",
+        columns=[f"t/‖δ‖ = {t:.2f}" for t in np.linspace(0, 1, POINTS)[at]],
+    )
+    return drawn
+
+
+def _charts(found: dict[str, list[Measured]], radii: dict[str, str]) -> dict[str, Any]:
+    """Of all seeds; norm -> its radius in words."""
+    votes = {title: np.stack([m.votes for m in rows]) for title, rows in found.items()}
     bars = {
         title: {name: [m.numbers[name] for m in rows] for name in NUMBERS}
         for title, rows in found.items()
     }
     agreement = {
         title: {
-            words: [m.agreement[norm] for m in rows]
-            for norm, words in (("L2", "L2"), ("Linf", "L∞"))
+            words: [m.agreement[norm] for m in rows] for norm, words in radii.items()
         }
         for title, rows in found.items()
     }
+    panel = figures.Panel(votes, "", "votes for the class reached [%]", "percent")
     return {
-        "gradients": figures.pictures(
-            gradients,
-            title=f"Gradients of the loss ({colours})",
-            columns=labels,
-        ),
-        "large_eps": figures.pictures(
-            examples,
-            title="Adversarial examples of large ε (L2)",
-            columns=labels,
-            captions=captions,
-        ),
-        "interpolation": figures.pictures(
-            ways,
-            title="On the way to the adversarial example",
-            columns=[f"{t:.2f}" for t in np.linspace(0, 1, POINTS)[at]],
-        ),
         "path": figures.curves(
-            [
-                [
-                    figures.Panel(
-                        percent, "", "votes for the class reached [%]", "percent"
-                    )
-                ]
-            ],
-            title="What a 3-NN judge sees on the way",
+            [[panel]],
+            title=f"What a 3-NN judge sees on the way ({radii['L2']})",
             x=np.linspace(0, 1, POINTS),
             xlabel="share of the way, t / ‖δ‖",
         ),

@@ -6,7 +6,7 @@ the seeds. Each line has its own dash pattern as well as its own colour.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -99,7 +99,7 @@ def curves(
                 axes.label_outer()
             if list(panels[0].series) != named:
                 named = list(panels[0].series)
-                _legend_right(axes_row)
+                _legend_right(axes_row, panels[0].series.values())
         for axes in grid[-1]:
             axes.set(xlabel=xlabel, xscale=xscale)
         figure.align_ylabels(grid[:, 0])
@@ -314,7 +314,8 @@ def bars(
         if percent:
             grid[0, 0].set_ylim(0, 103)
         grid[0, 0].set_ylabel(ylabel)
-        _legend_right(grid[0])
+        drawn = next(iter(panels.values())).values()
+        _legend_right(grid[0], [v for labels in drawn for v in labels.values()])
     return figure
 
 
@@ -379,5 +380,8 @@ def _draw_panel(axes: Axes, panel: Panel, x: Any) -> None:
         axes.set_yscale(panel.scale)
 
 
-def _legend_right(axes_row: Sequence[Axes]) -> None:
-    axes_row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+def _legend_right(axes_row: Sequence[Axes], repeated: Iterable[Any] = ()) -> None:
+    """Says what bands are, where values [seeds, ...] are of more than one seed."""
+    title = "mean ± s.e." if any(len(values) > 1 for values in repeated) else None
+    place: Any = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    axes_row[-1].legend(title=title, **place)

@@ -118,6 +118,18 @@ def test_curves_over_something_else_than_epochs():
     assert figure.axes[0].get_xlabel() == "t"
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(3, "mean ± s.e."), (1, "")])
+def test_the_legend_says_what_bands_and_errors_are(seeds, words):
+    values = np.ones((seeds, EPOCHS))
+    panel = figures.Panel({"a": values}, "", "y")
+    lines = figures.curves([[panel]], title="t")
+    bars = figures.bars({"": {"a": {"b": values[:, 0]}}}, title="t", ylabel="y")
+    for figure in (lines, bars):
+        legend = figure.axes[0].get_legend()
+        assert legend is not None
+        assert legend.get_title().get_text() == words
+
+
 def test_matrices_share_one_scale_and_leave_the_diagonal_blank():
     one, two = np.arange(9.0).reshape(3, 3), 20 + np.arange(9.0).reshape(3, 3)
     figure = figures.matrices(
