@@ -51,11 +51,11 @@ def describe(value: Any, *, within: tuple = ()) -> str:
         parts = [inner(child) for child in value.children()]
         return _node(node[0], node[1], parts, inner)
     node = jax.tree_util.default_registry.flatten_one_level(value)
-    if node is not None and value is not None:
+    # a static value is a node around itself
+    if node is not None and value is not None and node[1] is not value:
         return _node(type(value), node[1], [inner(child) for child in node[0]], inner)
     if type(value).__repr__ is object.__repr__:
-        held = getattr(value, "__dict__", None)
-        return f"{type(value).__qualname__}({inner(held) if held else ''})"
+        return f"{type(value).__qualname__}({', '.join(_attributes(value, inner))})"
     for name in ("__wrapped__", "fun"):  # where jit and a Partial of a Partial keep it
         if hasattr(value, name):
             return inner(getattr(value, name))
@@ -71,6 +71,16 @@ def _function(value: FunctionType | MethodType, inner: Callable[[Any], str]) -> 
     held = [cell.cell_contents for cell in value.__closure__ or ()]
     held += value.__defaults__ or ()
     return f"{name}[{', '.join(map(inner, held))}]" if held else name
+
+
+def _attributes(value: Any, inner: Callable[[Any], str]) -> list[str]:
+    """What an object holds, less what it copied from the function that it wraps."""
+    copied = getattr(getattr(value, "__wrapped__", None), "__dict__", {})
+    return [
+        f"{name}={inner(item)}"
+        for name, item in sorted(getattr(value, "__dict__", {}).items())
+        if not name.startswith("__") and copied.get(name, copied) is not item
+    ]
 
 
 def _node(kind: Any, static: Any, parts: list[str], inner: Callable[[Any], str]) -> str:

@@ -1,5 +1,6 @@
 """Whether two functions are told apart, for runs that are taken up again."""
 
+import dataclasses
 import functools
 import types
 
@@ -105,6 +106,29 @@ def test_what_is_short_can_be_read():
     assert describe(functools.partial(max, 3, key=None)) == "max(3, key=None)"
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    widths: tuple[int, ...]
+
+
+def test_static_values_and_rules_for_gradients_are_told_apart():
+    def straight(slope):
+        f = jax.custom_vjp(lambda x: jnp.round(x))
+        f.defvjp(lambda x: (f(x), None), lambda _, g: (slope * g,))
+        return f
+
+    assert describe(straight(1)) == describe(straight(1)) != describe(straight(2))
+    one, other = Layers((3, 4)), Layers((3, 5))
+    assert "(3, 4)" in describe(one) and describe(one) != describe(other)
+    one, other = (describe(jax.tree.structure({"m": each})) for each in (one, other))
+    assert one != other
+
+
 def test_checksums_of_bfloat16():
     one = jnp.ones((2, 3), jnp.bfloat16)
     assert checksum(one) == checksum(one + 0) != checksum(-one)
+
+
+def test_no_paths_of_files_that_jit_leaves_on_what_wraps_it():
+    assert "/" not in describe(jax.custom_jvp(jax.jit(weighted(1))))
