@@ -78,6 +78,14 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+SMOKE = "Smoke run: tiny sets, few steps, small networks; the numbers mean nothing. "
+
+
+def results_of(arguments: Any) -> Path:
+    """Where results go; smoke runs keep away from what was measured in earnest."""
+    return arguments.results / "smoke" if arguments.smoke else arguments.results
+
+
 def announce(question: str, claim: str, *, minutes: float, seeds: int) -> None:
     """Prints what an experiment is about and what it costs, before it begins.
 

@@ -62,7 +62,7 @@ class Arguments:
     test: int = 20_000
     """Fresh samples that each seed is measured on."""
     smoke: bool = False
-    """A few seconds, to see that everything works."""
+    """Less than a minute, to see that everything works; under results/smoke."""
     results: Path = Path("results")
     """Folder of all results."""
 
@@ -346,12 +346,14 @@ def main(arguments: Arguments) -> Path:
     common.announce(question, claim, minutes=3, seeds=arguments.seeds)
     exact, weights = linear_models(arguments)
     trained = perceptrons(arguments)
-    folder = arguments.results / "gaussian_tradeoff"
+    folder = common.results_of(arguments) / "gaussian_tradeoff"
     common.write_report(
         folder,
         question=question,
         claim=claim,
-        setting=f"d = {D}, p = {P}, η = {ETA:g}, {arguments.samples} samples, "
+        setting=arguments.smoke
+        * common.SMOKE
+        + f"d = {D}, p = {P}, η = {ETA:g}, {arguments.samples} samples, "
         f"{arguments.seeds} seeds.",
         claims=judge(exact, weights, trained, arguments.test),
         drawn=draw(exact, trained),

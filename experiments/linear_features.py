@@ -50,7 +50,7 @@ class Arguments:
     seeds: int = 3
     """Disjoint parts of the training set, at least 2 for verdicts."""
     smoke: bool = False
-    """A few seconds, to see that everything works."""
+    """Less than a minute, to see that everything works; under results/smoke."""
     results: Path = Path("results")
     """Folder of all results."""
 
@@ -361,12 +361,14 @@ def main(arguments: Arguments) -> Path:
         name: against_pgd(fit, test, radii[TESTED])
         for name, fit in on_all_pixels(everything).items()
     }
-    folder = arguments.results / "linear_features" / arguments.dataset
+    folder = common.results_of(arguments) / "linear_features" / arguments.dataset
     common.write_report(
         folder,
         question=question,
         claim=claim,
-        setting=f"5 against 7 of {arguments.dataset}: {len(whole.y)} training images "
+        setting=arguments.smoke
+        * common.SMOKE
+        + f"5 against 7 of {arguments.dataset}: {len(whole.y)} training images "
         f"({seeds} parts), {len(test.y)} test images; collapse at ε = {radius:.3f}.",
         claims=judge(found, test, collapsed) + certify([everything, *found], against),
         drawn=draw(everything, found, test),

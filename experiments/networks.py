@@ -172,6 +172,8 @@ SECONDS = {
 
 def describe(recipes: Sequence[Recipe], results: Path) -> str:
     """What the networks are and what training the missing ones will cost."""
+    # in a smoke run several variants are the same network
+    recipes = list({r.folder(results): r for r in recipes}.values())
     missing = [r for r in recipes if not is_done(r, results)]
     first = recipes[0]
     known = [(r.dataset, r.model) in SECONDS for r in missing]

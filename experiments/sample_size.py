@@ -62,7 +62,7 @@ class Arguments:
     steps: int = 1000
     """Batches of 100 that each network sees."""
     smoke: bool = False
-    """A few seconds, to see that everything works."""
+    """Less than a minute, to see that everything works; under results/smoke."""
     results: Path = Path("results")
     """Folder of all results."""
 
@@ -246,13 +246,15 @@ def main(arguments: Arguments) -> Path:
     minutes = 30 if arguments.dataset == "mnist" else 4
     common.announce(question, claim, minutes=minutes, seeds=arguments.seeds)
     plan = PLANS[arguments.dataset]
-    folder = arguments.results / "sample_size" / arguments.dataset
+    folder = common.results_of(arguments) / "sample_size" / arguments.dataset
     standard, robust = measure(arguments, folder)
     common.write_report(
         folder,
         question=question,
         claim=claim,
-        setting=f"MLP on {arguments.dataset}, {arguments.steps} batches of 100, "
+        setting=arguments.smoke
+        * common.SMOKE
+        + f"MLP on {arguments.dataset}, {arguments.steps} batches of 100, "
         f"{arguments.seeds} seeds.",
         claims=judge(plan, standard, robust),
         drawn=draw(plan, standard, robust),

@@ -39,7 +39,8 @@ class Arguments:
     """The full schedule of the paper (200 epochs, learning rate 0.1 divided by 10) in
     place of the short runs; CIFAR-10 only."""
     smoke: bool = False
-    """A few seconds on a linear model and one seed, to see that everything works."""
+    """About a minute on a linear model and one seed, to see that everything works;
+    under results/smoke."""
     results: Path = Path("results")
     """Folder of all results."""
 
@@ -126,22 +127,23 @@ def run(study: Study, arguments: Arguments) -> Path:
     """Runs the study and returns the folder of its results."""
     chosen = recipes(study, arguments)
     every = [recipe for row in chosen.values() for recipe in row]
+    results = common.results_of(arguments)
     description = (
         f"{study.question}\nClaim: {study.claim}\n"
-        + networks.describe(every, arguments.results)
+        + networks.describe(every, results)
     )  # fmt: skip
     print(description, flush=True)
-    recorded = study.collect(chosen, arguments.results)
-    folder = arguments.results / study.name / arguments.dataset
+    recorded = study.collect(chosen, results)
+    folder = results / study.name / arguments.dataset
     common.write_report(
         folder,
         question=study.question,
         claim=study.claim,
-        setting=f"{_setting(every)} {study.note}",
+        setting=arguments.smoke * common.SMOKE + f"{_setting(every)} {study.note}",
         claims=study.judge(recorded),
         drawn=study.draw(recorded),
         rest=_accuracies(recorded) if isinstance(recorded, History) else "",
-        record={"networks": [r.folder(arguments.results).name for r in every]},
+        record={"networks": [r.folder(results).name for r in every]},
     )
     return folder
 

@@ -53,7 +53,7 @@ class Arguments:
     steps: int = 1000
     """Batches of 100 that each network sees."""
     smoke: bool = False
-    """A few seconds, to see that everything works."""
+    """Less than a minute, to see that everything works; under results/smoke."""
     results: Path = Path("results")
     """Folder of all results."""
 
@@ -242,12 +242,14 @@ def main(arguments: Arguments) -> Path:
         ylabel="examples that fool [%]",
         percent=True,
     )
-    folder = arguments.results / "transfer" / arguments.dataset
+    folder = common.results_of(arguments) / "transfer" / arguments.dataset
     common.write_report(
         folder,
         question=question,
         claim=claim,
-        setting=f"{NETWORKS} networks on disjoint samples, {arguments.seeds} seeds; "
+        setting=arguments.smoke
+        * common.SMOKE
+        + f"{NETWORKS} networks on disjoint samples, {arguments.seeds} seeds; "
         f"{arguments.test} Gaussian test examples, {images} images; L∞ ε = {EPS:g} "
         f"(Gaussian), {RADIUS[arguments.dataset]:g} ({arguments.dataset}).",
         claims=judge(found),

@@ -17,7 +17,7 @@ LAYERS = (
     {"attacks", "theory"},
     {"metrics"},
     {"curves", "training", "evaluation", "masking"},
-    {"reporting", "diagnose"},
+    {"reporting"},
 )
 OWNERS = {
     "flax": {"models", "training"},

@@ -57,6 +57,12 @@ class AutoAttackResult(NamedTuple):
     attacks: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Robust accuracy after each attack, and the warnings; not the arrays."""
+        shares = (f"{k} {100 * v:.2f} %" for k, v in self.robust_accuracy.items())
+        robust = f"AutoAttackResult({len(self.success)} images: {', '.join(shares)}"
+        return "; ".join((robust, *self.warnings)) + ")"
+
     @property
     def robust_accuracy(self) -> dict[str, float]:
         """Share of samples still robust after each of `attacks`, in their order."""

@@ -87,6 +87,7 @@ def fit(
     """
     devices = parallel.check_devices(devices, config.batch_size)
     _check_model(model, data, config, len(devices))
+    _check_ball(objective)
     description = describe_run(model, data, objective, config)
     if optimizer is not None:
         description["optimizer"] = "given to fit"
@@ -189,6 +190,14 @@ def _check_model(
             "model must have a field axis_name, handed to its batch norm, to be "
             f"trained on {num_devices} devices"
         )
+
+
+def _check_ball(objective: Objective) -> None:
+    """Raises ValueError if a ball is bound to the objective and has no radius ≥ 0."""
+    bound = getattr(objective, "keywords", {})
+    if "ball" in bound:
+        eps = getattr(bound["ball"], "eps", None)
+        inputs.check_number("objective's ball.eps", eps, minimum=0)
 
 
 def _progress_bar(

@@ -108,6 +108,8 @@ def test_each_attack_gets_only_what_is_left_and_the_record_says_who_fooled_what(
     np.testing.assert_allclose(out.loss, expected, atol=1e-6)
     accuracy = [5 / 6, 4 / 6, 3 / 6, 3 / 6]
     assert list(out.robust_accuracy.values()) == pytest.approx(accuracy)
+    # the arrays would hide the numbers
+    assert f"clean {100 * accuracy[0]:.2f} %" in repr(out) and len(repr(out)) < 500
     # traced once before anything runs, at the size of the whole; then run on survivors:
     # 5 and 4 of them in batches of 6 (all there are) and 4
     assert set(seen) == {6, 4}

@@ -208,7 +208,7 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
     claims = json.loads((folder / "claims.json").read_text())
     assert len(claims["networks"]) == 3
     for name in claims["networks"]:
-        network = tmp_path / "networks" / name
+        network = tmp_path / "smoke" / "networks" / name
         config = json.loads((network / "config.json").read_text())["config"]
         assert config["fit"]["epochs"] == 1 and config["dataset"] == "digits"
         lines = storage.load_json_lines(network / "metrics.jsonl")
@@ -228,7 +228,7 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
         ).all()
 
     # another study finds them, and one that is lost is trained again, to the same
-    lost = tmp_path / "networks" / claims["networks"][1] / "robustness.npz"
+    lost = tmp_path / "smoke" / "networks" / claims["networks"][1] / "robustness.npz"
     before = storage.load_npz(lost)
     lost.unlink()
     study.run(metric_vs_accuracy.STUDY, arguments)
@@ -247,12 +247,13 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
     verdicts = [claim["verdict"] for claim in record["claims"]]
     assert verdicts.count(common.HELD) == 2  # no network part, in both trainings
     for name in set(names):
-        stored = storage.load_npz(tmp_path / "networks" / name / "metric.npz")
+        stored = storage.load_npz(tmp_path / "smoke" / "networks" / name / "metric.npz")
         parts = sum(stored[part] for part in networks.PARTS)
         assert parts == pytest.approx(stored["metric"], rel=1e-5)
         assert stored["metric"] > 0
 
     # what is stored is not measured again
     (recipe, *_), *_ = study.recipes(nonlinearity.STUDY, arguments).values()
-    storage.save_npz(recipe.folder(tmp_path) / "metric.npz", {"metric": 7.0})
-    assert networks.final_metric(recipe, tmp_path) == {"metric": 7.0}
+    stored = recipe.folder(tmp_path / "smoke") / "metric.npz"
+    storage.save_npz(stored, {"metric": 7.0})
+    assert networks.final_metric(recipe, tmp_path / "smoke") == {"metric": 7.0}

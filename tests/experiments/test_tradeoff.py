@@ -384,7 +384,9 @@ def test_smoke_of_linear_features_is_exact(tmp_path):
     arguments = linear_features.Arguments(smoke=True, results=tmp_path)
     found = summary(linear_features.main(arguments))
     assert any(verdict == common.HELD for verdict in found.values())
-    table = (tmp_path / "linear_features" / "digits" / "summary.md").read_text()
+    table = (
+        tmp_path / "smoke" / "linear_features" / "digits" / "summary.md"
+    ).read_text()
     assert "PGD-1000" in table
     for words in ("every classifier is the optimum", "the exact worst case"):
         (claim,) = (name for name in found if name.startswith(words))

@@ -159,6 +159,12 @@ class TestBadArguments:
         with pytest.raises(ValueError, match="model must be a flax"):
             fit(lambda x: x, few, config=SHORT)
 
+    @pytest.mark.parametrize("ball", [Linf(-0.1), Linf(np.nan), 0.1])
+    def test_objective_without_a_radius(self, few, ball):
+        objective = functools.partial(objectives.adversarial, ball=ball, steps=1)
+        with pytest.raises(ValueError, match=r"objective's ball\.eps must be"):
+            fit(Linear(10), few, objective=objective, config=SHORT)
+
     def test_labels_out_of_range(self, few):
         bad = few._replace(labels=few.labels + 1)
         with pytest.raises(ValueError, match="labels"):
