@@ -9,7 +9,8 @@ import jax
 # halve. `XLA_FLAGS= make test` tests with XLA's defaults.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2",
+    "--xla_backend_optimization_level=2 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 
 jax.config.update("jax_num_cpu_devices", 8)
