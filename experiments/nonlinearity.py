@@ -11,7 +11,7 @@ whose share of M should rise; the softmax part (`robjax.metrics.kl`) need not be
     python -m experiments.nonlinearity [--dataset mnist]
     python -m experiments.nonlinearity --dataset cifar10 --full
 
-On digits and MNIST the networks are what a CPU allows: VGG-4 (16, 32, 64 channels) in
+On digits and MNIST the networks are small, for a CPU: VGG-4 (16, 32, 64 channels) in
 its three forms, ResNet-8×1 and, on digits only, ResNet-8×2. On CIFAR-10 they are the
 paper's; the second line is its setting, 200 epochs, for an accelerator, and without
 `--full` it is 10. (Only the ResNets have batch norm.) Judged by the rank correlation of
