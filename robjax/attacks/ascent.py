@@ -29,8 +29,9 @@ class AttackResult(NamedTuple):
       x_adv: [B, *S] adversarial images, inside ball and bounds.
       success: [B] bool, whether `x_adv` fools the model.
       loss: [B] the loss at `x_adv`.
-      first_success: [B] int32, the step that first fooled the model (0: the starting
-        point, i: after i steps, counted through all restarts), −1 if none did.
+      first_success: [B] int32, number of the evaluation that first fooled the model,
+        −1 if none did. 0 is x, unless the attack starts elsewhere and does not look at
+        it; minimal-norm attacks count steps.
       distance: [B] ‖x_adv − x‖ in the ball's norm.
       queries: [B] int32, images evaluated for this sample.
     """

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robjax import inputs, losses
+from robjax import inputs, losses, lowering
 from robjax.attacks import ascent
 from robjax.attacks.ascent import AttackResult
 from robjax.balls import Ball
@@ -49,13 +49,14 @@ def pgd(
       targeted: success means reaching y instead of leaving it.
       momentum: μ, static; v_i = μ v_{i−1} + g_i / mean|g_i| replaces the gradient. (The
         attack of Dong et al., CVPR 2018, with its step size and start, is `mi_fgsm`.)
-      keep_best: return the best iterate (fooling first, then highest loss) rather than
-        the last one.
+      keep_best: return the best point (fooling first, then highest loss), x among them,
+        rather than the last one.
       early_exit: return the first iterate that fools, and stop once all samples are
         solved; off, every step runs and the fooling iterate of highest loss wins.
 
     Returns:
-      AttackResult; k gradients and one forward pass for each restart.
+      AttackResult; k gradients and one forward pass for each restart, and one for x
+      where it is not the start itself.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -129,6 +130,9 @@ def _pgd(problem, y, keys, step_size, *, restarts, loss, targeted, **options):
 
     loss_dtype = jax.eval_shape(objective, x)[0].dtype
     best = ascent.Best.none(x, loss_dtype)
+    if keys is not None and options["keep_best"]:
+        judged = lowering.fast(objective, forward=True)(x)
+        best = best.update(x, *judged, freeze=options["early_exit"], replace=False)
     best = run(0, best) if restarts == 1 else lax.fori_loop(0, restarts, run, best)
     if targeted:
         best = best._replace(loss=-best.loss)

@@ -301,19 +301,46 @@ def test_composes_with_jit_vmap_and_grad():
 
 
 def test_a_pgd_step_costs_one_gradient():
-    # the loop body holds one forward and one backward pass: 2 + 1 products, and
-    # outside the loop one forward pass judges the last iterate
+    # the loop body holds one forward and one backward pass, 2 products each; outside
+    # the loop one forward pass judges the last iterate, and one x, if it is not the
+    # start and may be returned
     def model(x):
         return jnp.tanh(x.reshape(8, -1) @ W) @ W[:4]
 
-    text = str(
-        jax.make_jaxpr(
-            lambda x: attacks.pgd(model, x, Y, key=KEY, ball=Linf(0.1), steps=7).x_adv
-        )(X)
-    )
-    body = text[text.index("body_jaxpr") :]
-    assert text.count("dot_general") == 2 + 2 + 2  # body: 2 forward + 2 back, then 2
-    assert "while" in text and "dot_general" in body
+    for options, forward in (
+        ({"key": KEY}, 2),
+        ({"key": KEY, "keep_best": False}, 1),
+        ({"random_start": False}, 1),
+    ):
+        attack = functools.partial(attacks.pgd, ball=Linf(0.1), steps=7, **options)
+        text = str(
+            jax.make_jaxpr(lambda x, attack=attack: attack(model, x, Y).x_adv)(X)
+        )
+        body = text[text.index("body_jaxpr") :]
+        assert text.count("dot_general") == 2 + 2 + 2 * forward
+        assert "while" in text and "dot_general" in body
+
+
+def test_the_clean_image_is_among_those_that_pgd_chooses_from():
+    """A model that is fooled at x alone, and one whose loss is highest there."""
+
+    def peak(height, x):
+        near = jnp.abs(x - X).reshape(8, -1).max(axis=1) < 1e-6
+        return jnp.stack([jnp.zeros(8), jnp.where(near, height, -1.0)], axis=1)
+
+    y = jnp.zeros(8, jnp.int32)
+    for height, fooled in ((1.0, True), (-0.5, False)):
+        run = functools.partial(
+            attacks.pgd, Partial(peak, height), X, y, key=KEY, ball=Linf(0.1), steps=3
+        )
+        out = run()
+        np.testing.assert_array_equal(out.x_adv, X)
+        np.testing.assert_array_equal(out.success, fooled)
+        np.testing.assert_array_equal(out.first_success, 0 if fooled else -1)
+        np.testing.assert_array_equal(out.queries, 5)
+        early = run(restarts=2, early_exit=True)
+        np.testing.assert_array_equal(early.queries, 1 if fooled else 9)
+        assert not run(keep_best=False).success.any()
 
 
 @pytest.mark.parametrize("reference", ["natural", "start"])
