@@ -2,8 +2,9 @@
 
 `autoattack` and `robjax.evaluation` are two readings of what `run` records. It works on
 the host: the clean images first, then each attack on the samples that it is to see,
-gathered into batches of one size, the last of a power of two. So an attack compiles at
-most twice. A sample's draws depend on its own key alone.
+gathered into batches of one size and, for the rest, of powers of two (`Task.chunks`).
+So an attack compiles for a few sizes only. A sample's draws depend on its own key
+alone.
 
 With `folder`, every batch is a file, written when it is done (whole, or not there at
 all). A run that was killed reads them and goes on with the next batch: what it ends

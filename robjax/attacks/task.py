@@ -15,6 +15,7 @@ from robjax.inputs import Bounds
 
 # Larger batches leave the caches of a CPU: per image they took up to 28 % longer.
 _BATCH_SIZES = {"cpu": 64}
+_SMALLEST = 8  # a smaller batch saves less than its compilation takes
 
 
 class Task(NamedTuple):
@@ -96,16 +97,26 @@ class Task(NamedTuple):
     def chunks(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Splits an index into (batch, how many of it are real).
 
-        A batch has `batch_size` samples, or if it is the last, the power of two that
-        suffices (and can be shared by all devices); copies of its first fill it up.
+        All batches but the last ones have `batch_size` samples. What is left goes into
+        the power of two that suffices (and can be shared by all devices), filled up
+        with copies of its first sample; on a CPU, where these cost as much as others,
+        into half of it and a smaller one if they were more than a quarter.
         """
-        devices = self.mesh.size
-        for start in range(0, len(index), self.batch_size):
-            chunk = index[start : start + self.batch_size]
-            size = max(1 << (len(chunk) - 1).bit_length(), devices)
-            size = min(-(-size // devices) * devices, self.batch_size)
+        start = 0
+        while start < len(index):
+            size = self._batch_for(len(index) - start)
+            chunk = index[start : start + size]
             padding = (0, size - len(chunk))
             yield np.pad(chunk, padding, constant_values=chunk[0]), len(chunk)
+            start += size
+
+    def _batch_for(self, left: int) -> int:
+        devices = self.mesh.size
+        size = max(1 << (left - 1).bit_length(), _SMALLEST)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        if on_cpu and size > 2 * _SMALLEST and size - left > size // 4:
+            size //= 2
+        return min(-(-size // devices) * devices, self.batch_size)
 
 
 def to_images(images: Any, scale: float | None) -> jax.Array:

@@ -167,11 +167,17 @@ def test_chunks_cover_the_index_in_few_sizes(count, batch_size, devices):
     chunks = list(task.chunks(index))
     real = np.concatenate([chunk[:n] for chunk, n in chunks])
     np.testing.assert_array_equal(real, index)
-    assert {len(chunk) for chunk, _ in chunks[:-1]} <= {task.batch_size}
+    sizes = [len(chunk) for chunk, _ in chunks]
+    assert sizes == sorted(sizes, reverse=True)
+    powers = [-(-(2**i) // devices) * devices for i in range(3, 7)]
+    assert set(sizes) <= {task.batch_size, *powers}
     for chunk, n in chunks:
         size = len(chunk)
         assert size % devices == 0 and n <= size <= task.batch_size
-        assert size < 2 * n + devices and set(chunk[n:]) <= {chunk[0]}
+        assert set(chunk[n:]) <= {chunk[0]}
+    assert all(n == size for size, (_, n) in zip(sizes[:-1], chunks, strict=False))
+    # no more copies than a quarter, or what the smallest batch takes
+    assert sizes[-1] - chunks[-1][1] <= max(sizes[-1] // 4, 7) + devices
 
 
 def test_draws_and_verdicts_do_not_depend_on_the_batch():
