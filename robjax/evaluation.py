@@ -160,7 +160,8 @@ def evaluate(
         bounds: lowest and highest value of an image.
         eot: draws over which verdicts on a randomised model are averaged.
         dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None:
-            that of the model. Verdicts are given on the model as it is.
+            that of the model. Verdicts are given on the model as it is; what they deny
+            of an attack's successes is attacked again on it.
         devices: devices that share each batch; default: all local ones.
         run_dir: folder for what every batch gave, images included, as it is done.
         resume: go on with the evaluation in `run_dir`, which must be this very one.

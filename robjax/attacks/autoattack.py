@@ -167,7 +167,8 @@ def autoattack(
       batch_size: most images at a time, over all devices together; default: 64 on a
         CPU, else 256.
       dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
-        of the model. Verdicts are given on the model as it is.
+        of the model. Verdicts are given on the model as it is; what they deny of an
+        attack's successes is attacked again on it.
       devices: devices that share each batch; default: all local ones.
       run_dir: folder for what every batch gave, images included, as it is done.
       resume: go on with the run in `run_dir`, which must be this very one.

@@ -65,7 +65,30 @@ class Column(NamedTuple):
 def attack_and_judge(
     task: Task, attack: Any, index: np.ndarray, salt: int | None
 ) -> tuple[Column, np.ndarray]:
-    """One attack (None: no change) on one batch; the whole batch, padding too."""
+    """One attack (None: no change) on one batch; the whole batch, padding too.
+
+    What it claims in a lower precision (`dtype`) and the verdict denies, it attacks
+    again in the precision of the model.
+    """
+    column, x_adv = _attack_and_judge(task, attack, index, salt)
+    denied = np.flatnonzero(column.claimed & ~column.fooled)
+    if task.attacked is task.model or not len(denied):
+        return column, x_adv
+    column, x_adv = jax.tree.map(np.array, (column, x_adv))  # writable
+    full = task._replace(attacked=task.model)
+    for rows, real in task.chunks(denied):
+        again, images = _attack_and_judge(full, attack, index[rows], salt)
+        rows, before = rows[:real], column.queries[rows[:real]]
+        x_adv[rows] = images[:real]
+        for values, new in zip(column, again, strict=True):
+            values[rows] = new[:real]
+        column.queries[rows] += before
+    return column, x_adv
+
+
+def _attack_and_judge(
+    task: Task, attack: Any, index: np.ndarray, salt: int | None
+) -> tuple[Column, np.ndarray]:
     x, y, keys = _place(task, task.take(index))
     size, result, ball = len(index), None, None
     if attack is not None:

@@ -290,6 +290,30 @@ def test_attacks_compute_in_bfloat16_and_verdicts_in_float32():
         inputs.rounded_to(jnp.int8, MODEL)
 
 
+def test_what_only_bfloat16_is_fooled_by_is_attacked_again_in_float32(tmp_path):
+    def model(slope, x):
+        """Of class 1 below ½ on average, by a margin that bfloat16 rounds to 0."""
+        score = slope * (0.5 - x.mean(axis=(1, 2, 3)))
+        return jnp.stack([jnp.ones_like(score), 1 + score], axis=1)
+
+    x = np.full((5, 2, 2, 1), 0.4, np.float32)
+    x[3] = 0.1  # too far from ½ for the ball, near enough for bfloat16
+    options = {"ball": Linf(0.2), "steps": 5, "random_start": False, "early_exit": True}
+    attack = {"pgd": functools.partial(attacks.pgd, **options)}
+    given = Partial(model, jnp.float32(0.005)), (x, np.ones(5, int)), attack
+    run_ = functools.partial(evaluate, *given, key=KEY, devices=jax.devices()[:1])
+    exact, rounded = run_(), run_(dtype="bfloat16", run_dir=tmp_path)
+    assert exact.correct.all()
+    np.testing.assert_array_equal(exact.robust, np.arange(5) == 3)
+    np.testing.assert_array_equal(rounded.robust, exact.robust)
+    one, two = exact.attacks["pgd"], rounded.attacks["pgd"]
+    np.testing.assert_array_equal(two.first_success, one.first_success)
+    # x, which seemed to fool, and the verdict that denied it come on top
+    np.testing.assert_array_equal(two.queries, one.queries + 2)
+    np.testing.assert_allclose(two.margin, one.margin, atol=1e-6)
+    assert rounded.warnings == ()
+
+
 # ------------------------------------------------------------------ what counts
 
 
