@@ -3,15 +3,16 @@
     python -m benchmarks.autoattack parity mnist-madry --norm Linf --points 1000
     python -m benchmarks.autoattack speed mnist-madry
     python -m benchmarks.autoattack ladder mnist-madry --points 1000
-    JAX_NUM_CPU_DEVICES=2 python -m benchmarks.autoattack batches digits-madry
+    JAX_NUM_CPU_DEVICES=2 python -m benchmarks.autoattack variants digits-madry
 
 `parity` attacks the same test images with robjax and with pyautoattack, which runs the
 network natively in PyTorch, and compares robust accuracies and verdicts. `speed` times
 both on 256 images (or fewer) that stay robust, and on as many of which half fall to
 PGD-40, and adds the floor: 1,910 input gradients and 5,942 forward passes for a robust
 image, at the speed of the compiled functions alone. `ladder` gives the robust accuracy
-under stronger and stronger attacks. `batches` lists the images whose verdict depends on
-the batch size or on the devices. `parity` and `speed` need torch and pyautoattack.
+under stronger and stronger attacks. `variants` lists the images whose verdict depends
+on the batch size, the devices or the precision of the attacks. `parity` and `speed`
+need torch and pyautoattack.
 """
 
 import argparse
@@ -58,12 +59,11 @@ def images_of(name: str, points: int) -> tuple[Any, jax.Array, jax.Array, float]
     return logits_fn, x, jnp.asarray(labels[:points]), eps
 
 
-def robjax_side(logits_fn, x, y, ball, run_dir: Path | None = None) -> Side:
+def robjax_side(logits_fn, x, y, ball, run_dir: Path | None = None, **options) -> Side:
     """`attacks.autoattack`, standard; the seconds are of this call (resumed or not)."""
     start, cpu = time.perf_counter(), time.process_time()
-    result = attacks.autoattack(
-        logits_fn, x, y, key=KEY, ball=ball, run_dir=run_dir, resume=run_dir is not None
-    )
+    options |= {"key": KEY, "ball": ball, "run_dir": run_dir}
+    result = attacks.autoattack(logits_fn, x, y, resume=run_dir is not None, **options)
     print(result.robust_accuracy, flush=True)
     return Side(time.perf_counter() - start, time.process_time() - cpu, ~result.success)
 
@@ -197,26 +197,25 @@ def ladder(name: str, points: int) -> None:
     print(f"  AutoAttack  {rate}\n{time.perf_counter() - start:.0f} s")
 
 
-def batches(name: str, norm: str, points: int) -> None:
-    """The images whose verdict is another one in other batches or on all devices."""
+def variants(name: str, norm: str, points: int) -> None:
+    """The images with another verdict in other batches, on all devices, in bfloat16."""
     logits_fn, x, y, eps = images_of(name, points)
     ball = Linf(eps) if norm == "Linf" else L2(EPS_L2[name.split("-")[0]])
+    one = jax.devices()[:1]
     first = None
-    for size, devices in (
-        (64, jax.devices()[:1]),
-        (256, jax.devices()[:1]),
-        (64, jax.devices()),
-    ):
-        result = attacks.autoattack(
-            logits_fn, x, y, key=KEY, ball=ball, batch_size=size, devices=devices
-        )
-        robust = ~np.asarray(result.success)
-        first = robust if first is None else first
-        others = np.flatnonzero(robust != first).tolist()
+    for what, options in {
+        "batches of 64": {"batch_size": 64, "devices": one},
+        "batches of 256": {"batch_size": 256, "devices": one},
+        f"{jax.device_count()} devices": {"batch_size": 64},
+        "bfloat16": {"batch_size": 64, "devices": one, "dtype": "bfloat16"},
+    }.items():
+        side = robjax_side(logits_fn, x, y, ball, **options)
+        first = side.robust if first is None else first
+        only_first, only_this = first & ~side.robust, side.robust & ~first
         print(
-            f"{name}, {norm} {ball.eps:.4g}, batches of {size}, "
-            f"{len(devices)} devices: "
-            f"{100 * robust.mean():.2f} % of {len(x)} robust, other verdicts: {others}",
+            f"| {name} | {norm} {ball.eps:.4g} | {len(x)} | {what} | "
+            f"{100 * side.robust.mean():.2f} | {np.flatnonzero(only_this).tolist()} | "
+            f"{np.flatnonzero(only_first).tolist()} | {side.seconds:.0f} |",
             flush=True,
         )
 
@@ -224,7 +223,7 @@ def batches(name: str, norm: str, points: int) -> None:
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=["parity", "speed", "ladder", "batches"])
+    parser.add_argument("what", choices=["parity", "speed", "ladder", "variants"])
     parser.add_argument("networks", nargs="+", help="as mnist-madry (`trained`)")
     parser.add_argument("--norm", nargs="+", choices=["Linf", "L2"], default=["Linf"])
     parser.add_argument("--points", type=int, default=1000)
@@ -236,13 +235,18 @@ def main() -> None:
             "only robjax breaks | only pyautoattack | robjax s | pyautoattack s |\n"
             "|---|---|---|---|---|---|---|---|---|---|"
         )
+    if args.what == "variants":
+        print(
+            "| network | ball | images | run | robust % | robust here only | "
+            "robust in the first only | s |\n|---|---|---|---|---|---|---|---|"
+        )
     for name in args.networks:
         if args.what == "parity":
             for norm in args.norm:
                 parity(name, norm, args.points)
-        elif args.what == "batches":
+        elif args.what == "variants":
             for norm in args.norm:
-                batches(name, norm, args.points)
+                variants(name, norm, args.points)
         elif args.what == "speed":
             speed(name, min(args.points, 256))
         else:

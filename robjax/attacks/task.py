@@ -111,11 +111,11 @@ class Task(NamedTuple):
             start += size
 
     def _batch_for(self, left: int) -> int:
-        devices = self.mesh.size
-        size = max(1 << (left - 1).bit_length(), _SMALLEST)
+        devices, enough = self.mesh.size, 1 << (left - 1).bit_length()
+        size = min(max(enough, _SMALLEST), self.batch_size)
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         if on_cpu and size > 2 * _SMALLEST and size - left > size // 4:
-            size //= 2
+            size = enough // 2
         return min(-(-size // devices) * devices, self.batch_size)
 
 
