@@ -183,20 +183,13 @@ def autoattack(
       ValueError: an argument is malformed, the message names it; `run_dir` holds a run
         and `resume` is False, or it holds another run.
     """
-    if version == "custom" and not attacks:
-        raise ValueError(f"attacks must name some for version 'custom', got {attacks}")
-    if version != "custom" and attacks is not None:
-        raise ValueError(f"attacks must be None for version {version!r}, got {attacks}")
-    if version == "custom" and reference_quirks:
-        raise ValueError(
-            "reference_quirks must be False for version 'custom', whose attacks have "
-            "options of their own, got True"
-        )
     problem = ascent.check(logits_fn, x, ball, bounds)
-    if attacks:
-        named = {name: _bind(attack, ball) for name, attack in attacks.items()}
-    else:
+    if version == "custom":
+        named = _custom(attacks, ball, reference_quirks)
+    elif attacks is None:
         named = suite(version, ball, eot=eot, reference_quirks=reference_quirks)
+    else:
+        raise ValueError(f"attacks must be None for version {version!r}, got {attacks}")
     task = Task.make(
         problem.logits_fn,
         np.asarray(problem.x),
@@ -220,8 +213,18 @@ def autoattack(
     return _summarise(outcome)
 
 
-def _bind(attack: Any, ball: Ball) -> Any:
-    return functools.partial(attack, ball=ball) if callable(attack) else attack
+def _custom(attacks: Any, ball: Ball, reference_quirks: bool) -> dict[str, Any]:
+    if not attacks:
+        raise ValueError(f"attacks must name some for version 'custom', got {attacks}")
+    if reference_quirks:
+        raise ValueError(
+            "reference_quirks must be False for version 'custom', whose attacks have "
+            "options of their own, got True"
+        )
+    return {
+        name: functools.partial(attack, ball=ball) if callable(attack) else attack
+        for name, attack in attacks.items()
+    }
 
 
 def _summarise(outcome: harness.Outcome) -> AutoAttackResult:

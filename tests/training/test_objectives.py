@@ -2,78 +2,27 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from robjax import attacks
 from robjax.balls import L2, Linf
 from robjax.models import MLP, Linear
 from robjax.training import objectives
 from robjax.training.objectives import Network
-
-BATCH, SIZE, CLASSES = 6, 4, 3
-
-
-class NormNet(nn.Module):
-    """One batch norm between two dense layers."""
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Dense(5)(x.reshape((x.shape[0], -1)))
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(CLASSES)(nn.tanh(x))
-
-
-def problem(model, dtype=jnp.float32, seed=0):
-    """A network, images in [.2, .8], labels and keys."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    x = jax.random.uniform(keys[0], (BATCH, 2, 2, 1), dtype, 0.2, 0.8)
-    y = jax.random.randint(keys[1], (BATCH,), 0, model.num_classes)
-    variables = jax.tree.map(lambda a: a.astype(dtype), model.init(keys[2], x))
-    return Network(model, variables), x, y, jax.random.split(keys[0], BATCH)
-
-
-def log_softmax(z):
-    z = np.asarray(z, np.float64)
-    return z - np.log(np.sum(np.exp(z), axis=1, keepdims=True))
-
-
-def softmax(z):
-    return np.exp(log_softmax(z))
-
-
-def linear_logits(network, x):
-    layer = network.variables["params"]["logits"]
-    weights = np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"])
-    return np.asarray(x, np.float64).reshape(len(x), -1) @ weights[0] + weights[1]
-
-
-def cross_entropy(z, y):
-    return -log_softmax(z)[np.arange(len(y)), y]
-
-
-def kl(z, z_moved):
-    p = np.exp(log_softmax(z))
-    return np.sum(p * (log_softmax(z) - log_softmax(z_moved)), axis=1)
-
-
-def attack_that_returns(monkeypatch, name, move):
-    """Makes attacks.<name> return move(logits_fn, images); returns its calls."""
-    calls = []
-
-    def fake(logits_fn, x, *labels, **options):
-        calls.append({"logits_fn": logits_fn, **options})
-        moved = move(logits_fn, x)
-        empty = jnp.zeros(len(x), jnp.int32)
-        zeros = jnp.zeros(len(x))
-        return attacks.AttackResult(moved, empty > 0, zeros, empty, zeros, empty)
-
-    monkeypatch.setattr(attacks, name, fake)
-    return calls
+from tests.training.by_hand import (
+    BATCH,
+    CLASSES,
+    attack_that_returns,
+    cross_entropy,
+    kl,
+    linear_logits,
+    log_softmax,
+    problem,
+    softmax,
+)
 
 
 def test_standard_is_the_cross_entropy():
@@ -370,139 +319,3 @@ def test_awp_is_the_loss_at_weights_moved_up_the_gradient(monkeypatch):
     np.testing.assert_array_equal(
         after.variables["params"]["logits"]["kernel"], layer["kernel"]
     )
-
-
-def explicit_fisher(network, x):
-    """F [B, d, d] of a linear network, by its definition."""
-    kernel = np.asarray(network.variables["params"]["logits"]["kernel"], np.float64)
-    p = np.exp(log_softmax(linear_logits(network, x)))
-    slopes = kernel.T[None] - (p @ kernel.T)[:, None, :]  # ∇_x log p_k [B, K, d]
-    return np.einsum("bk,bki,bkj->bij", p, slopes, slopes)
-
-
-PENALTIES = {
-    "trace": (
-        functools.partial(objectives.fisher_trace, weight=0.3),
-        lambda f: 0.3 * 0.5 * np.trace(f, axis1=1, axis2=2),
-    ),
-    "spectral": (
-        functools.partial(objectives.fisher_spectral, eps=0.8, weight=3.0),
-        lambda f: 3.0 * 0.4**2 / 2 * np.linalg.eigvalsh(f)[:, -1],
-    ),
-    "power iteration": (
-        functools.partial(
-            objectives.fisher_spectral, eps=0.8, weight=3.0, power_steps=60
-        ),
-        lambda f: 3.0 * 0.4**2 / 2 * np.linalg.eigvalsh(f)[:, -1],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PENALTIES)
-def test_fisher_penalties_are_those_of_the_explicit_matrix(name):
-    objective, penalty = PENALTIES[name]
-    network, x, y, keys = problem(Linear(CLASSES))
-    losses, _, _ = objective(network, x, y, keys=keys, strength=0.5)
-    expected = penalty(explicit_fisher(network, x))
-    expected += cross_entropy(linear_logits(network, x), y)
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", PENALTIES)
-def test_gradients_stay_finite_where_a_probability_underflows(name):
-    network, x, y, keys = problem(Linear(CLASSES))
-    layer = network.variables["params"]["logits"]
-    layer = {**layer, "bias": jnp.array([120.0, 0.0, 119.0])}
-
-    def loss(layer):
-        here = network._replace(variables={"params": {"logits": layer}})
-        return PENALTIES[name][0](here, x, y, keys=keys, strength=1.0)[0].mean()
-
-    for leaf in jax.tree.leaves(jax.grad(loss)(layer)):
-        assert np.isfinite(leaf).all()
-
-
-@pytest.mark.parametrize("name", PENALTIES)
-def test_gradient_of_a_fisher_penalty_against_finite_differences(name):
-    with jax.enable_x64(True):
-        network, x, y, keys = problem(MLP(CLASSES, widths=(5,)), jnp.float64)
-        flat, unravel = ravel_pytree(network.variables["params"])
-
-        @jax.jit
-        def loss(weights):
-            here = network._replace(variables={"params": unravel(weights)})
-            return PENALTIES[name][0](here, x, y, keys=keys, strength=1.0)[0].mean()
-
-        gradient = jax.grad(loss)(flat)
-        directions = jax.random.normal(jax.random.key(1), (8, len(flat)), jnp.float64)
-        steps = [loss(flat + 1e-5 * d) - loss(flat - 1e-5 * d) for d in directions]
-        np.testing.assert_allclose(
-            directions @ gradient, np.array(steps) / 2e-5, rtol=1e-5, atol=1e-7
-        )
-
-
-@pytest.mark.parametrize("attack", ["pgd", "kl_pgd"])
-def test_strength_scales_radius_and_step(monkeypatch, attack):
-    calls = attack_that_returns(monkeypatch, attack, lambda f, x: x)
-    name = {"pgd": "adversarial", "kl_pgd": "trades"}[attack]
-    network, x, y, keys = problem(Linear(CLASSES))
-    getattr(objectives, name)(
-        network, x, y, keys=keys, strength=0.25, ball=Linf(0.4), step_size=0.2
-    )
-    assert float(calls[0]["ball"].eps) == pytest.approx(0.1)
-    assert float(calls[0]["step_size"]) == pytest.approx(0.05)
-    assert calls[0]["key"] is keys
-
-
-class TestBatchNorm:
-    def network(self):
-        model = NormNet()
-        object.__setattr__(model, "num_classes", CLASSES)
-        network, x, y, keys = problem(model)
-        stats = jax.tree.map(lambda a: a + 0.5, network.variables["batch_stats"])
-        variables = {**network.variables, "batch_stats": stats}
-        return network._replace(variables=variables), x, y, keys
-
-    @pytest.mark.parametrize("name", ["adversarial", "trades"])
-    @pytest.mark.parametrize("mode", ["eval", "train"])
-    def test_attack_sees_the_chosen_mode(self, monkeypatch, name, mode):
-        attack = {"adversarial": "pgd", "trades": "kl_pgd"}[name]
-        calls = attack_that_returns(monkeypatch, attack, lambda f, x: x)
-        network, x, y, keys = self.network()
-        objective = functools.partial(getattr(objectives, name), attack_mode=mode)
-        objective(network, x, y, keys=keys, strength=1.0)
-        seen = calls[0]["logits_fn"](x)
-        expected = {
-            "eval": network.model.apply(network.variables, x),
-            "train": network.train(x)[0],
-        }
-        np.testing.assert_allclose(seen, expected[mode], rtol=1e-6)
-        other = expected["train" if mode == "eval" else "eval"]
-        assert np.max(np.abs(seen - other)) > 0.01
-
-    @pytest.mark.parametrize(
-        "name", ["standard", "adversarial", "trades", "mart", "fisher_trace"]
-    )
-    def test_running_statistics_move_towards_the_batch(self, monkeypatch, name):
-        attack_that_returns(monkeypatch, "pgd", lambda f, x: x)
-        attack_that_returns(monkeypatch, "kl_pgd", lambda f, x: x)
-        network, x, y, keys = self.network()
-        objective = getattr(objectives, name)
-        updated = objective(network, x, y, keys=keys, strength=1.0)[2].variables
-        dense = network.variables["params"]["Dense_0"]
-        batch_mean = (
-            x.reshape(BATCH, -1) @ dense["kernel"] + dense["bias"][None]
-        ).mean(0)
-        before = network.variables["batch_stats"]["BatchNorm_0"]["mean"]
-        forwards = 2 if name in ("trades", "mart") else 1
-        kept = 0.9**forwards
-        np.testing.assert_allclose(
-            updated["batch_stats"]["BatchNorm_0"]["mean"],
-            kept * before + (1 - kept) * batch_mean,
-            rtol=1e-5,
-            atol=1e-6,
-        )
-
-    def test_unknown_mode_is_an_error(self):
-        with pytest.raises(ValueError, match="attack_mode.*'evaluate'"):
-            self.network()[0].logits_fn("evaluate")  # pyright: ignore[reportArgumentType]
