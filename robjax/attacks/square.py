@@ -40,6 +40,11 @@ def square(
 
     A sample is frozen at its first success, and the loop ends when all are solved.
 
+    On a linear model 5000 queries reach the worst case in L∞ on 8 × 8 × 1 images, but
+    only 71–89 % of the largest rise of the margin in L2 and 67–92 % in L1, whose
+    windows have 3 × 3 pixels at least; on 28 × 28 × 1 images 71–78 % in L∞, 64–76 % in
+    L2, 71–78 % in L1 (normal weights; ε = 0.1, 0.1 √d and 0.05 d for d pixels).
+
     Args:
       logits_fn, y, bounds: as in `pgd`.
       x: [B, H, W, C] or [B, H, W]. For Linf also any other [B, *S], taken as one row of

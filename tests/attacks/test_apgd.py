@@ -12,7 +12,6 @@ from robjax import inputs, losses
 from robjax.attacks import apgd_l1, apgd_steps, draws
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.balls import L1, L2, Linf
-from tests.oracles.linear_attacks import best_margin
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32)
@@ -83,46 +82,6 @@ def test_first_window_counts_the_first_step_against_the_start(loss_sign, quirks)
 
 
 # --- against the reference implementation -------------------------------------------
-
-
-@pytest.mark.parametrize("large_reps", [False, True])
-@pytest.mark.parametrize("norm", BALLS)
-def test_two_classes_reach_the_worst_case_of_a_linear_model(norm, large_reps):
-    if large_reps and norm != "L1":
-        return
-    # one pixel in three is at the end of the box
-    w, eps = W[:, :2], {"Linf": 0.1, "L2": 0.4, "L1": 1.3}[norm]
-    x_all = X.at[:, 0].set(jnp.round(X[:, 0]))
-    y = jnp.argmax(linear(w, x_all), axis=1)
-    # far from the boundary nothing succeeds, so the loss climbs to the end
-    bias = jnp.where(jnp.arange(2)[None] == y[:, None], 50.0, 0.0)
-    worst = [
-        best_margin(w, x, int(t), norm, eps) for x, t in zip(x_all, y, strict=True)
-    ]
-    out = apgd_targeted(
-        lambda x: linear(w, x) + bias,
-        *(x_all, y),
-        key=KEY,
-        ball=BALLS[norm](eps),
-        large_reps=large_reps,
-    )
-    assert not out.success.any()
-    np.testing.assert_array_equal(out.queries, 104 if large_reps else 102)
-    np.testing.assert_allclose(out.loss + 50, worst, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("classes", "attack"), [(2, DLR), (3, apgd_targeted), (5, apgd_targeted)]
-)
-def test_verdicts_on_a_linear_model_are_exact(classes, attack):
-    w, eps = W[:, :classes], 0.06
-    y = jnp.argmax(linear(w, X), axis=1)
-    worst = np.array(
-        [best_margin(w, x, int(t), "Linf", eps) for x, t in zip(X, y, strict=True)]
-    )
-    assert (worst > 0).any() and (worst < 0).any() and np.abs(worst).min() > 1e-3
-    out = attack(Partial(linear, w), X, y, key=KEY, ball=Linf(eps))
-    np.testing.assert_array_equal(out.success, worst > 0)
 
 
 @settings(max_examples=25)

@@ -11,7 +11,6 @@ from jax.tree_util import Partial
 
 from robjax import attacks, losses
 from robjax.balls import L1, L2, Linf
-from tests.oracles.linear_attacks import best_gain
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(12, 4)), jnp.float32)
@@ -22,11 +21,6 @@ BALLS = [Linf(0.1), L2(0.4), L1(0.8, density=0.0)]
 
 def linear(w, x):
     return x.reshape(x.shape[0], -1) @ w
-
-
-def two_class(w, x):
-    score = x.reshape(x.shape[0], -1) @ w
-    return jnp.stack([-score, score], axis=1)
 
 
 Y = jnp.argmax(linear(W, X), axis=1)
@@ -46,72 +40,6 @@ def net():
     variables = Net().init(jax.random.key(1), x)
     model = Partial(Net().apply, variables)
     return model, x, jnp.argmax(model(x), axis=1)
-
-
-def worst_score(w, x, ball, sign):
-    """min over ball ∩ [0,1]^d of sign·⟨w, x + δ⟩, exact, in float64."""
-    w = sign * np.asarray(w, np.float64)
-    gain = best_gain(-w, x, type(ball).__name__, ball.eps)
-    return w @ np.asarray(x, np.float64).ravel() - gain
-
-
-@pytest.mark.parametrize("ball", BALLS, ids=str)
-def test_pgd_reaches_the_worst_case_of_a_linear_model(ball):
-    w = W[:, 0]
-    y = (X.reshape(8, -1) @ w > 0).astype(jnp.int32)
-    # steps of ε/4 and more: near the optimum only their direction along it counts
-    out = attacks.pgd(
-        Partial(two_class, w),
-        X,
-        y,
-        key=KEY,
-        ball=ball,
-        steps=200,
-        step_size=(ball.eps if isinstance(ball, L2) else ball.eps / 4),
-        loss=losses.margin,
-    )
-    signs = np.where(y == 1, 1.0, -1.0)
-    worst = [worst_score(w, x, ball, s) for x, s in zip(X, signs, strict=True)]
-    np.testing.assert_allclose(-np.asarray(out.loss) / 2, worst, atol=1e-4)
-    np.testing.assert_array_equal(out.success, np.array(worst) < 0)
-
-
-def test_fgsm_is_the_exact_worst_case_of_a_linear_model_in_linf():
-    w, ball = W[:, 1], Linf(0.07)
-    y = (X.reshape(8, -1) @ w > 0).astype(jnp.int32)
-    out = attacks.fgsm(Partial(two_class, w), X, y, ball=ball, loss=losses.margin)
-    signs = np.where(y == 1, 1.0, -1.0)
-    worst = [worst_score(w, x, ball, s) for x, s in zip(X, signs, strict=True)]
-    np.testing.assert_allclose(-np.asarray(out.loss) / 2, worst, atol=2e-6)
-    assert (out.queries == 2).all()
-
-
-@pytest.mark.parametrize("eps", [0.01, 0.1, 0.25])
-@pytest.mark.parametrize("norm", ["L2", "L1", "L1, default density"])
-def test_fgsm_is_the_closed_form_where_the_box_is_far(norm, eps):
-    """In L2 along ±w/‖w‖₂, in L1 all of ε on the pixel of largest |w|."""
-    w = np.asarray(W[:, 2], np.float64)
-    x = 0.5 + 0.4 * (np.asarray(X, np.float64) - 0.5)
-    y = (x.reshape(8, -1) @ w > 0).astype(int)
-    if norm == "L2":
-        ball, step = L2(eps), w / np.sqrt((w**2).sum())
-    else:
-        ball = L1(eps, density=0.0) if norm == "L1" else L1(eps)
-        step = np.sign(w) * (np.arange(w.size) == np.abs(w).argmax())
-    sign = np.where(y == 1, -1.0, 1.0)
-    expected = x.reshape(8, -1) + eps * sign[:, None] * step
-    out = attacks.fgsm(
-        Partial(two_class, W[:, 2]),
-        jnp.asarray(x, jnp.float32),
-        jnp.asarray(y),
-        ball=ball,
-    )
-    np.testing.assert_allclose(out.x_adv.reshape(8, -1), expected, atol=5e-7)
-    # a pixel is rounded by 6e-8 at most, and there are 12
-    np.testing.assert_allclose(out.distance, eps, atol=12 * 6e-8)
-    crossed = sign * (expected @ w)  # what is left of the score, beyond 0
-    assert np.abs(crossed).min() > 1e-4
-    np.testing.assert_array_equal(out.success, crossed > 0)
 
 
 def plain_pgd(model, x, y, ball, steps, step_size):

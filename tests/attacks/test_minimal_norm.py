@@ -7,11 +7,10 @@ import numpy as np
 import optax
 import pytest
 from jax.tree_util import Partial
-from scipy.optimize import linprog
 
 from robjax import attacks, data, losses
 from robjax.balls import L0, L1, L2, Linf
-from tests.oracles.linear_attacks import best_gain
+from tests.oracles.linear_attacks import shortest
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -68,68 +67,6 @@ def length(norm, delta):
     return np.linalg.norm(delta, ord=order, axis=1)
 
 
-def to_hyperplane(w, need, x, norm):
-    """The least ‖δ‖ with ⟨w, δ⟩ ≥ need > 0 and x + δ in the box; inf if there is none.
-
-    L∞ and L1 by linear programming, L2 by bisection, L0 by taking what helps most.
-    """
-    if best_gain(w, x, "Linf", 1.0) < need:
-        return np.inf
-    if norm == "L0":
-        gains = np.sort(np.where(w > 0, w * (1 - x), -w * x))[::-1]
-        return 1 + np.flatnonzero(gains.cumsum() >= need)[0]
-    if norm == "L2":
-        room, low, high = np.where(w > 0, 1 - x, x), 0.0, 1e6
-        for _ in range(100):
-            middle = (low + high) / 2
-            far = np.abs(w) @ np.minimum(middle * np.abs(w), room) >= need
-            low, high = (low, middle) if far else (middle, high)
-        return np.linalg.norm(np.minimum(high * np.abs(w), room))
-    n = x.size
-    # variables: δ, then one bound on all |δ_i| (L∞) or one on each (L1)
-    bound = np.ones((n, 1)) if norm == "Linf" else np.eye(n)
-    solution = linprog(
-        np.r_[np.zeros(n), np.ones(bound.shape[1])],
-        A_ub=np.block([[np.eye(n), -bound], [-np.eye(n), -bound]]),
-        b_ub=np.zeros(2 * n),
-        A_eq=np.r_[w, np.zeros(bound.shape[1])][None],
-        b_eq=[need],
-        bounds=[(-u, 1 - u) for u in x] + [(0, None)] * bound.shape[1],
-    )
-    return solution.fun
-
-
-def shortest(model, x, y, norm, margin=0.0):
-    """[B] distance to the nearest image whose margin in a linear model is `margin`."""
-    w, bias = (np.asarray(a, np.float64) for a in model.args)
-    images = np.asarray(x, np.float64).reshape(len(x), -1)
-    logits = images @ w + bias
-    return np.array(
-        [
-            min(
-                to_hyperplane(w[:, c] - w[:, t], z[t] - z[c] + margin, image, norm)
-                for c in range(w.shape[1])
-                if c != t
-            )
-            for image, z, t in zip(images, logits, np.asarray(y), strict=True)
-        ]
-    )
-
-
-@pytest.mark.parametrize(("attack", "norm"), CASES)
-def test_reaches_the_minimal_distance_of_a_linear_model(attack, norm):
-    for seed, classes in enumerate([2, 3, 10, 10]):
-        model, y = linear_problem(classes, seed)
-        out = run(attack, norm, model, y=y)
-        expected = shortest(model, X, y, norm)
-        np.testing.assert_array_equal(out.success, np.isfinite(expected))
-        # where the box leaves only pixels of little weight, rounding counts for more
-        rounded = shortest(model, X, y, norm, margin=2e-5)
-        assert (out.distance <= np.maximum(rounded, 1.0001 * expected)).all()
-        close = np.isclose(out.distance, expected, rtol=1e-4, atol=0)
-        assert close.sum() >= 7 and (close | (out.distance > expected)).all()
-
-
 @pytest.mark.parametrize(("attack", "norm"), ONE_EACH)
 def test_two_logits_and_other_bounds(attack, norm):
     model, y = linear_problem(2, outputs=2)
@@ -139,7 +76,9 @@ def test_two_logits_and_other_bounds(attack, norm):
     options = {"init_weight": 16.0} if attack is attacks.carlini_wagner else {}
     short = {**SHORT[attack], **options}
     out = attack(wide, 4 * X - 1, y, ball=L2(100.0), bounds=(-1.0, 3.0), **short)
-    np.testing.assert_allclose(out.distance, 4 * shortest(model, X, y, norm), rtol=1e-4)
+    np.testing.assert_allclose(
+        out.distance, 4 * shortest(*model.args, X, y, norm), rtol=1e-4
+    )
     assert out.x_adv.min() >= -1 and out.x_adv.max() <= 3
 
 
@@ -246,7 +185,7 @@ def test_confident_images_of_carlini_wagner():
     onehot = jax.nn.one_hot(Y, 10)
     # a margin of at least 1 is to a model misclassified whose label has 1 more
     shifted = [
-        shortest(Partial(linear, w, bias + row), X[i : i + 1], Y[i : i + 1], "L2")[0]
+        shortest(w, bias + row, X[i : i + 1], Y[i : i + 1], "L2")[0]
         for i, row in enumerate(onehot)
     ]
     np.testing.assert_allclose(sure.distance, shifted, rtol=1e-4)

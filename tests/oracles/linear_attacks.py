@@ -1,6 +1,7 @@
 """What the best attack on a linear model does, in float64."""
 
 import numpy as np
+from scipy.optimize import linprog
 
 
 def best_gain(w, x, norm, eps) -> float:
@@ -33,3 +34,53 @@ def best_margin(weights, x, y, norm, eps) -> float:
     weights, x = np.asarray(weights, np.float64), np.asarray(x, np.float64).ravel()
     gaps = [weights[:, c] - weights[:, y] for c in range(weights.shape[1]) if c != y]
     return max(float(gap @ x) + best_gain(gap, x, norm, eps) for gap in gaps)
+
+
+def to_hyperplane(w, need, x, norm):
+    """The least ‖δ‖ with ⟨w, δ⟩ ≥ need > 0 and x + δ in the box; inf if there is none.
+
+    L∞ and L1 by linear programming, L2 by bisection, L0 by taking what helps most.
+    """
+    if best_gain(w, x, "Linf", 1.0) < need:
+        return np.inf
+    if norm == "L0":
+        gains = np.sort(np.where(w > 0, w * (1 - x), -w * x))[::-1]
+        return 1 + np.flatnonzero(gains.cumsum() >= need)[0]
+    if norm == "L2":
+        room, low, high = np.where(w > 0, 1 - x, x), 0.0, 1e6
+        for _ in range(100):
+            middle = (low + high) / 2
+            far = np.abs(w) @ np.minimum(middle * np.abs(w), room) >= need
+            low, high = (low, middle) if far else (middle, high)
+        return np.linalg.norm(np.minimum(high * np.abs(w), room))
+    n = x.size
+    # variables: δ, then one bound on all |δ_i| (L∞) or one on each (L1)
+    bound = np.ones((n, 1)) if norm == "Linf" else np.eye(n)
+    solution = linprog(
+        np.r_[np.zeros(n), np.ones(bound.shape[1])],
+        A_ub=np.block([[np.eye(n), -bound], [-np.eye(n), -bound]]),
+        b_ub=np.zeros(2 * n),
+        A_eq=np.r_[w, np.zeros(bound.shape[1])][None],
+        b_eq=[need],
+        bounds=[(-u, 1 - u) for u in x] + [(0, None)] * bound.shape[1],
+    )
+    return solution.fun
+
+
+def shortest(weights, bias, x, y, norm, margin=0.0):
+    """[B] distance to the nearest image of this margin for z = x weights + bias."""
+    weights, bias = (np.asarray(a, np.float64) for a in (weights, bias))
+    images = np.asarray(x, np.float64).reshape(len(x), -1)
+    logits = images @ weights + bias
+    return np.array(
+        [
+            min(
+                to_hyperplane(
+                    weights[:, c] - weights[:, t], z[t] - z[c] + margin, image, norm
+                )
+                for c in range(len(bias))
+                if c != t
+            )
+            for image, z, t in zip(images, logits, np.asarray(y), strict=True)
+        ]
+    )
