@@ -1,7 +1,7 @@
 """Throughput of the attacks against their floor: k steps cost k input gradients.
 
     python -m benchmarks.attack_throughput [--models cnn resnet20 …] [--peers]
-    python -m benchmarks.attack_throughput --every-attack [--batch-sizes 32]
+    python -m benchmarks.attack_throughput --every-attack [--dtype bfloat16]
 
 For each network, batch size and step count: seconds of the first call (tracing and
 compilation), images/s, milliseconds a step, and the ratio of the whole attack to
