@@ -15,8 +15,7 @@ less the best later one. Model calls (forward passes) and gradients (vector-Jaco
 products, several on one pass where an attack looks at several classes) are those of a
 mean image; the floor is the time of as many alone. Where images end their walks one by
 one, a batch runs for its slowest: that of `deepfool` and `carlini_wagner` exceeds their
-floor. The one forward pass of `kl_pgd` that makes its reference is not among its calls.
-`benchmarks.autoattack` races the ensemble against the reference.
+floor. `benchmarks.autoattack` races the ensemble against the reference.
 """
 
 import argparse

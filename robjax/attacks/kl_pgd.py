@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from robjax import inputs, losses
+from robjax import inputs, losses, lowering
 from robjax.attacks import ascent
 from robjax.attacks.ascent import AttackResult
 from robjax.balls import Ball, per_sample
@@ -46,7 +46,8 @@ def kl_pgd(
 
     Returns:
       AttackResult; `loss` is the divergence in nats, `success` means that the
-      prediction differs from the one at x_ref.
+      prediction differs from the one at x_ref; `first_success` 0 is the start. k
+      gradients (from "start" k − 1) and two forward passes, one of them at x_ref.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -81,7 +82,7 @@ def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
         x_ref, steps = start, steps - 1
         moved = start + per_sample(step_size, x) * direction
         start = ball.project(moved, x, bounds)
-    reference_logits = logits_fn(x_ref)
+    reference_logits = lowering.fast(logits_fn, forward=True)(x_ref)
 
     def objective(v):
         logits = logits_fn(v)
@@ -99,4 +100,4 @@ def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
         steps=steps,
         keep_best=keep_best,
     )
-    return best.result(x, ball)
+    return best._replace(queries=best.queries + 1).result(x, ball)

@@ -279,6 +279,8 @@ def test_kl_pgd_climbs_the_divergence(reference, net):
     noise = x + jax.random.uniform(KEY, x.shape, minval=-0.1, maxval=0.1)
     random = losses.kl(model(x), model(jnp.clip(noise, 0, 1)))
     assert (out.loss > 2 * random).all()
+    # at the reference, at 10 points of the path and at its end; from "start" 9
+    assert (out.queries == (12 if reference == "natural" else 11)).all()
     assert (out.distance <= 0.1 + 1e-7).all()
     if reference == "natural":
         value = losses.kl(model(x), model(out.x_adv))
