@@ -383,3 +383,15 @@ def test_the_cascade_over_a_data_set_is_autoattack(whole):
     rates = [whole.accuracy.mean]
     rates += [whole.robust_accuracy(name).mean for name in whole.attacks]
     assert list(out.robust_accuracy.values()) == pytest.approx(rates)
+
+
+def test_arguments_bound_by_position_come_first_as_ever():
+    def scaled(factor, logits_fn, x, y, *, ball, **options):
+        return attacks.pgd(logits_fn, x, y, ball=Linf(factor * ball.eps), **options)
+
+    factors = {"half": 0.5, "third": np.float32(1 / 3)}
+    named = {k: functools.partial(scaled, f, ball=BALL) for k, f in factors.items()}
+    out = evaluate(MODEL, (X, Y), named, key=KEY, devices=jax.devices()[:1])
+    for name, factor in factors.items():
+        expected = factor * BALL.eps
+        np.testing.assert_allclose(out.attacks[name].distance, expected, rtol=1e-5)
