@@ -123,12 +123,15 @@ class L2:
     def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
         # radius ~ ε U^{1/d}, direction uniform on the sphere
         pairs = jax.vmap(jax.random.split)(keys)
-        direction = _unit(_draw(jax.random.normal, pairs[:, 0], x))
+        direction = _draw(jax.random.normal, pairs[:, 0], x)
+        length = _length(_flat(direction))[:, 0]
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (), x.dtype))(
             pairs[:, 1]
         )
         radius = self.eps * uniform ** (1 / _flat(x).shape[1])
-        return per_sample(radius, x) * direction
+        # one factor: two are rounded in another order where a batch is one sample
+        factor = radius / jnp.where(length > 0, length, 1)
+        return per_sample(factor, x) * direction
 
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
         del v, bounds

@@ -89,7 +89,8 @@ def run(
         correct = ~columns["clean"].fooled if columns else robust
         todo = np.flatnonzero(robust if cascade else correct)
         columns[name] = column = Column.empty(count)
-        bar = tqdm(total=len(todo), desc=name, disable=not progress, unit="image")
+        bar = tqdm(total=len(todo), desc=name, disable=not progress, unit="image",
+                   postfix=_share(robust))  # fmt: skip
         for chunk, (index, real) in enumerate(task.chunks(todo)):
             salt = number if cascade else None
             judged, images = store.recall(
@@ -106,10 +107,14 @@ def run(
             if x_adv is not None:
                 x_adv[index[:real][won]] = images[won]
             robust[index[:real][won]] = False
-            bar.set_postfix_str(f"robust {100 * robust.mean():.2f} %", refresh=False)
+            bar.set_postfix_str(_share(robust), refresh=False)
             bar.update(real)
         bar.close()
     return Outcome(columns, x_adv, doubts.find(task, attacks, columns))
+
+
+def _share(robust: np.ndarray) -> str:
+    return f"robust {100 * robust.mean():.2f} %"
 
 
 def _check_attack(name: str, attack: Any, task: Task) -> None:

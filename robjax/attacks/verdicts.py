@@ -202,7 +202,7 @@ def _attack(model, x, y, keys, ball, numbers, *, options, bounds, mesh):
         args, keywords = jax.tree.unflatten(tree, leaves)
         if ball is not None:
             keywords["ball"] = ball
-        return function(model, x, y, *args, **keywords, key=keys, bounds=bounds)
+        return function(*args, model, x, y, **keywords, key=keys, bounds=bounds)
 
     radius = jax.tree.map(lambda eps: share if eps.ndim else whole, ball)
     specs = (whole, share, share, share, radius, whole)

@@ -1,7 +1,9 @@
 """What evaluations write, take up again, share among devices and let count."""
 
 import functools
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from jax.tree_util import Partial
 
 from robjax import attacks, data, inputs, storage
-from robjax.attacks import verdicts
+from robjax.attacks import harness, verdicts
 from robjax.balls import L1, L2, Linf
 from robjax.evaluation import evaluate
 
@@ -50,9 +52,23 @@ def run(folder=None, *, devices=1, **options):
     )  # fmt: skip
 
 
+def ensemble(**options):
+    return attacks.autoattack(
+        MODEL, X, Y, key=KEY, ball=BALL, version="custom", attacks=suite(),
+        batch_size=8, devices=jax.devices()[:1], **options,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def whole():
     return run()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    run(folder)
+    return folder
 
 
 def assert_identical(one, other):
@@ -74,38 +90,51 @@ def test_the_attacks_leave_something_to_each_other(whole):
 # ------------------------------------------------------------------ files
 
 KILLED = """
-import os, signal, sys
-from robjax import storage
+import os, signal, stat, sys
 from tests.attacks import test_harness
 
-save, left = storage.save_npz, [int(sys.argv[2])]
+flush, left = os.fsync, int(sys.argv[2])
 
-def save_or_die(path, arrays):
-    left[0] -= 1
-    if not left[0]:
-        open(path.with_name("." + path.name + ".torn"), "wb").write(b"half a file")
+def flush_or_die(descriptor):
+    global left
+    left -= stat.S_ISREG(os.fstat(descriptor).st_mode)
+    if not left:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-    save(path, arrays)
+    flush(descriptor)
 
-storage.save_npz = save_or_die
-test_harness.run(sys.argv[1])
+os.fsync = flush_or_die
+test_harness.run(sys.argv[1], resume=True)
 """
 
 
-@pytest.mark.parametrize("batches", [5])
-def test_killed_and_taken_up_again_it_ends_with_the_same(whole, tmp_path, batches):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, str(folder), str(batches)]
+def files_of(folder):
+    """In the order in which a run writes them."""
+    batches = sorted(str(path.relative_to(folder)) for path in folder.glob("*/0*.npz"))
+    return ["run.json"] * (folder / "run.json").exists() + batches
+
+
+def test_killed_again_and_again_it_ends_with_the_same(whole, begun, tmp_path):
+    """Each time in the middle of a file: the first, the last, one of each attack."""
+    files, folder, done = files_of(begun), tmp_path / "run", 0
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.getcwd()}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = sorted(folder.glob("*/*.npz"))
-    assert len(done) == batches - 1
-    before = [path.stat().st_mtime_ns for path in done]
+    second = [
+        files.index(f"{name}/000001.npz") for name in ("01-pgd_one_step", "02-apgd")
+    ]
+    for fatal in (0, 1, *second, len(files) - 1):
+        command = [sys.executable, "-c", KILLED, str(folder), str(fatal - done + 1)]
+        killed = subprocess.run(
+            command, env=environment, capture_output=True, text=True
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert files_of(folder) == files[:fatal]
+        done = fatal
+    before = [(folder / name).stat().st_mtime_ns for name in files[:done]]
     assert_identical(run(folder, resume=True), whole)
-    assert [path.stat().st_mtime_ns for path in done] == before
-    # and once more, when there is nothing left to do
+    assert [(folder / name).stat().st_mtime_ns for name in files[:done]] == before
+    # and once more, when there is nothing left to do; its images are on disk, too
     assert_identical(run(folder, resume=True), whole)
+    assert_identical(ensemble(run_dir=folder, resume=True), ensemble())
 
 
 def test_every_batch_is_on_disk_with_its_images(whole, tmp_path):
@@ -120,13 +149,6 @@ def test_every_batch_is_on_disk_with_its_images(whole, tmp_path):
             np.testing.assert_array_equal(batch["fooled"], wrong)
             won = whole.fooled_by[batch["index"]] == number
             np.testing.assert_array_equal(batch["fooled"], won)
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("begun")
-    run(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -196,6 +218,41 @@ def test_a_damaged_batch_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"000000\.npz is not a readable"):
         run(tmp_path, resume=True)
+
+
+# ------------------------------------------------------------------ progress
+
+
+def collapsed(values):
+    return [value for value, _ in itertools.groupby(values)]
+
+
+@pytest.mark.parametrize("run", [run, ensemble], ids=["evaluate", "autoattack"])
+def test_the_bars_show_the_robust_accuracy_so_far(run, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "tqdm", functools.partial(harness.tqdm, mininterval=0))
+    fooled_by = run(progress=True).fooled_by
+    shown = capsys.readouterr().err
+    # evaluations and ensembles count from the clean image, number 0
+    robust = np.ones(len(Y), bool)
+    for number, name in enumerate(["clean", *suite()]):
+        expected, todo = [robust.mean()], np.flatnonzero(robust)
+        for batch in np.split(todo, range(8, len(todo), 8)):
+            robust[batch] = fooled_by[batch] != number
+            expected.append(robust.mean())
+        found = re.findall(rf"\r{name}: .*?robust ([\d.]+) %", shown)
+        assert collapsed(found) == collapsed(f"{100 * e:.2f}" for e in expected), name
+        assert f"{len(todo)}/{len(todo)} [" in shown
+    np.testing.assert_array_equal(robust, fooled_by < 0)
+    run()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_without_an_image_left_shows_the_robust_accuracy_too(capsys):
+    run_ = functools.partial(evaluate, MODEL, (X, Y), key=KEY, cascade=True)
+    fgsm = functools.partial(attacks.fgsm, ball=Linf(1.0))
+    run_({"fgsm": fgsm, "again": fgsm}, devices=jax.devices()[:1], progress=True)
+    (last,) = re.findall(r"\ragain: .*robust ([\d.]+) %", capsys.readouterr().err)[-1:]
+    assert last == "0.00"
 
 
 # ------------------------------------------------------------------ devices, precision
@@ -344,12 +401,21 @@ def test_the_box_has_no_slack():
 
 
 def test_the_cascade_over_a_data_set_is_autoattack(whole):
-    out = attacks.autoattack(
-        MODEL, X, Y, key=KEY, ball=BALL, version="custom", attacks=suite(),
-        batch_size=8, devices=jax.devices()[:1],
-    )  # fmt: skip
+    out = ensemble()
     np.testing.assert_array_equal(out.fooled_by, whole.fooled_by)
     np.testing.assert_array_equal(out.success, ~whole.robust)
     rates = [whole.accuracy.mean]
     rates += [whole.robust_accuracy(name).mean for name in whole.attacks]
     assert list(out.robust_accuracy.values()) == pytest.approx(rates)
+
+
+def test_arguments_bound_by_position_come_first_as_ever():
+    def scaled(factor, logits_fn, x, y, *, ball, **options):
+        return attacks.pgd(logits_fn, x, y, ball=Linf(factor * ball.eps), **options)
+
+    factors = {"half": 0.5, "third": np.float32(1 / 3)}
+    named = {k: functools.partial(scaled, f, ball=BALL) for k, f in factors.items()}
+    out = evaluate(MODEL, (X, Y), named, key=KEY, devices=jax.devices()[:1])
+    for name, factor in factors.items():
+        expected = factor * BALL.eps
+        np.testing.assert_allclose(out.attacks[name].distance, expected, rtol=1e-5)
