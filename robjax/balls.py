@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from robjax import numerics
 from robjax.inputs import Bounds
 
 _L1_ITERATIONS = 64
@@ -176,8 +177,8 @@ class L1:
         # a pixel that the box stops would take the whole step and lose it
         size = jnp.where(_room(flat, _flat(v), bounds) > 0, jnp.abs(flat), 0)
         count = max(1, round(self.density * size.shape[1]))
-        threshold = jax.lax.top_k(size, count)[0][:, -1:]
-        chosen = (size >= threshold) & (size > 0)
+        least = numerics.threshold(size, numerics.count, count - 1)
+        chosen = (size >= least) & (size > 0)
         # argmax breaks ties, so that density = 0 moves one coordinate
         first = jnp.arange(size.shape[1])[None] == jnp.argmax(size, axis=1)[:, None]
         chosen = chosen & first if count == 1 else chosen
@@ -210,10 +211,8 @@ def largest(values: jax.Array, count: jax.Array) -> jax.Array:
     """
     whole = jnp.floor(count).astype(jnp.int32)
     whole = jnp.broadcast_to(whole, values.shape[:1])[:, None]
-    falling = -jnp.sort(-values, axis=1)
-    index = jnp.clip(whole - 1, 0, values.shape[1] - 1)
-    threshold = jnp.take_along_axis(falling, index, axis=1)
-    above, at = values > threshold, values == threshold
+    least = numerics.threshold(values, numerics.count, whole - 1)
+    above, at = values > least, values == least
     left = whole - jnp.sum(above, axis=1, keepdims=True)
     return above | (at & (jnp.cumsum(at, axis=1) <= left))
 

@@ -1,4 +1,4 @@
-"""Numerics that stay accurate in float32: KL divergence, norms, chunked maps.
+"""Numerics that stay accurate in float32: KL divergence, norms; thresholds, chunks.
 
 Notation: logits z, z' [..., K]; p = softmax z, q = softmax z';
 u = (z' - z) - E_p[z' - z], the centred change of the logits.
@@ -104,6 +104,46 @@ def safe_norm(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     square = jnp.sum(x * x, axis)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def threshold(
+    values: jax.Array, total: Callable[[jax.Array], jax.Array], budget: Any
+) -> jax.Array:
+    """The least τ of `values` for which total(values > τ) is at most `budget`.
+
+    So with a count for `total` and k - 1 for `budget` the k-th largest value. Bisection
+    on the bits of the floats: on a CPU 10 to 40 times faster than sorting.
+
+    Args:
+        values: [B, n] floats, none of them NaN.
+        total: a set [B, n] of bool -> [B, 1]; no smaller for a larger set.
+        budget: scalar or [B, 1].
+
+    Returns:
+        [B, 1]; the largest value if even the empty set is too much.
+    """
+    integers = jnp.iinfo(f"int{jnp.finfo(values.dtype).bits}")
+
+    def reorder(code):
+        # read as integers, floats below 0 are in falling order
+        return jnp.where(code < 0, code ^ integers.max, code)
+
+    code = reorder(jax.lax.bitcast_convert_type(values, integers.dtype))
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
+        too_much = total(code > middle) > budget
+        return jnp.where(too_much, middle + 1, low), jnp.where(too_much, high, middle)
+
+    low, high = (f(code, axis=1, keepdims=True) for f in (jnp.min, jnp.max))
+    _, high = jax.lax.fori_loop(0, integers.bits, halve, (low, high))
+    return jax.lax.bitcast_convert_type(reorder(high), values.dtype)
+
+
+def count(chosen: jax.Array) -> jax.Array:
+    """How many of a set [B, n] of bool there are, [B, 1]; a `total` of `threshold`."""
+    return jnp.sum(chosen, axis=1, keepdims=True, dtype=jnp.int32)
 
 
 def map_batched(

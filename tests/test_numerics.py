@@ -148,3 +148,35 @@ def test_map_batched_equals_the_whole_batch_and_traces_once(size):
     value = jax.jit(lambda xs: numerics.map_batched(fn, xs, 4))(xs)
     chex.assert_trees_all_close(value, fn(xs))
     assert traces == [(min(size, 4),), (size,)]
+
+
+@given(seed=st.integers(0, 2**31), double=st.booleans())
+def test_threshold_is_the_k_th_largest_value(seed, double):
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(double):
+        values = rng.normal(size=(6, 9)) * 10.0 ** rng.integers(-40, 38, size=(6, 1))
+        values = np.where(rng.random((6, 9)) < 0.3, np.round(values), values)  # ties
+        values[rng.random((6, 9)) < 0.1] = rng.choice([-np.inf, np.inf, -0.0, 0.0])
+        values = values.astype(np.float64 if double else np.float32)
+        k = rng.integers(1, 10, size=(6, 1))
+        found = numerics.threshold(jnp.asarray(values), numerics.count, k - 1)
+        assert found.dtype == values.dtype
+        falling = -np.sort(-values, axis=1)
+        np.testing.assert_array_equal(found, np.take_along_axis(falling, k - 1, 1))
+
+
+@given(seed=st.integers(0, 2**31))
+def test_threshold_is_the_least_that_is_not_too_much(seed):
+    rng = np.random.default_rng(seed)
+    values, cost = rng.integers(-3, 4, size=(2, 6, 9)).astype(np.float32)
+    cost, budget = abs(cost), rng.integers(-1, 20, size=(6, 1))
+
+    def total(chosen):
+        return jnp.sum(jnp.where(chosen, cost, 0), axis=1, keepdims=True)
+
+    found = np.asarray(numerics.threshold(jnp.asarray(values), total, budget))
+    for row in range(6):
+        fits = [
+            v for v in values[row] if cost[row][values[row] > v].sum() <= budget[row]
+        ]
+        assert found[row, 0] == min(fits, default=values[row].max())

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from robjax import numerics
 from robjax.attacks import hyperplanes
 from robjax.attacks.apgd_steps import Peak, Plan, select
 from robjax.balls import L1, per_sample
@@ -156,7 +157,9 @@ def _sparse_sign(g: jax.Array, density: jax.Array) -> jax.Array:
     size = jnp.abs(flat)
     pixels = flat.shape[1]
     index = jnp.clip((1 - density) * pixels, 0, pixels - 1).astype(jnp.int32)
-    threshold = jnp.take_along_axis(jnp.sort(size, axis=1), index[:, None], axis=1)
-    sign = jnp.where(size >= threshold, jnp.sign(flat), 0)
+    # the one at this place in rising order
+    more = pixels - 1 - index[:, None]
+    least = numerics.threshold(size, numerics.count, more)
+    sign = jnp.where(size >= least, jnp.sign(flat), 0)
     count = jnp.sum(jnp.abs(sign), axis=1, keepdims=True)
     return (sign / jnp.where(count > 0, count, 1)).reshape(g.shape)

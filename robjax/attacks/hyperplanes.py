@@ -13,14 +13,14 @@ adversarial examples with a fast adaptive boundary attack", ICML 2020, eq. 4 and
 The L0 shift goes beyond the hyperplane, as far as its pixels can.
 If even the whole room is not enough, all of it is used. Σ |w_i| |d_i| is concave and
 piecewise linear in λ, so Newton's method from λ = 0 rises to the solution in as many
-rounds as the set of used-up pixels grows (a handful); τ is found by bisection on the
-bits of |w|. On a CPU that is 10 to 40 times faster than sorting the pixels.
+rounds as the set of used-up pixels grows (a handful); τ is a `numerics.threshold`.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from robjax import numerics
 from robjax.balls import L0, L1, L2, Ball, Linf, largest
 from robjax.inputs import Bounds
 
@@ -88,22 +88,12 @@ def spend_largest(size, room, cost, budget) -> jax.Array:
     The room of a pixel has a `cost` ≥ 0 [B, n], and all that is spent costs `budget`
     [B, 1] at most; of the last pixels, of equal size, all spend the same share.
     """
-    bits = jnp.finfo(size.dtype).bits
-    # the bits of floats ≥ 0, read as integers, are in the order of the floats
-    code = lax.bitcast_convert_type(size, jnp.dtype(f"int{bits}"))
 
     def total(chosen):
         return jnp.sum(jnp.where(chosen, cost, 0), axis=1, keepdims=True)
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = low + (high - low) // 2
-        too_many = total(code > middle) > budget
-        return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
-
-    high = jnp.max(code, axis=1, keepdims=True)
-    _, threshold = lax.fori_loop(0, bits, halve, (jnp.full_like(high, -1), high))
-    above, at = code > threshold, code == threshold
+    least = numerics.threshold(size, total, budget)
+    above, at = size > least, size == least
     available = total(at)
     share = (budget - total(above)) / jnp.where(available > 0, available, 1)
     share = jnp.minimum(share, 1)
@@ -112,6 +102,11 @@ def spend_largest(size, room, cost, budget) -> jax.Array:
 
 def _fewest(gain, need) -> jax.Array:
     """The fewest pixels, as bool [B, n], whose gains ≥ 0 [B, n] add up to `need`."""
-    falling = -jnp.sort(-gain, axis=1)
-    before = jnp.cumsum(falling, axis=1) - falling
-    return largest(gain, jnp.sum(before < need, axis=1))
+
+    def total(chosen):
+        return jnp.sum(jnp.where(chosen, gain, 0), axis=1, keepdims=True)
+
+    least = numerics.threshold(gain, total, need)
+    left = need - total(gain > least)
+    of_equal = jnp.where(least > 0, jnp.ceil(left / jnp.where(least > 0, least, 1)), 0)
+    return largest(gain, (numerics.count(gain > least) + of_equal)[:, 0])
