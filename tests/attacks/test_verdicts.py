@@ -145,6 +145,31 @@ def test_the_box_has_no_slack():
     np.testing.assert_array_equal(outside, [False, True, True, True])
 
 
+def nan_above_half(sign, x):
+    z = sign * x.reshape(len(x), -1)[:, :2]
+    return jnp.where(z[:, :1] * sign > 0.5, jnp.nan, z * jnp.array([[0.0, -1.0]]))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        functools.partial(attacks.pgd, steps=4),
+        functools.partial(attacks.apgd, steps=4, restarts=3),
+        functools.partial(attacks.square, queries=20),
+    ],
+)
+def test_logits_that_are_nan_fool_whatever_the_label(attack, label):
+    """The argmax of NaN is 0, which is no reason to call label 0 right."""
+    x = np.full((8, 1, 4, 1), 0.8, np.float32)
+    x[:, 0, 0] = 0.46
+    model = Partial(nan_above_half, jnp.float32(1 - 2 * label))
+    attack = functools.partial(attack, ball=Linf(0.1))
+    found = evaluate(model, (x, np.full(8, label)), {"a": attack}, key=KEY)
+    assert found.correct.all()
+    assert not found.attacks["a"].robust.all()
+
+
 class _More(NamedTuple):
     x_adv: jax.Array
     success: jax.Array
