@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from robjax.numerics import kl_from_logits as kl
 
-__all__ = ["cross_entropy", "dlr", "kl", "log_odds", "margin", "targeted_dlr"]
+__all__ = [
+    "cross_entropy",
+    "dlr",
+    "kl",
+    "log_odds",
+    "margin",
+    "misclassified",
+    "targeted_dlr",
+]
 
 _TINY = 1e-12
 
@@ -33,6 +41,13 @@ def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=1)
     return others - _at(logits, labels)
+
+
+def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Bool [B]: another class is the largest, or a logit is NaN or +inf."""
+    # of logits with NaN, argmax is the first NaN, which may be at the label
+    known = (logits < jnp.inf).all(axis=1)
+    return ~known | (jnp.argmax(logits, axis=1) != labels)
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:

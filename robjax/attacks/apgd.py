@@ -229,7 +229,7 @@ def _apgd(
     logits_fn, x, _, _ = problem
     report = losses.margin if targeted else loss
     logits = draws.mean_logits(logits_fn, x, draws.fold(keys, 0), eot)
-    wrong = jnp.argmax(logits, axis=1) != y
+    wrong = losses.misclassified(logits, y)
     best = Best.none(x, logits.dtype)
     best = best.update(x, report(logits, y), wrong, freeze=True, replace=False)
     is_label = jnp.arange(logits.shape[1])[None] == y[:, None]
@@ -322,7 +322,7 @@ def setup(
 
 def _note(best: Best, v, logits, counts, *, y, report, open_, last: bool) -> Best:
     """Takes in an evaluated point; with `last` a run's last fooling point wins."""
-    value, wrong = report(logits, y), counts & (jnp.argmax(logits, axis=1) != y)
+    value, wrong = report(logits, y), counts & losses.misclassified(logits, y)
     value = jnp.where(counts, value, -jnp.inf)
     noted = best.update(v, value, wrong, freeze=not last, replace=False)
     if not last:

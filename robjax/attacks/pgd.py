@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from robjax import inputs, losses, lowering
@@ -108,9 +107,9 @@ def _pgd(problem, y, keys, step_size, *, restarts, loss, targeted, **options):
 
     def objective(v):
         logits = logits_fn(v)
-        at_y = jnp.argmax(logits, axis=1) == y
+        wrong = losses.misclassified(logits, y)
         value = climbed(logits, y)
-        return (-value, at_y) if targeted else (value, ~at_y)
+        return (-value, ~wrong) if targeted else (value, wrong)
 
     def run(restart, best):
         start = x

@@ -93,7 +93,7 @@ def _square(problem, y, keys, *, queries, p_init, restarts, reference_quirks):
 
     def show(search, images):
         logits = model(images.reshape(x_given.shape))
-        wrong = jnp.argmax(logits, axis=1) != y
+        wrong = losses.misclassified(logits, y)
         loss = losses.margin(logits, y)
         return square_search.update(search, task, images, loss, wrong)
 

@@ -25,6 +25,7 @@ from robjax.balls import L0, L1, L2, Ball, Linf
 from robjax.inputs import Bounds
 
 _PROBABILITY = 1e-5
+_READ = ("x_adv", "success", "first_success", "queries", "distance")
 _JUDGE = 2**32 - 1  # what the keys of a verdict fold in; no attack has this number
 
 
@@ -100,7 +101,7 @@ def _attack_and_judge(
             bounds=task.bounds,
             mesh=task.mesh,
         )
-    x_adv = x if result is None else result.x_adv.astype(x.dtype)
+    x_adv = x if result is None else result["x_adv"].astype(x.dtype)
     verdict = _judge(task.model, x_adv, y, keys, eot=task.eot, mesh=task.mesh)
     predicted, margin = map(np.asarray, verdict[:2])
     x_adv, x, y = (np.asarray(array) for array in (x_adv, x, y))
@@ -110,10 +111,9 @@ def _attack_and_judge(
     if result is not None:
         outside, distance = _measure(x_adv, x, ball, task.bounds)
         if distance is None:
-            distance = np.asarray(result.distance)
+            distance = np.asarray(result["distance"])
         first, queries, claimed = (
-            np.asarray(value)
-            for value in (result.first_success, result.queries, result.success)
+            np.asarray(result[name]) for name in ("first_success", "queries", "success")
         )
     fooled = (predicted != y) & ~outside
     margin = np.where(outside, -np.inf, margin)
@@ -202,7 +202,10 @@ def _attack(model, x, y, keys, ball, numbers, *, options, bounds, mesh):
         args, keywords = jax.tree.unflatten(tree, leaves)
         if ball is not None:
             keywords["ball"] = ball
-        return function(*args, model, x, y, **keywords, key=keys, bounds=bounds)
+        result = function(*args, model, x, y, **keywords, key=keys, bounds=bounds)
+        # what else it returns need not have a value for each sample
+        names = [n for n in _READ if ball is None or n != "distance"]
+        return {name: getattr(result, name) for name in names}
 
     radius = jax.tree.map(lambda eps: share if eps.ndim else whole, ball)
     specs = (whole, share, share, share, radius, whole)

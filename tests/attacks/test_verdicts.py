@@ -1,6 +1,7 @@
 """What counts as fooled: judged in which precision, and how far out is outside."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,52 @@ def test_the_box_has_no_slack():
     x_adv[:, 0] = [1, np.nextafter(np.float32(1), np.float32(2)), -1e-12, np.nan]
     outside, _ = verdicts._measure(x_adv, x, Linf(1.0), (0.0, 1.0))
     np.testing.assert_array_equal(outside, [False, True, True, True])
+
+
+def nan_above_half(sign, x):
+    z = sign * x.reshape(len(x), -1)[:, :2]
+    return jnp.where(z[:, :1] * sign > 0.5, jnp.nan, z * jnp.array([[0.0, -1.0]]))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        functools.partial(attacks.pgd, steps=4),
+        functools.partial(attacks.apgd, steps=4, restarts=3),
+        functools.partial(attacks.square, queries=20),
+    ],
+)
+def test_logits_that_are_nan_fool_whatever_the_label(attack, label):
+    """The argmax of NaN is 0, which is no reason to call label 0 right."""
+    x = np.full((8, 1, 4, 1), 0.8, np.float32)
+    x[:, 0, 0] = 0.46
+    model = Partial(nan_above_half, jnp.float32(1 - 2 * label))
+    attack = functools.partial(attack, ball=Linf(0.1))
+    found = evaluate(model, (x, np.full(8, label)), {"a": attack}, key=KEY)
+    assert found.correct.all()
+    assert not found.attacks["a"].robust.all()
+
+
+class _More(NamedTuple):
+    x_adv: jax.Array
+    success: jax.Array
+    first_success: jax.Array
+    queries: jax.Array
+    steps: jax.Array
+
+
+def with_more(*args, **keywords):
+    r = attacks.fgsm(*args, **keywords)
+    return _More(r.x_adv, r.success, r.first_success, r.queries, jnp.int32(1))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_attack_may_return_more_than_one_value_for_each_sample(devices):
+    run_ = functools.partial(evaluate, MODEL, (X, Y), key=KEY)
+    run_ = functools.partial(run_, devices=jax.devices()[:devices])
+    one, other = (
+        run_({"a": functools.partial(attack, ball=Linf(0.1))})
+        for attack in (attacks.fgsm, with_more)
+    )
+    np.testing.assert_array_equal(one.attacks["a"].robust, other.attacks["a"].robust)
