@@ -155,13 +155,13 @@ def evaluate(
         cascade: give each attack only what no attack before it fooled, and draws of its
             own; otherwise each gets all that is classified correctly, with the same
             draws.
-        batch_size: images at a time, over all devices together; default: 64 on a CPU,
-            else 256.
+        batch_size: images at a time, over all devices together (rounded up to a
+            multiple of them); default: 64 on a CPU, else 256.
         bounds: lowest and highest value of an image.
         eot: draws over which verdicts on a randomised model are averaged.
         dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None:
             that of the model. Verdicts are given on the model as it is; what they deny
-            of an attack's successes is attacked again on it.
+            of an attack's successes is attacked again on it, what it misses is not.
         devices: devices that share each batch; default: all local ones.
         run_dir: folder for what every batch gave, images included, as it is done.
         resume: go on with the evaluation in `run_dir`, which must be this very one.

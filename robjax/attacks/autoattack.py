@@ -164,11 +164,11 @@ def autoattack(
         attack has an `eot` of its own. Else None: these attacks know no draws.
       reference_quirks: the attacks follow the reference's code where that departs from
         the paper (`apgd`, `fab`, `square`). A custom attack has an option of its own.
-      batch_size: most images at a time, over all devices together; default: 64 on a
-        CPU, else 256.
+      batch_size: most images at a time, over all devices together (rounded up to a
+        multiple of them); default: 64 on a CPU, else 256.
       dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
         of the model. Verdicts are given on the model as it is; what they deny of an
-        attack's successes is attacked again on it.
+        attack's successes is attacked again on it, what it misses is not.
       devices: devices that share each batch; default: all local ones.
       run_dir: folder for what every batch gave, images included, as it is done.
       resume: go on with the run in `run_dir`, which must be this very one.

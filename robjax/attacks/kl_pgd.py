@@ -86,7 +86,7 @@ def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
 
     def objective(v):
         logits = logits_fn(v)
-        changed = jnp.argmax(logits, axis=1) != jnp.argmax(reference_logits, axis=1)
+        changed = losses.misclassified(logits, jnp.argmax(reference_logits, axis=1))
         return losses.kl(reference_logits, logits), changed
 
     best = ascent.ascend(

@@ -77,8 +77,8 @@ class Search(NamedTuple):
 
     def wrong(self, logits: jax.Array) -> jax.Array:
         """[B] bool, whether these are the logits of a misclassified image."""
-        sure = losses.margin(logits, self.y) >= self.confidence
-        return (jnp.argmax(logits, axis=1) != self.y) & sure
+        unsure = losses.margin(logits, self.y) < self.confidence  # false for NaN
+        return losses.misclassified(logits, self.y) & ~unsure
 
     def note(
         self, nearest: Nearest, v: jax.Array, logits: jax.Array, count: Any, passes=1

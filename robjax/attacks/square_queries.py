@@ -156,7 +156,8 @@ def _judge(scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     others = np.where(np.arange(scores.shape[1]) == y[:, None], -np.inf, scores)
     margin = others.max(axis=1) - np.take_along_axis(scores, y[:, None], axis=1)[:, 0]
     margin = margin.astype(jax.dtypes.canonicalize_dtype(scores.dtype))
-    return margin, scores.argmax(axis=1) != y
+    unknown = ~(scores < np.inf).all(axis=1)  # as in losses.misclassified
+    return margin, unknown | (scores.argmax(axis=1) != y)
 
 
 def _ask(
