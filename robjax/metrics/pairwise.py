@@ -59,6 +59,18 @@ class PairwiseKL(NamedTuple):
     softmax_share_stderr: float
     network_share_stderr: float
 
+    def __repr__(self) -> str:
+        """M and the shares of its parts in words, mean ± s.e.; not every field."""
+        parts = ("fisher", "softmax", "network")
+        shares = (
+            (part, *(100 * value for value in self.share(part))) for part in parts
+        )
+        text = ", ".join(f"{part} {mean:.3g} ± {se:.2g} %" for part, mean, se in shares)
+        return (
+            f"PairwiseKL({self.mean:.4g} ± {self.stderr:.2g} nats over {self.pairs} "
+            f"pairs: {text})"
+        )
+
     def share(self, part: str) -> tuple[float, float]:
         """Share of "fisher", "softmax" or "network" in the mean, and its stderr."""
         if part not in ("fisher", "softmax", "network"):

@@ -5,7 +5,7 @@ import pytest
 
 from robjax import models as flax_models
 from robjax.metrics import class_pair_kl, kl_components, pairwise_kl
-from robjax.metrics.pairwise import _draw
+from robjax.metrics.pairwise import PairwiseKL, _draw
 from tests.metrics import models
 
 SHAPE = (2, 3)
@@ -229,3 +229,12 @@ def test_the_authors_groups_of_five_agree_within_their_standard_error():
     ours = np.asarray(kl_components(fn, x[anchors], x[partners]).total)
     apart = y[anchors] != y[partners]
     assert ours[apart].mean() == pytest.approx(theirs, rel=1e-4)
+
+
+def test_prints_the_metric_and_the_shares_of_its_parts():
+    values = {name: 0.0 for name in PairwiseKL._fields}
+    values |= {"mean": 2.0, "stderr": 0.125, "fisher": 0.5, "softmax": 0.9}
+    values |= {"network": 0.6, "pairs": 30, "network_share_stderr": 0.01}
+    text = "2 ± 0.12 nats over 30 pairs: fisher 25 ± 0 %, softmax 45 ± 0 %"
+    expected = f"PairwiseKL({text}, network 30 ± 1 %)"
+    assert repr(PairwiseKL(**values)) == expected
