@@ -31,7 +31,7 @@ def candidates(
 
 def _foolbox(network, x, y, eps, step_size, steps) -> Candidates:
     from foolbox import attacks
-    from foolbox.models import JAXModel
+    from foolbox.models.jax import JAXModel
 
     logits = jax.jit(network.logits)
     model = JAXModel(lambda v: logits(v), bounds=(0, 1), data_format="channels_last")
