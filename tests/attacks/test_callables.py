@@ -167,7 +167,7 @@ ATTACKS = {
 }
 
 
-def same(result, wanted):
+def assert_same(result, wanted):
     for field, value in result._asdict().items():
         other = getattr(wanted, field)
         if np.asarray(value).dtype.kind == "f":
@@ -188,7 +188,7 @@ def test_the_spelling_of_the_model_does_not_matter(name):
     attack = ATTACKS[name]
     results = [attack(model(i, PARAMS), X, Y) for i in range(len(FORMS))]
     for result in results[1:]:
-        same(result, results[0])
+        assert_same(result, results[0])
     before = len(TRACES)
     others = [
         attack(model(i, OTHERS), X, Y) for i, f in enumerate(FORMS) if f not in OPAQUE
@@ -197,11 +197,11 @@ def test_the_spelling_of_the_model_does_not_matter(name):
         assert len(TRACES) == before  # new weights, nothing compiled
     assert (others[0].loss != results[0].loss).any()
     for result in others[1:]:
-        same(result, others[0])
+        assert_same(result, others[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_as_its_library_makes_it(form):
     for params in (PARAMS,) if form in OPAQUE else (PARAMS, OTHERS):
         result = ATTACKS["fgsm"](FORMS[form](params), X, Y)
-        same(result, ATTACKS["fgsm"](model(0, params), X, Y))
+        assert_same(result, ATTACKS["fgsm"](model(0, params), X, Y))

@@ -1,7 +1,6 @@
 """Attacks whose effect is known, and what the tests of evaluations share."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,20 +24,9 @@ def pgd(eps, steps=10, **options):
     return functools.partial(attacks.pgd, ball=Linf(eps), steps=steps, **options)
 
 
-class FakeResult(NamedTuple):
-    """What an attack returns, for attacks whose effect is known by construction."""
-
-    x_adv: jax.Array
-    success: jax.Array
-    loss: jax.Array
-    first_success: jax.Array
-    distance: jax.Array
-    queries: jax.Array
-
-
 def moved(x, x_adv, success):
     """The result of moving x to x_adv and claiming `success` [B]."""
     count = x.shape[0]
     size = jnp.max(jnp.abs(x_adv - x).reshape(count, -1), axis=1)
     zeros = jnp.zeros(count, jnp.int32)
-    return FakeResult(x_adv, success, size, zeros, size, zeros)
+    return attacks.AttackResult(x_adv, success, size, zeros, size, zeros)
