@@ -70,8 +70,8 @@ def robust_accuracy_curve(
       key: one key, or one for each sample; a sample has the same draws for every ε.
       ball: the kind of ball, ε -> Ball: Linf, L2, L1 or say partial(L1, density=0.0).
       bounds: lowest and highest pixel value.
-      batch_size: most images at a time, over all devices together; default: 64 on a
-        CPU, else 256.
+      batch_size: most images at a time, over all devices together (rounded up to a
+        multiple of them); default: 64 on a CPU, else 256.
       devices: devices that share each batch; default: all local ones.
       nearest: the attack looks for the nearest misclassified image, whatever ε (`fab`):
         it runs once, with the largest ε, and the distances make the curve.

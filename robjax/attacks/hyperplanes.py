@@ -16,6 +16,8 @@ piecewise linear in λ, so Newton's method from λ = 0 rises to the solution in 
 rounds as the set of used-up pixels grows (a handful); τ is a `numerics.threshold`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -88,10 +90,7 @@ def spend_largest(size, room, cost, budget) -> jax.Array:
     The room of a pixel has a `cost` ≥ 0 [B, n], and all that is spent costs `budget`
     [B, 1] at most; of the last pixels, of equal size, all spend the same share.
     """
-
-    def total(chosen):
-        return jnp.sum(jnp.where(chosen, cost, 0), axis=1, keepdims=True)
-
+    total = functools.partial(_total, cost)
     least = numerics.threshold(size, total, budget)
     above, at = size > least, size == least
     available = total(at)
@@ -102,11 +101,13 @@ def spend_largest(size, room, cost, budget) -> jax.Array:
 
 def _fewest(gain, need) -> jax.Array:
     """The fewest pixels, as bool [B, n], whose gains ≥ 0 [B, n] add up to `need`."""
-
-    def total(chosen):
-        return jnp.sum(jnp.where(chosen, gain, 0), axis=1, keepdims=True)
-
+    total = functools.partial(_total, gain)
     least = numerics.threshold(gain, total, need)
     left = need - total(gain > least)
     of_equal = jnp.where(least > 0, jnp.ceil(left / jnp.where(least > 0, least, 1)), 0)
     return largest(gain, (numerics.count(gain > least) + of_equal)[:, 0])
+
+
+def _total(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Sum [B, 1] of those of `values` [B, n] that are chosen."""
+    return jnp.sum(jnp.where(chosen, values, 0), axis=1, keepdims=True)

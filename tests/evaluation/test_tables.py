@@ -119,53 +119,29 @@ def random_attacks():
     return {"pgd": pgd(0.2, steps=2, step_size=0.02, restarts=2, momentum=0.5)}
 
 
+def random_table(network, *, key=KEY, devices=1, **options):
+    logits_fn, images, labels = network
+    options |= {"key": key, "devices": jax.devices()[:devices]}
+    return evaluate(logits_fn, (images, labels), random_attacks(), **options)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 44])
 def test_any_batch_size_gives_the_same_table(network, batch_size):
-    logits_fn, images, labels = network
-    whole, split = (
-        evaluate(
-            logits_fn,
-            (images, labels),
-            random_attacks(),
-            key=KEY,
-            batch_size=size,
-            devices=jax.devices()[:1],
-        )
-        for size in (COUNT, batch_size)
-    )
-    assert_same(whole, split)
+    whole = random_table(network, batch_size=COUNT)
+    assert_same(whole, random_table(network, batch_size=batch_size))
 
 
 def test_the_draws_matter(network):
     """Otherwise equal tables would say nothing about the keys."""
-    logits_fn, images, labels = network
-    one, other = (
-        evaluate(
-            logits_fn,
-            (images, labels),
-            random_attacks(),
-            key=jax.random.key(seed),
-            devices=jax.devices()[:1],
-        )
-        for seed in (0, 1)
-    )
+    one, other = (random_table(network, key=jax.random.key(seed)) for seed in (0, 1))
     margin, again = (table.attacks["pgd"].margin for table in (one, other))
     assert not np.allclose(margin, again, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 simulated devices")
 def test_eight_devices_give_the_table_of_one(network):
-    logits_fn, images, labels = network
     one, eight = (
-        evaluate(
-            logits_fn,
-            (images, labels),
-            random_attacks(),
-            key=KEY,
-            batch_size=20,
-            devices=jax.devices()[:count],
-        )
-        for count in (1, 8)
+        random_table(network, batch_size=20, devices=count) for count in (1, 8)
     )
     assert_same(one, eight)
 
