@@ -29,8 +29,9 @@ import jax
 import numpy as np
 
 from benchmarks import networks, timing
-from robjax import attacks, inputs, losses, lowering
+from robjax import attacks, losses, lowering
 from robjax.balls import L0, L1, L2, Linf
+from robjax.model import rounded_to
 
 EPS, STEP = 0.1, 0.01
 
@@ -158,7 +159,7 @@ def measure_every_attack(
 ) -> Iterator[str]:
     """Table rows for one network, batch size and precision."""
     network = networks.build(name)
-    logits, key = inputs.rounded_to(dtype, network.logits), jax.random.key(1)
+    logits, key = rounded_to(dtype, network.logits), jax.random.key(1)
     x, _ = networks.batch(network, size)
     y, gradient = fast_forward(logits, x).argmax(axis=1), jax.jit(fast_input_gradient)
     alone = timing.compare(

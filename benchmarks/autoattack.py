@@ -27,8 +27,9 @@ import numpy as np
 
 from benchmarks import timing, trained
 from benchmarks.attack_throughput import fast_input_gradient
-from robjax import attacks, data, evaluation, lowering, storage
+from robjax import attacks, data, evaluation, lowering
 from robjax.balls import L2, Linf
+from robjax.runs import files
 
 KEY = jax.random.key(0)
 FOLDER = Path("results/autoattack")
@@ -108,7 +109,7 @@ def parity(name: str, norm: str, points: int) -> None:
         flush=True,
     )
     columns = {"ours": ours.robust, "theirs": theirs.robust}
-    storage.save_npz(FOLDER / f"{name}-{norm}-{len(x)}.npz", columns)
+    files.save_npz(FOLDER / f"{name}-{norm}-{len(x)}.npz", columns)
 
 
 def choose(logits_fn, x, y, eps: float, size: int) -> tuple[np.ndarray, np.ndarray]:

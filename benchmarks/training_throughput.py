@@ -21,7 +21,8 @@ from benchmarks.attack_throughput import fast_input_gradient
 from robjax import losses, lowering
 from robjax.balls import Linf
 from robjax.training import FitConfig, objectives, parallel
-from robjax.training.state import create_state, make_optimizer, make_step
+from robjax.training.state import create_state, make_optimizer
+from robjax.training.step import make_step
 
 STEPS = 10
 ATTACK: dict[str, Any] = {"ball": Linf(8 / 255), "steps": STEPS, "step_size": 2 / 255}

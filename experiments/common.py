@@ -14,8 +14,9 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from robjax import inputs, storage
+from robjax.checks import check_count
 from robjax.reporting import figures, tables
+from robjax.runs import provenance
 
 HELD = "held"
 FAILED = "did not hold"
@@ -92,7 +93,7 @@ def announce(question: str, claim: str, *, minutes: float, seeds: int) -> None:
     Raises:
         ValueError: fewer than one seed.
     """
-    inputs.check_count("seeds", seeds)
+    check_count("seeds", seeds)
     cost = f"Cost: about {minutes:g} minutes of CPU time."
     print(f"{question}\nClaim: {claim}\n{cost}", flush=True)
 
@@ -126,11 +127,15 @@ def write_report(
         for name, figure in drawn.items()
     ]
     verdicts = [claim._asdict() for claim in claims]
-    everything = {"claims": verdicts, "versions": storage.versions(), **(record or {})}
-    storage.save_json(folder / "claims.json", everything)
+    everything = {
+        "claims": verdicts,
+        "versions": provenance.versions(),
+        **(record or {}),
+    }
+    files.save_json(folder / "claims.json", everything)
     header = ["claim", "measured, mean ± s.e. over seeds", "verdict"]
     pictures = "\n".join(f"![{png.stem}](figures/{png.name})\n" for png, _ in files)
-    storage.save_text(
+    files.save_text(
         folder / "summary.md",
         f"# {question}\n\nClaim: {claim}\n\n{setting}\n\n"
         f"{tables.markdown(header, claims)}\n{VERDICTS}\n\n{rest}\n{pictures}",

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import networks
 from experiments.networks import Recipe
-from robjax import storage
+from robjax.runs import files
 
 
 class History(NamedTuple):
@@ -39,17 +39,17 @@ def collect(recipes: Mapping[str, Sequence[Recipe]], results: Path) -> History:
     history = History({}, {}, {}, {}, 0)
     for title, row in recipes.items():
         folders = [recipe.folder(results) for recipe in row]
-        arrays = [storage.load_npz(folder / "robustness.npz") for folder in folders]
+        arrays = [files.load_npz(folder / "robustness.npz") for folder in folders]
         history.final[title] = _final_accuracies(arrays)
         if not row[0].explained:
             continue
-        lines = [storage.load_json_lines(f / "metrics.jsonl") for f in folders]
+        lines = [files.load_json_lines(f / "metrics.jsonl") for f in folders]
         history.followed[title] = {
             name: np.array([[line[name] for line in run] for run in lines], float)
             for name in networks.FOLLOWED
         }
-        history.samples[title] = [storage.load_npz(f / "samples.npz") for f in folders]
-        history.pairs[title] = [storage.load_npz(f / "pairs.npz") for f in folders]
+        history.samples[title] = [files.load_npz(f / "samples.npz") for f in folders]
+        history.pairs[title] = [files.load_npz(f / "pairs.npz") for f in folders]
     train, _, _ = networks.load_splits(next(iter(recipes.values()))[0])
     return history._replace(num_classes=train.num_classes)
 

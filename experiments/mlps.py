@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from robjax import attacks, losses
-from robjax.inputs import Bounds
+from robjax.checks import Bounds
 
 
 @functools.partial(

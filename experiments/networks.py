@@ -28,18 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robjax import (
-    attacks,
-    data,
-    evaluation,
-    losses,
-    metrics,
-    models,
-    provenance,
-    storage,
-    training,
-)
+from robjax import attacks, data, evaluation, losses, metrics, models, training
 from robjax.balls import L2, Linf
+from robjax.runs import files, provenance
 from robjax.training import FULL, TRACKING, FitConfig, objectives
 
 PARTS = ("fisher", "softmax", "network")
@@ -100,7 +91,7 @@ class Recipe:
     def folder(self, results: Path) -> Path:
         """Where the network lies."""
         model = provenance.describe(MODELS[self.model](2))
-        decides = [storage.plain(self), model, FORMAT]
+        decides = [files.plain(self), model, FORMAT]
         plain = json.dumps(decides, sort_keys=True)
         digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
         name = f"{self.dataset}-{self.model}-{self.objective}-{self.fit.seed}-{digest}"
@@ -211,8 +202,9 @@ def obtain(recipe: Recipe, results: Path) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
-        storage.save_json(
-            folder / "config.json", {"config": recipe, "versions": storage.versions()}
+        files.save_json(
+            folder / "config.json",
+            {"config": recipe, "versions": provenance.versions()},
         )
     splits = load_splits(recipe)
     logits_fn = train(recipe, folder, splits)
@@ -236,8 +228,8 @@ def final_metric(recipe: Recipe, results: Path) -> dict[str, np.ndarray]:
         logits_fn = train(recipe, folder, splits)
         pairs = metrics.pairwise_kl(logits_fn, images, splits[2].labels)
         parts = {part: getattr(pairs, part) for part in PARTS}
-        storage.save_npz(folder / "metric.npz", {"metric": pairs.mean, **parts})
-    return storage.load_npz(folder / "metric.npz")
+        files.save_npz(folder / "metric.npz", {"metric": pairs.mean, **parts})
+    return files.load_npz(folder / "metric.npz")
 
 
 def train(recipe: Recipe, folder: Path, splits: Splits) -> Partial:
@@ -362,7 +354,7 @@ def explain(
         "ddn": attacks.ddn(logits_fn, x, y, ball=L2(1e6)).distance,
         "fmn": attacks.fmn(logits_fn, x, y, ball=Linf(1.0)).distance,
     }
-    storage.save_npz(folder / "samples.npz", columns)
+    files.save_npz(folder / "samples.npz", columns)
     classes = metrics.class_pair_kl(logits_fn, x, y)
     partner = np.roll(np.argsort(tracked.labels, kind="stable"), len(y) // 2)
     partner = partner[np.argsort(np.argsort(tracked.labels, kind="stable"))]
@@ -370,7 +362,7 @@ def explain(
     path = metrics.kl_path(logits_fn, x[apart], x[partner[apart]], jnp.asarray(TIMES))
     moved = tracked_attack(recipe)(logits_fn, x, y, key=jax.random.key(0)).x_adv
     attacked = metrics.kl_components(logits_fn, x, moved)
-    storage.save_npz(
+    files.save_npz(
         folder / "pairs.npz",
         {
             "class_mean": np.stack(classes.mean),

@@ -26,7 +26,7 @@ from jax.tree_util import Partial
 
 from experiments import common, mlps
 from experiments.common import HELD, Claim
-from robjax import attacks, data, models, storage
+from robjax import attacks, data, models
 from robjax.balls import L2
 from robjax.reporting import figures, tables
 
@@ -84,8 +84,8 @@ def measure(arguments: Arguments, folder: Path) -> tuple[np.ndarray, np.ndarray]
         if missing:
             found = _of_size(size, missing, arguments, x, y, images, labels)
             for seed, pair in zip(missing, found, strict=True):
-                storage.save_npz(files[seed], {"standard": pair[0], "robust": pair[1]})
-        found = [storage.load_npz(file) for file in files]
+                files.save_npz(files[seed], {"standard": pair[0], "robust": pair[1]})
+        found = [files.load_npz(file) for file in files]
         accuracies.append([(f["standard"], f["robust"]) for f in found])
         shares = np.mean([f["standard"] for f in found], axis=0)
         print(f"{size} images: {np.round(100 * shares, 1)} %", flush=True)

@@ -30,7 +30,7 @@ from experiments.common import Claim
 from experiments.gaussian_tradeoff import BOUNDS, EPS, LAW, D
 from robjax import attacks, data, models
 from robjax.balls import Linf
-from robjax.inputs import Bounds
+from robjax.checks import Bounds
 from robjax.reporting import figures, tables
 from robjax.theory import gaussian
 

@@ -26,13 +26,15 @@ steepest step, since ⟨g, δ⟩ has no maximum over ‖δ‖₀ ≤ 1.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from robjax import numerics
-from robjax.inputs import Bounds
+from robjax.checks import Bounds
+from robjax.samples import flatten_samples, per_sample
 
 _L1_ITERATIONS = 64
 
@@ -63,18 +65,6 @@ def _register(ball_type):
     return ball_type
 
 
-def per_sample(value: Any, x: jax.Array) -> jax.Array:
-    """Shapes a scalar or [B] so that it multiplies x [B, *S] sample by sample."""
-    value = jnp.asarray(value, x.dtype)
-    return (
-        value if value.ndim == 0 else value.reshape(value.shape + (1,) * (x.ndim - 1))
-    )
-
-
-def _flat(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)
-
-
 def _room(d: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
     """How far x may move in the direction of d before it leaves the box; ≥ 0."""
     return jnp.where(d > 0, bounds[1] - x, x - bounds[0])
@@ -92,7 +82,7 @@ class Linf:
     eps: Any
 
     def norm(self, delta: jax.Array) -> jax.Array:
-        return jnp.max(jnp.abs(_flat(delta)), axis=1)
+        return jnp.max(jnp.abs(flatten_samples(delta)), axis=1)
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
         eps = per_sample(self.eps, x)
@@ -114,10 +104,10 @@ class L2:
     eps: Any
 
     def norm(self, delta: jax.Array) -> jax.Array:
-        return _length(_flat(delta))[:, 0]
+        return _length(flatten_samples(delta))[:, 0]
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
-        d, x_flat = _flat(v - x), _flat(x)
+        d, x_flat = flatten_samples(v - x), flatten_samples(x)
         size = _l2_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
         return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
 
@@ -125,11 +115,11 @@ class L2:
         # radius ~ ε U^{1/d}, direction uniform on the sphere
         pairs = jax.vmap(jax.random.split)(keys)
         direction = _draw(jax.random.normal, pairs[:, 0], x)
-        length = _length(_flat(direction))[:, 0]
+        length = _length(flatten_samples(direction))[:, 0]
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (), x.dtype))(
             pairs[:, 1]
         )
-        radius = self.eps * uniform ** (1 / _flat(x).shape[1])
+        radius = self.eps * uniform ** (1 / flatten_samples(x).shape[1])
         # one factor: two are rounded in another order where a batch is one sample
         factor = radius / jnp.where(length > 0, length, 1)
         return per_sample(factor, x) * direction
@@ -154,10 +144,10 @@ class L1:
     density: float = 0.01
 
     def norm(self, delta: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.abs(_flat(delta)), axis=1)
+        return jnp.sum(jnp.abs(flatten_samples(delta)), axis=1)
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
-        d, x_flat = _flat(v - x), _flat(x)
+        d, x_flat = flatten_samples(v - x), flatten_samples(x)
         size = _l1_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
         return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
 
@@ -169,13 +159,13 @@ class L1:
         rest = jax.vmap(lambda key: jax.random.exponential(key, (), x.dtype))(
             triples[:, 2]
         )
-        total = rest + jnp.sum(_flat(size), axis=1)
+        total = rest + jnp.sum(flatten_samples(size), axis=1)
         return per_sample(self.eps / total, x) * sign * size
 
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
-        flat = _flat(g)
+        flat = flatten_samples(g)
         # a pixel that the box stops would take the whole step and lose it
-        size = jnp.where(_room(flat, _flat(v), bounds) > 0, jnp.abs(flat), 0)
+        size = jnp.where(_room(flat, flatten_samples(v), bounds) > 0, jnp.abs(flat), 0)
         count = max(1, round(self.density * size.shape[1]))
         least = numerics.threshold(size, numerics.count, count - 1)
         chosen = (size >= least) & (size > 0)
@@ -194,14 +184,30 @@ class L0:
     eps: Any
 
     def norm(self, delta: jax.Array) -> jax.Array:
-        return jnp.sum(_flat(delta) != 0, axis=1).astype(delta.dtype)
+        return jnp.sum(flatten_samples(delta) != 0, axis=1).astype(delta.dtype)
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
         inside = jnp.clip(v, *bounds)
         # what moving a coordinate with v takes off the squared distance to v
-        saved = _flat((inside - x) * ((v - x) + (v - inside)))
+        saved = flatten_samples((inside - x) * ((v - x) + (v - inside)))
         kept = largest(saved, jnp.asarray(self.eps)).reshape(x.shape)
         return jnp.where(kept, inside, x)
+
+
+BallType = TypeVar("BallType", bound=Ball)
+
+
+def with_radius(ball: BallType, eps: ArrayLike) -> BallType:
+    """The same kind of ball with another radius.
+
+    >>> with_radius(L1(0.5, density=0.1), 2.0)
+    L1(eps=2.0, density=0.1)
+
+    Args:
+      ball: Linf, L2, L1 or L0.
+      eps: a number or [B].
+    """
+    return dataclasses.replace(ball, eps=eps)  # pyright: ignore[reportArgumentType]
 
 
 def largest(values: jax.Array, count: jax.Array) -> jax.Array:
@@ -223,7 +229,7 @@ def _length(flat: jax.Array) -> jax.Array:
 
 def _unit(g: jax.Array) -> jax.Array:
     """g / ‖g‖₂ for each sample; 0 for g = 0."""
-    flat = _flat(g)
+    flat = flatten_samples(g)
     # dividing by the largest entry first keeps tiny gradients from underflowing
     largest = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
     scaled = flat / jnp.where(largest > 0, largest, 1)

@@ -3,12 +3,15 @@
 z = logits, y = label, z_(1) ≥ z_(2) ≥ … the sorted logits.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from robjax.numerics import kl_from_logits as kl
 
 __all__ = [
+    "Loss",
     "cross_entropy",
     "dlr",
     "kl",
@@ -17,6 +20,9 @@ __all__ = [
     "misclassified",
     "targeted_dlr",
 ]
+
+Loss = Callable[..., jax.Array]
+"""(logits [B, K], labels [B]) -> losses [B]; targeted ones take targets [B] too."""
 
 _TINY = 1e-12
 

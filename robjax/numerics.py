@@ -12,6 +12,7 @@ E_p[u] = 0, exactly
 a sum of non-negative terms that loses nothing when u is small.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -144,6 +145,31 @@ def threshold(
 def count(chosen: jax.Array) -> jax.Array:
     """How many of a set [B, n] of bool there are, [B, 1]; a `total` of `threshold`."""
     return jnp.sum(chosen, axis=1, keepdims=True, dtype=jnp.int32)
+
+
+def chosen_sum(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Sum [B, 1] of those of `values` [B, n] that are chosen; a `total` too.
+
+    >>> chosen_sum(jnp.array([[1.0, 2.0]]), jnp.array([[False, True]])).tolist()
+    [[2.0]]
+    """
+    return jnp.sum(jnp.where(chosen, values, 0), axis=1, keepdims=True)
+
+
+def spend_largest(size, room, cost, budget) -> jax.Array:
+    """Spends the room [B, n] of pixels in the order of falling `size` ≥ 0 [B, n].
+
+    The room of a pixel has a `cost` ≥ 0 [B, n], and all that is spent costs `budget`
+    [B, 1] at most; of the last pixels, of equal size, all spend the same share.
+    """
+    total = functools.partial(chosen_sum, cost)
+    least = threshold(size, total, budget)
+    above = size > least
+    at = size == least
+    available = total(at)
+    share = (budget - total(above)) / jnp.where(available > 0, available, 1)
+    share = jnp.minimum(share, 1)
+    return jnp.where(above, room, jnp.where(at, share * room, 0))
 
 
 def map_batched(

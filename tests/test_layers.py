@@ -12,11 +12,22 @@ import robjax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = (
-    {"balls", "inputs", "numerics", "storage", "provenance", "losses", "lowering"},
-    {"models", "data"},
-    {"attacks", "theory"},
-    {"metrics"},
-    {"curves", "training", "evaluation", "masking"},
+    {
+        "balls",
+        "checks",
+        "losses",
+        "lowering",
+        "model",
+        "numerics",
+        "runs",
+        "samples",
+        "traced",
+    },
+    {"models", "data", "theory"},
+    {"evaluation"},
+    {"attacks"},
+    {"masking", "metrics"},
+    {"training"},
     {"reporting"},
 )
 OWNERS = {
@@ -85,7 +96,7 @@ def test_imports_follow_the_layout(path: pathlib.Path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_files_stay_short(path: pathlib.Path):
-    assert len(path.read_text().splitlines()) < 400
+    assert len(path.read_text().splitlines()) < 500
 
 
 def test_the_version_is_the_same_everywhere():
@@ -113,7 +124,9 @@ def test_every_module_has_a_layer():
         ("robjax/balls.py", "import robjax.attacks.pgd", False),
         ("robjax/attacks/pgd.py", "from .. import metrics", False),
         ("robjax/attacks/pgd.py", "from ..metrics import kl", False),
-        ("robjax/training/fit.py", "from robjax import evaluation", False),
+        ("robjax/training/fit.py", "from robjax import reporting", False),
+        ("robjax/evaluation/loop.py", "from robjax import attacks", False),
+        ("robjax/theory/gaussian.py", "from robjax import data", False),
         ("robjax/metrics/kl.py", "import flax.linen as nn", False),
         ("robjax/models/cnn.py", "import flax.linen as nn", True),
         ("robjax/data/tfds.py", "import tensorflow_datasets", False),
@@ -121,14 +134,14 @@ def test_every_module_has_a_layer():
         ("robjax/metrics/kl.py", "def f():\n  import tensorflow_datasets", False),
         ("robjax/data/tfds.py", "import tensorflow as tf", False),
         ("robjax/data/tfds.py", "def f():\n  import tensorflow as tf", True),
-        ("robjax/evaluation.py", "import matplotlib.pyplot as plt", False),
+        ("robjax/evaluation/loop.py", "import matplotlib.pyplot as plt", False),
         ("robjax/reporting/figures.py", "import matplotlib.pyplot as plt", True),
         ("robjax/reporting/figures.py", "def f():\n  import experiments.a", False),
         ("experiments/a.py", "from robjax import reporting", True),
         ("experiments/a.py", "from experiments import b", True),
         ("experiments/a.py", "from benchmarks import b", False),
         ("robjax/__init__.py", "from robjax import attacks", True),
-        ("robjax/__init__.py", "from robjax import storage", True),
+        ("robjax/__init__.py", "from robjax import runs", True),
     ],
 )
 def test_the_checker_itself(file, source, fine):

@@ -1,26 +1,29 @@
 """AutoAttack: an ensemble of parameter-free attacks, each on what is still robust.
 
 Croce & Hein, ICML 2020 (L1: ICML 2021). Every attack starts from the clean images that
-no attack before it has turned, and what it returns is judged by a fresh forward pass.
-`harness` gathers the survivors into batches, and holds the rules of a verdict.
+no attack before it has turned. What it returns is judged by a fresh forward pass.
+`robjax.evaluation` gathers the survivors into batches and gives the verdicts.
 """
 
 import functools
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from robjax import losses
-from robjax.attacks import ascent, harness
 from robjax.attacks.apgd import apgd, apgd_targeted
-from robjax.attacks.fab import fab
+from robjax.attacks.minimal_norm import fab
+from robjax.attacks.problem import check_problem
 from robjax.attacks.square import square
-from robjax.attacks.task import Task
 from robjax.balls import L1, Ball
-from robjax.inputs import Bounds
+from robjax.checks import Bounds
+from robjax.evaluation.attack import Attack
+from robjax.evaluation.batches import Task
+from robjax.evaluation.loop import Outcome, run_attacks
+from robjax.model import LogitsFn
+from robjax.runs.files import PathLike
 
 _RAND_EOT = 20
 
@@ -39,7 +42,7 @@ class AutoAttackResult(NamedTuple):
       distance: [B] ‖x_adv − x‖ in the ball's norm; 0 where nothing fooled, for there
         `x_adv` is the clean image.
       queries: [B] int32, images evaluated for this sample: clean, by all attacks, and
-        one more for the verdict on each.
+        one more for the verdict on each; −1 where an attack does not say.
       fooled_by: [B] int32 index into `attacks` of the first that fooled, −1 if robust.
       broken: [A, B] bool, what each of `attacks` fooled among the samples it was given.
       attacks: names in the order they ran; the first, "clean", is the clean image.
@@ -76,7 +79,7 @@ def suite(
     *,
     eot: int | None = None,
     reference_quirks: bool = False,
-) -> dict[str, Callable[..., Any]]:
+) -> dict[str, Attack]:
     """The attacks of a version by name, in order, with `ball` and their options bound.
 
     standard, individual: apgd-ce, apgd-t, fab-t, square; for L1 the two Auto-PGDs begin
@@ -94,7 +97,8 @@ def suite(
             f"without keys, got {eot!r}; version 'rand' averages over draws"
         )
     common: dict[str, Any] = {"ball": ball, "reference_quirks": reference_quirks}
-    bind, sparse = functools.partial(functools.partial, **common), isinstance(ball, L1)
+    bind = functools.partial(functools.partial, **common)
+    sparse = isinstance(ball, L1)
     square_ = bind(square, queries=5000)
     fab_t = bind(fab, targets=9, early_exit=True)
     if version in ("standard", "individual"):
@@ -127,7 +131,7 @@ def suite(
 
 
 def autoattack(
-    logits_fn: Any,
+    logits_fn: LogitsFn,
     x: jax.Array,
     y: jax.Array,
     *,
@@ -135,13 +139,13 @@ def autoattack(
     ball: Ball,
     bounds: Bounds = (0.0, 1.0),
     version: str = "standard",
-    attacks: Mapping[str, Callable[..., Any]] | None = None,
+    attacks: Mapping[str, Attack] | None = None,
     eot: int | None = None,
     reference_quirks: bool = False,
     batch_size: int | None = None,
-    dtype: Any = None,
-    devices: Sequence[Any] | None = None,
-    run_dir: str | os.PathLike[str] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    run_dir: PathLike | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> AutoAttackResult:
@@ -167,8 +171,8 @@ def autoattack(
       batch_size: most images at a time, over all devices together (rounded up to a
         multiple of them); default: 64 on a CPU, else 256.
       dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
-        of the model. Verdicts are given on the model as it is; what they deny of an
-        attack's successes is attacked again on it, what it misses is not.
+        of the model. Verdicts always come from the model as it is. A success that they
+        deny is attacked again in the model's own precision; a failure is not.
       devices: devices that share each batch; default: all local ones.
       run_dir: folder for what every batch gave, images included, as it is done.
       resume: go on with the run in `run_dir`, which must be this very one.
@@ -183,7 +187,7 @@ def autoattack(
       ValueError: an argument is malformed, the message names it; `run_dir` holds a run
         and `resume` is False, or it holds another run.
     """
-    problem = ascent.check(logits_fn, x, ball, bounds)
+    problem = check_problem(logits_fn, x, ball, bounds)
     if version == "custom":
         named = _custom(attacks, ball, reference_quirks)
     elif attacks is None:
@@ -201,7 +205,7 @@ def autoattack(
         devices=devices,
         dtype=dtype,
     )
-    outcome = harness.run(
+    outcome = run_attacks(
         task,
         named,
         cascade=version != "individual",
@@ -213,7 +217,9 @@ def autoattack(
     return _summarise(outcome)
 
 
-def _custom(attacks: Any, ball: Ball, reference_quirks: bool) -> dict[str, Any]:
+def _custom(
+    attacks: Mapping[str, Attack] | None, ball: Ball, reference_quirks: bool
+) -> dict[str, Attack]:
     if not attacks:
         raise ValueError(f"attacks must name some for version 'custom', got {attacks}")
     if reference_quirks:
@@ -227,24 +233,28 @@ def _custom(attacks: Any, ball: Ball, reference_quirks: bool) -> dict[str, Any]:
     }
 
 
-def _summarise(outcome: harness.Outcome) -> AutoAttackResult:
-    columns, fooled_by = list(outcome.columns.values()), outcome.fooled_by
-    success, rows = fooled_by >= 0, np.arange(len(fooled_by))
+def _summarise(outcome: Outcome) -> AutoAttackResult:
+    columns = list(outcome.verdicts.values())
+    fooled_by = outcome.fooled_by
+    success = fooled_by >= 0
+    rows = np.arange(len(fooled_by))
 
     def of_winner(field: str) -> np.ndarray:
         return np.stack([getattr(column, field) for column in columns])[fooled_by, rows]
 
     highest = np.max([column.margin for column in columns], axis=0)
+    queries = np.stack([column.queries for column in columns])
+    unknown = (queries < 0).any(axis=0)
     assert outcome.x_adv is not None
     return AutoAttackResult(
-        outcome.x_adv,
-        success,
-        np.where(success, of_winner("margin"), highest),
-        np.where(success, of_winner("first_success"), -1),
-        np.where(success, of_winner("distance"), 0),
-        np.stack([column.queries for column in columns]).sum(axis=0, dtype=np.int32),
-        fooled_by,
-        np.stack([column.fooled for column in columns]),
-        tuple(outcome.columns),
-        outcome.warnings,
+        x_adv=outcome.x_adv,
+        success=success,
+        loss=np.where(success, of_winner("margin"), highest),
+        first_success=np.where(success, of_winner("first_success"), -1),
+        distance=np.where(success, of_winner("distance"), 0),
+        queries=np.where(unknown, -1, queries.sum(axis=0, dtype=np.int32)),
+        fooled_by=fooled_by,
+        broken=np.stack([column.fooled for column in columns]),
+        attacks=tuple(outcome.verdicts),
+        warnings=outcome.warnings,
     )

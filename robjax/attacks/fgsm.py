@@ -1,25 +1,25 @@
 """Fast gradient sign method: Goodfellow et al., ICLR 2015 (arXiv 1412.6572), §4."""
 
-from typing import Any
-
 import jax
 
 from robjax import losses
-from robjax.attacks.ascent import AttackResult
 from robjax.attacks.pgd import pgd
+from robjax.attacks.result import AttackResult
 from robjax.balls import Ball
-from robjax.inputs import Bounds
+from robjax.checks import Bounds
+from robjax.losses import Loss
+from robjax.model import LogitsFn
 
 
 def fgsm(
-    logits_fn: Any,
+    logits_fn: LogitsFn,
     x: jax.Array,
     y: jax.Array,
     *,
     key: jax.Array | None = None,
     ball: Ball,
     bounds: Bounds = (0.0, 1.0),
-    loss: Any = losses.cross_entropy,
+    loss: Loss = losses.cross_entropy,
     targeted: bool = False,
 ) -> AttackResult:
     """One steepest step of length ε from x: P(x + ε · steepest(∇ loss)).

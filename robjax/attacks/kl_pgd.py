@@ -6,27 +6,30 @@ D_KL( p(x_ref) ‖ p(·) ), which needs no labels.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from robjax import inputs, losses, lowering
-from robjax.attacks import ascent
-from robjax.attacks.ascent import AttackResult
-from robjax.balls import Ball, per_sample
-from robjax.inputs import Bounds
+from robjax import losses, lowering
+from robjax.attacks.ascent import ascend
+from robjax.attacks.problem import Problem, check_problem, check_step_size
+from robjax.attacks.result import AttackResult, Best
+from robjax.balls import Ball
+from robjax.checks import Bounds, check_count
+from robjax.model import LogitsFn, count_classes
+from robjax.samples import per_sample, sample_keys
 
 
 def kl_pgd(
-    logits_fn: Any,
+    logits_fn: LogitsFn,
     x: jax.Array,
     *,
     key: jax.Array,
     ball: Ball,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 10,
-    step_size: Any = None,
+    step_size: ArrayLike | None = None,
     reference: str = "natural",
     keep_best: bool = True,
 ) -> AttackResult:
@@ -52,17 +55,17 @@ def kl_pgd(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = ascent.check(logits_fn, x, ball, bounds)
-    inputs.count_classes(problem.logits_fn, problem.x)
-    inputs.check_count("steps", steps)
+    problem = check_problem(logits_fn, x, ball, bounds)
+    count_classes(problem.logits_fn, problem.x)
+    check_count("steps", steps)
     if reference not in ("natural", "start"):
         raise ValueError(f"reference must be 'natural' or 'start', got {reference!r}")
     if step_size is None:
         step_size = 2.5 * problem.ball.eps / steps
     return _kl_pgd(
         problem,
-        inputs.sample_keys(key, x.shape[0]),
-        ascent.check_step_size(step_size, problem.x),
+        sample_keys(key, x.shape[0]),
+        check_step_size(step_size, problem.x),
         steps=steps,
         reference=reference,
         keep_best=bool(keep_best),
@@ -70,7 +73,15 @@ def kl_pgd(
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "reference", "keep_best"))
-def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
+def _kl_pgd(
+    problem: Problem,
+    keys: jax.Array,
+    step_size: jax.Array,
+    *,
+    steps: int,
+    reference: str,
+    keep_best: bool,
+) -> AttackResult:
     problem, step_size = jax.lax.stop_gradient((problem, step_size))
     logits_fn, x, ball, bounds = problem
     pairs = jax.vmap(jax.random.split)(keys)
@@ -79,7 +90,8 @@ def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
     if reference == "start":
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
         direction = ball.steepest(noise(pairs[:, 1]), start, bounds)
-        x_ref, steps = start, steps - 1
+        x_ref = start
+        steps = steps - 1
         moved = start + per_sample(step_size, x) * direction
         start = ball.project(moved, x, bounds)
     reference_logits = lowering.fast(logits_fn, forward=True)(x_ref)
@@ -89,11 +101,11 @@ def _kl_pgd(problem, keys, step_size, *, steps, reference, keep_best):
         changed = losses.misclassified(logits, jnp.argmax(reference_logits, axis=1))
         return losses.kl(reference_logits, logits), changed
 
-    best = ascent.ascend(
+    best = ascend(
         objective,
         start,
         x,
-        ascent.Best.none(x, jax.eval_shape(objective, x)[0].dtype),
+        Best.none(x, jax.eval_shape(objective, x)[0].dtype),
         ball=ball,
         bounds=bounds,
         step_size=step_size,

@@ -7,20 +7,20 @@ is the answer. `pgd` divides by the mean of |∇J| instead of its sum, which sca
 v alike and changes no step.
 """
 
-from typing import Any
-
 import jax
 
-from robjax import inputs, losses
-from robjax.attacks import ascent
-from robjax.attacks.ascent import AttackResult
-from robjax.attacks.pgd import pgd
+from robjax import losses
+from robjax.attacks.pgd import Options, run_pgd
+from robjax.attacks.problem import check_problem
+from robjax.attacks.result import AttackResult
 from robjax.balls import Ball
-from robjax.inputs import Bounds
+from robjax.checks import Bounds, check_count
+from robjax.losses import Loss
+from robjax.model import LogitsFn
 
 
 def mi_fgsm(
-    logits_fn: Any,
+    logits_fn: LogitsFn,
     x: jax.Array,
     y: jax.Array,
     *,
@@ -29,7 +29,7 @@ def mi_fgsm(
     bounds: Bounds = (0.0, 1.0),
     steps: int = 10,
     momentum: float = 1.0,
-    loss: Any = losses.cross_entropy,
+    loss: Loss = losses.cross_entropy,
     targeted: bool = False,
 ) -> AttackResult:
     """k steps of length ε/k from x along gradients that add up; the last iterate.
@@ -50,19 +50,13 @@ def mi_fgsm(
       ValueError: an argument is malformed; the message names it.
     """
     del key
-    inputs.check_count("steps", steps)
-    problem = ascent.check(logits_fn, x, ball, bounds)
-    return pgd(
-        problem.logits_fn,
-        problem.x,
-        y,
-        ball=problem.ball,
-        bounds=problem.bounds,
+    check_count("steps", steps)
+    problem = check_problem(logits_fn, x, ball, bounds)
+    options = Options(
         steps=steps,
-        step_size=problem.ball.eps / steps,
-        random_start=False,
         loss=loss,
         targeted=targeted,
         momentum=momentum,
         keep_best=False,
     )
+    return run_pgd(problem, y, None, problem.ball.eps / steps, options)

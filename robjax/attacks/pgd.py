@@ -1,20 +1,42 @@
 """Projected gradient descent: Madry et al., ICLR 2018 (arXiv 1706.06083), §2.1."""
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 from jax import lax
+from jax.typing import ArrayLike
 
-from robjax import inputs, losses, lowering
-from robjax.attacks import ascent
-from robjax.attacks.ascent import AttackResult
+from robjax import losses, lowering
+from robjax.attacks.ascent import ascend
+from robjax.attacks.problem import (
+    Problem,
+    check_classes,
+    check_problem,
+    check_step_size,
+)
+from robjax.attacks.result import AttackResult, Best
 from robjax.balls import Ball
-from robjax.inputs import Bounds
+from robjax.checks import Bounds, check_count, check_number
+from robjax.losses import Loss
+from robjax.model import LogitsFn
+from robjax.samples import fold_keys, sample_keys
+
+
+class Options(NamedTuple):
+    """What PGD compiles for; every field is static and explained in `pgd`."""
+
+    steps: int
+    restarts: int = 1
+    loss: Loss = losses.cross_entropy
+    targeted: bool = False
+    momentum: float = 0.0
+    keep_best: bool = True
+    early_exit: bool = False
 
 
 def pgd(
-    logits_fn: Any,
+    logits_fn: LogitsFn,
     x: jax.Array,
     y: jax.Array,
     *,
@@ -22,10 +44,10 @@ def pgd(
     ball: Ball,
     bounds: Bounds = (0.0, 1.0),
     steps: int = 40,
-    step_size: Any = None,
+    step_size: ArrayLike | None = None,
     restarts: int = 1,
     random_start: bool = True,
-    loss: Any = losses.cross_entropy,
+    loss: Loss = losses.cross_entropy,
     targeted: bool = False,
     momentum: float = 0.0,
     keep_best: bool = True,
@@ -60,63 +82,77 @@ def pgd(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = ascent.check(logits_fn, x, ball, bounds)
-    num_classes = inputs.count_classes(problem.logits_fn, problem.x)
-    y = inputs.check_labels(y, x.shape[0], num_classes=num_classes)
-    inputs.check_count("steps", steps)
-    inputs.check_count("restarts", restarts)
-    inputs.check_number("momentum", momentum, minimum=0)
+    problem = check_problem(logits_fn, x, ball, bounds)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts must be 1 without random_start, got {restarts}")
     if (early_exit or restarts > 1) and not keep_best:
         raise ValueError("keep_best must be True with early_exit or restarts")
-    if step_size is None:
-        step_size = 2.5 * problem.ball.eps / steps
-    return _pgd(
-        problem,
-        y,
-        inputs.sample_keys(key, x.shape[0]) if random_start else None,
-        ascent.check_step_size(step_size, problem.x),
+    options = Options(
         steps=steps,
         restarts=restarts,
         loss=loss,
-        targeted=bool(targeted),
-        momentum=float(momentum),
-        keep_best=bool(keep_best),
-        early_exit=bool(early_exit),
+        targeted=targeted,
+        momentum=momentum,
+        keep_best=keep_best,
+        early_exit=early_exit,
     )
+    return run_pgd(problem, y, key if random_start else None, step_size, options)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "steps",
-        "restarts",
-        "loss",
-        "targeted",
-        "momentum",
-        "keep_best",
-        "early_exit",
-    ),
-)
-def _pgd(problem, y, keys, step_size, *, restarts, loss, targeted, **options):
+def run_pgd(
+    problem: Problem,
+    y: jax.Array,
+    key: jax.Array | None,
+    step_size: ArrayLike | None,
+    options: Options,
+) -> AttackResult:
+    """PGD on a problem that is checked; the rest is checked here.
+
+    Args:
+      problem: made by `check_problem`.
+      y: [B] labels.
+      key: of the random starts; None: from x.
+      step_size: α; None: 2.5 ε/k.
+      options: see `pgd`.
+    """
+    y, _ = check_classes(problem, y)
+    check_count("steps", options.steps)
+    check_count("restarts", options.restarts)
+    check_number("momentum", options.momentum, minimum=0)
+    if step_size is None:
+        step_size = 2.5 * problem.ball.eps / options.steps
+    step_size = check_step_size(step_size, problem.x)
+    keys = None if key is None else sample_keys(key, problem.x.shape[0])
+    return _pgd(problem, y, keys, step_size, options)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _pgd(
+    problem: Problem,
+    y: jax.Array,
+    keys: jax.Array | None,
+    step_size: jax.Array,
+    options: Options,
+) -> AttackResult:
     # for whoever differentiates around the attack, its result is a constant
-    (logits_fn, x, ball, bounds), step_size = lax.stop_gradient((problem, step_size))
+    problem, step_size = lax.stop_gradient((problem, step_size))
+    logits_fn, x, ball, bounds = problem
     # same direction as the cross-entropy, without its saturation
-    climbed = losses.log_odds if loss is losses.cross_entropy else loss
+    saturates = options.loss is losses.cross_entropy
+    climbed = losses.log_odds if saturates else options.loss
 
     def objective(v):
         logits = logits_fn(v)
         wrong = losses.misclassified(logits, y)
         value = climbed(logits, y)
-        return (-value, ~wrong) if targeted else (value, wrong)
+        return (-value, ~wrong) if options.targeted else (value, wrong)
 
     def run(restart, best):
         start = x
         if keys is not None:
-            fold = functools.partial(jax.random.fold_in, data=restart)
-            start = ball.project(x + ball.sample(jax.vmap(fold)(keys), x), x, bounds)
-        return ascent.ascend(
+            drawn = ball.sample(fold_keys(keys, restart), x)
+            start = ball.project(x + drawn, x, bounds)
+        return ascend(
             objective,
             start,
             x,
@@ -124,17 +160,23 @@ def _pgd(problem, y, keys, step_size, *, restarts, loss, targeted, **options):
             ball=ball,
             bounds=bounds,
             step_size=step_size,
-            **options,
+            steps=options.steps,
+            momentum=options.momentum,
+            keep_best=options.keep_best,
+            early_exit=options.early_exit,
         )
 
     loss_dtype = jax.eval_shape(objective, x)[0].dtype
-    best = ascent.Best.none(x, loss_dtype)
-    if keys is not None and options["keep_best"]:
+    best = Best.none(x, loss_dtype)
+    if keys is not None and options.keep_best:
         judged = lowering.fast(objective, forward=True)(x)
-        best = best.update(x, *judged, freeze=options["early_exit"], replace=False)
-    best = run(0, best) if restarts == 1 else lax.fori_loop(0, restarts, run, best)
-    if targeted:
+        best = best.update(x, *judged, freeze=options.early_exit, replace=False)
+    if options.restarts == 1:
+        best = run(0, best)
+    else:
+        best = lax.fori_loop(0, options.restarts, run, best)
+    if options.targeted:
         best = best._replace(loss=-best.loss)
-    if climbed is losses.log_odds:
+    if saturates:
         best = best._replace(loss=jax.nn.softplus(best.loss))
     return best.result(x, ball)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.inputs import check_count, sample_keys
+from robjax.checks import check_count
+from robjax.samples import sample_keys
 
 
 def augment(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.inputs import check_count
+from robjax.checks import check_count
 
 
 def random_order(size: int, *, seed: int, stream: int = 0) -> np.ndarray:

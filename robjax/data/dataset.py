@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robjax.checks import check_count
 from robjax.data import digits, tfds
 from robjax.data.batching import stratified_split
-from robjax.inputs import check_count
 
 
 class Dataset(NamedTuple):

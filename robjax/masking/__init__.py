@@ -7,8 +7,8 @@ Athalye, Carlini & Wagner, "Obfuscated gradients give a false sense of security"
 2018; Carlini et al., "On evaluating adversarial robustness", 2019; Croce et al.,
 "Evaluating the adversarial robustness of adaptive test-time defenses", ICML 2022;
 Pintor et al., "Indicators of attack failure", NeurIPS 2022. `report.CHECKS` says what
-is asked and what to do about each answer, `verdicts` holds the thresholds and their
-reasons.
+is asked and what to do about each answer, `thresholds` holds the
+thresholds and their reasons.
 """
 
 from robjax.masking.battery import check

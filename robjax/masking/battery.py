@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robjax import inputs, losses
-from robjax.attacks import ascent, draws
-from robjax.attacks.ascent import Problem
+from robjax import losses
 from robjax.attacks.pgd import pgd
+from robjax.attacks.problem import Problem, check_problem
 from robjax.attacks.square import square
 from robjax.balls import Ball, Linf
-from robjax.inputs import Bounds
-from robjax.masking import probes, verdicts
+from robjax.checks import Bounds, check_count, check_labels
+from robjax.masking import probes, thresholds
 from robjax.masking.probes import Run
 from robjax.masking.report import CHECKS, MaskingReport
+from robjax.model import as_logits_fn, count_classes, mean_logits
+from robjax.samples import fold_keys, sample_keys
+from robjax.traced import TracedCallable
 
 _PASSES = 4
 _RESTARTS = 4
@@ -62,35 +64,35 @@ def check(
       ValueError: an argument is malformed; the message names it.
     """
     if eot is not None:
-        inputs.check_count("eot", eot)
-    inputs.check_count("queries", queries)
-    model = inputs.as_logits_fn(logits_fn)
+        check_count("eot", eot)
+    check_count("queries", queries)
+    model = as_logits_fn(logits_fn)
     problem = _check(model, x, ball, bounds)
     x, size = problem.x, problem.x.shape[0]
-    keys = inputs.sample_keys(key, size)
-    classes = draws.count_classes(model, x, keys, eot)
+    keys = sample_keys(key, size)
+    classes = count_classes(model, x, None if eot is None else keys)
     # through the host: labels that a sharded model predicted would compile anew
-    y = jnp.asarray(np.asarray(inputs.check_labels(y, size, num_classes=classes)))
+    y = jnp.asarray(np.asarray(check_labels(y, size, num_classes=classes)))
     if eot is not None:
         problem = problem._replace(logits_fn=_average(model, keys, eot, 0))
     if surrogate is not None:
-        surrogate = inputs.as_logits_fn(surrogate)
+        surrogate = as_logits_fn(surrogate)
         _check_surrogate(surrogate, x, classes)
 
     columns = _Columns({}, {})
     clean = _passes(columns, model, problem, keys, eot)
     if eot is not None:
         _agreement(columns, model, problem, y, keys, eot)
-    look = jax.device_get(probes.look(problem, y, draws.fold(keys, 1)))
-    columns.take(verdicts.outputs(look))
-    columns.take(verdicts.slopes(look))
+    look = jax.device_get(probes.look(problem, y, fold_keys(keys, 1)))
+    columns.take(thresholds.outputs(look))
+    columns.take(thresholds.slopes(look))
     # differences mean nothing where the model does not repeat itself
     for name in ("shattered", "gradient"):
         columns.flags[name] &= ~columns.flags["random"]
     margin = np.asarray(losses.margin(jnp.asarray(clean), y))
     judged = (margin < 0) & np.isfinite(clean).all(axis=1)
     done, notes = _attack(problem, y, keys, margin, surrogate, queries)
-    compared, numbers = verdicts.attacks(done, look)
+    compared, numbers = thresholds.attacks(done, look)
     columns.take(({name: flag & judged for name, flag in compared.items()}, numbers))
     if not judged.any():
         notes.append("no image is classified correctly, so no attacks were compared")
@@ -104,13 +106,13 @@ class _Columns(NamedTuple):
     flags: dict[str, np.ndarray]
     numbers: dict[str, np.ndarray]
 
-    def take(self, found: tuple[verdicts.Columns, verdicts.Columns]) -> None:
+    def take(self, found: tuple[thresholds.Columns, thresholds.Columns]) -> None:
         self.flags.update(found[0])
         self.numbers.update(found[1])
 
 
 def _check(model, x, ball, bounds) -> Problem:
-    problem = ascent.check(model, x, ball, bounds)
+    problem = check_problem(model, x, ball, bounds)
     if np.any(np.asarray(problem.ball.eps) <= 0):
         raise ValueError(f"ball.eps must be above 0, got {ball.eps}")
     # differences need float32 or better
@@ -121,33 +123,33 @@ def _check(model, x, ball, bounds) -> Problem:
     )
 
 
-def _check_surrogate(surrogate: inputs.LogitsFn, x: jax.Array, classes: int) -> None:
-    if (found := inputs.count_classes(surrogate, x)) != classes:
+def _check_surrogate(surrogate: TracedCallable, x: jax.Array, classes: int) -> None:
+    if (found := count_classes(surrogate, x)) != classes:
         raise ValueError(
             f"surrogate must have the {classes} classes of logits_fn, got {found}"
         )
 
 
 def _mean(model, keys, eot, x):
-    return draws.mean_logits(model, x, keys, eot)
+    return mean_logits(model, x, keys, eot)
 
 
-def _average(model, keys, eot: int, number: int) -> inputs.LogitsFn:
+def _average(model, keys, eot: int, number: int) -> TracedCallable:
     """The model averaged over `eot` draws that do not change: images -> logits."""
-    return inputs.as_logits_fn(Partial(_mean, model, draws.fold(keys, number), eot))
+    return as_logits_fn(Partial(_mean, model, fold_keys(keys, number), eot))
 
 
 def _passes(columns: _Columns, model, problem: Problem, keys, eot) -> np.ndarray:
     """Repeats the batch, and mixes it with its negatives; the logits [B, K]."""
     x, (low, high) = problem.x, problem.bounds
-    keys = draws.fold(keys, 0)
+    keys = fold_keys(keys, 0)
     passes = [probes.logits(model, x, keys, eot) for _ in range(_PASSES)]
     # each image in another place, among other neighbours
     mixed = jnp.concatenate([(low + high) - x, x])[::-1]
     doubled = jnp.concatenate([keys, keys])[::-1]
     elsewhere = probes.logits(model, mixed, doubled, eot)[: len(x)][::-1]
     passes, elsewhere = jax.device_get((jnp.stack(passes), elsewhere))
-    columns.take(verdicts.repeats(passes, elsewhere))
+    columns.take(thresholds.repeats(passes, elsewhere))
     return passes[0]
 
 
@@ -157,7 +159,7 @@ def _agreement(columns: _Columns, model, problem: Problem, y, keys, eot: int) ->
         np.asarray(probes.gradient(_average(model, keys, eot, n), problem.x, y))
         for n in (1, 2)
     )
-    columns.take(verdicts.agreement(one, other))
+    columns.take(thresholds.agreement(one, other))
 
 
 def _attack(
@@ -171,7 +173,7 @@ def _attack(
     """Largest margin [B] that each attack met, and what was left out."""
     model, x, ball, bounds = problem
     notes = []
-    several = inputs.count_classes(model, x) > 2
+    several = count_classes(model, x) > 2
     runs = [Run(probes.LOG_ODDS, seed=seed) for seed in range(_RESTARTS)]
     runs += [
         Run(probes.MARGIN),
@@ -181,7 +183,7 @@ def _attack(
         Run(probes.MARGIN, radius=0, seed=_RESTARTS + 1),
     ]
     runs += [Run(probes.DLR)] if several else []
-    met = np.asarray(probes.climb(problem, y, draws.fold(keys, 2), probes.plan(runs)))
+    met = np.asarray(probes.climb(problem, y, fold_keys(keys, 2), probes.plan(runs)))
     names = ("margin", "quarter", "one step")
     done = dict(zip(names, met[_RESTARTS:], strict=False))
     done |= {"clean": clean, "restarts": met[:_RESTARTS]}
@@ -190,16 +192,16 @@ def _attack(
         done["dlr"] = met[-1]
     common: dict[str, Any] = {"ball": ball, "bounds": bounds}
     if isinstance(ball, Linf) or (x.ndim in (3, 4) and min(x.shape[1:3]) >= 3):
-        found = square(model, x, y, key=draws.fold(keys, 3), queries=queries, **common)
+        found = square(model, x, y, key=fold_keys(keys, 3), queries=queries, **common)
         done["square"] = np.asarray(found.loss)
     else:
         notes.append("square was left out: outside Linf it needs 3 × 3 pixels")
     if surrogate is None:
-        found = probes.linear_transfer(problem, y, draws.fold(keys, 4))
+        found = probes.linear_transfer(problem, y, fold_keys(keys, 4))
         done["transfer"] = np.asarray(found)
     else:
         found = pgd(
-            surrogate, x, y, key=draws.fold(keys, 4), loss=losses.margin, **common
+            surrogate, x, y, key=fold_keys(keys, 4), loss=losses.margin, **common
         )
         moved = probes.logits(model, found.x_adv, keys, None)
         done["transfer"] = np.asarray(losses.margin(moved, y))

@@ -19,9 +19,9 @@ import numpy as np
 from jax import lax
 
 from robjax import losses, lowering
-from robjax.attacks import draws
-from robjax.attacks.ascent import Problem, per_sample_mask
-from robjax.balls import per_sample
+from robjax.attacks.problem import Problem
+from robjax.model import mean_logits
+from robjax.samples import fold_keys, mask_samples, per_sample
 
 POINTS = 4
 DIRECTIONS = 8
@@ -42,7 +42,7 @@ _ROUNDS = 8
 def logits(model, x: jax.Array, keys: jax.Array, eot: int | None) -> jax.Array:
     """Logits [B, K] of a model, or with `eot` the mean over as many draws."""
     forward = lowering.fast(
-        lambda v, keys: draws.mean_logits(model, v, keys, eot), forward=True
+        lambda v, keys: mean_logits(model, v, keys, eot), forward=True
     )
     return forward(x, keys)
 
@@ -90,7 +90,7 @@ def look(problem: Problem, y: jax.Array, keys: jax.Array) -> Look:
     def from_point(number):
         # all draws in one place: random bits are most of what there is to compile
         noise = lax.map(
-            lambda j: ball.sample(draws.fold(keys, number * _DRAWS + j), x),
+            lambda j: ball.sample(fold_keys(keys, number * _DRAWS + j), x),
             jnp.arange(_DRAWS),
         )
         # Bounced off the border, not stopped there: flat areas are full of ties in
@@ -192,7 +192,7 @@ def climb(problem: Problem, y: jax.Array, keys: jax.Array, runs: Run) -> jax.Arr
         reach = dataclasses.replace(ball, eps=radius)
         stride = jnp.where(whole, high - low, radius)
         stride = stride * jnp.where(run.steps == 1, 1, 2.5 / run.steps)
-        noise = reach.sample(draws.fold(keys, run.seed), x)
+        noise = reach.sample(fold_keys(keys, run.seed), x)
         start = reach.project(x + (run.seed >= 0) * noise, x, bounds)
 
         def step(_, carry):
@@ -229,7 +229,7 @@ def linear_transfer(problem: Problem, y: jax.Array, keys: jax.Array) -> jax.Arra
         c, best, slope = carry
 
         def pair(j, slope):
-            delta = ball.sample(draws.fold(keys, i * _PAIRS + j), x) / 2
+            delta = ball.sample(fold_keys(keys, i * _PAIRS + j), x) / 2
             ends = jnp.stack([c + delta, c - delta])
             ends = jax.vmap(lambda v: ball.project(v, x, bounds))(ends)
             m = lax.map(value, ends)
@@ -241,7 +241,7 @@ def linear_transfer(problem: Problem, y: jax.Array, keys: jax.Array) -> jax.Arra
         moved = ball.project(x + step, x, bounds)
         m = value(moved)
         better = m > best
-        c = jnp.where(per_sample_mask(better, x), moved, c)
+        c = jnp.where(mask_samples(better, x), moved, c)
         return c, jnp.where(better, m, best), slope
 
     carry = (x, value(x), jnp.zeros_like(x))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robjax.masking import verdicts
+from robjax.masking import thresholds
 
 
 class Check(NamedTuple):
@@ -158,7 +158,7 @@ class MaskingReport(NamedTuple):
         )
 
     def _chance(self, name: str) -> float:
-        return verdicts.tolerated(self._asked(name))
+        return thresholds.tolerated(self._asked(name))
 
     def _asked(self, name: str) -> int:
         """How many images a check could flag."""

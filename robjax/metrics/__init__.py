@@ -3,7 +3,12 @@
 from robjax.metrics import saliency
 from robjax.metrics.fisher import FisherSpectrum, fisher_spectrum
 from robjax.metrics.kl import KLComponents, kl_components, kl_path, kl_to_class_means
-from robjax.metrics.pairwise import ClassPairKL, PairwiseKL, class_pair_kl, pairwise_kl
+from robjax.metrics.kl.pairwise import (
+    ClassPairKL,
+    PairwiseKL,
+    class_pair_kl,
+    pairwise_kl,
+)
 
 __all__ = [
     "ClassPairKL",

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robjax import inputs, lowering
+from robjax import lowering
+from robjax.checks import check_count, check_images, check_logits
+from robjax.model import as_logits_fn, count_classes
 from robjax.numerics import centre, map_batched, safe_norm
 
 
@@ -77,13 +79,13 @@ def fisher_spectrum(
     Raises:
         ValueError: images not floating or not finite, or a count below 1.
     """
-    x = inputs.check_images(x)
-    batch_size = inputs.check_count("batch_size", batch_size)
+    x = check_images(x)
+    batch_size = check_count("batch_size", batch_size)
     if lanczos_steps is not None:
-        inputs.check_count("lanczos_steps", lanczos_steps)
-    directions = inputs.check_count("directions", directions)
-    logits_fn = inputs.as_logits_fn(logits_fn)
-    values = lanczos_steps or inputs.count_classes(logits_fn, x)
+        check_count("lanczos_steps", lanczos_steps)
+    directions = check_count("directions", directions)
+    logits_fn = as_logits_fn(logits_fn)
+    values = lanczos_steps or count_classes(logits_fn, x)
     if directions > values:
         raise ValueError(f"directions must be at most {values}, got {directions}")
     return _fisher_spectrum(logits_fn, x, directions, lanczos_steps, batch_size)
@@ -105,7 +107,7 @@ def logits_and_jacobian(logits_fn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Logits [B, K] and ∂z/∂x [B, K, d]: one forward pass, K backward passes."""
     batch_size = x.shape[0]
     logits, pullback = jax.vjp(logits_fn, x)
-    inputs.check_logits(logits, batch_size)
+    check_logits(logits, batch_size)
     rows = jnp.eye(logits.shape[1], dtype=logits.dtype)
 
     def gradient_of_class(row):
@@ -152,7 +154,7 @@ def _result(eigenvalues, trace, frobenius, along, x):
 
 def _by_lanczos(logits_fn, x, count, steps):
     logits, push = jax.linearize(logits_fn, x)
-    inputs.check_logits(logits, x.shape[0])
+    check_logits(logits, x.shape[0])
     pull = jax.linear_transpose(push, x)
     p = jax.nn.softmax(logits)
     root = jnp.sqrt(p)

@@ -21,10 +21,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robjax import attacks, inputs, losses, lowering
+from robjax import attacks, losses, lowering
 from robjax.attacks import AttackResult
 from robjax.balls import L2, Ball, Linf
-from robjax.inputs import Bounds
+from robjax.checks import (
+    Bounds,
+    check_bounds,
+    check_count,
+    check_images,
+    check_labels,
+    check_number,
+)
+from robjax.model import as_logits_fn, count_classes
 from robjax.numerics import map_batched, safe_norm
 
 # Steps and step / ε of the authors' code: L2 ε = 40 in 40 steps of 1.5, L∞ ε = .25 in
@@ -57,12 +65,10 @@ def saliency(
       ValueError: malformed images or labels, or a border that leaves no inside.
     """
     x = _check_images(x)
-    logits_fn = inputs.as_logits_fn(logits_fn)
-    y = inputs.check_labels(y, len(x), num_classes=inputs.count_classes(logits_fn, x))
+    logits_fn = as_logits_fn(logits_fn)
+    y = check_labels(y, len(x), num_classes=count_classes(logits_fn, x))
     _check_width(x, width)
-    return _saliency(
-        logits_fn, x, y, width, inputs.check_count("batch_size", batch_size)
-    )
+    return _saliency(logits_fn, x, y, width, check_count("batch_size", batch_size))
 
 
 def _saliency(logits_fn, x, y, width, batch_size):
@@ -140,7 +146,7 @@ def sigma_view(g: Any, *, sigmas: float = 3.0) -> jax.Array:
     Raises:
       ValueError: g is not finite [B, H, W, C], or sigmas not positive.
     """
-    inputs.check_number("sigmas", sigmas, minimum=1e-6)
+    check_number("sigmas", sigmas, minimum=1e-6)
     g = _unit(_check_images(g, "g"))
     spread = jnp.std(g, axis=(1, 2, 3), keepdims=True)
     flat = spread <= _rounding(g)
@@ -203,9 +209,9 @@ def interpolate(
     Raises:
       ValueError: malformed images or bounds, different shapes, or fewer than 2 points.
     """
-    bounds = inputs.check_bounds(bounds)
-    points = inputs.check_count("points", points, minimum=2)
-    x, x_adv = inputs.check_images(x), inputs.check_images(x_adv, name="x_adv")
+    bounds = check_bounds(bounds)
+    points = check_count("points", points, minimum=2)
+    x, x_adv = check_images(x), check_images(x_adv, name="x_adv")
     if x.shape != x_adv.shape:
         raise ValueError(
             f"x_adv must have the shape of x, {x.shape}, got {x_adv.shape}"
@@ -237,19 +243,19 @@ def neighbour_votes(
     Raises:
       ValueError: the shapes do not fit, or k is not in 1 … N.
     """
-    inputs.check_count("num_classes", num_classes, minimum=2)
-    x = inputs.check_images(x)
-    reference = inputs.check_images(reference, name="reference")
+    check_count("num_classes", num_classes, minimum=2)
+    x = check_images(x)
+    reference = check_images(reference, name="reference")
     if x.shape[1:] != reference.shape[1:]:
         raise ValueError(
             f"reference must hold images {x.shape[1:]}, got {reference.shape[1:]}"
         )
-    labels = inputs.check_labels(
+    labels = check_labels(
         labels, len(reference), num_classes=num_classes, name="labels"
     )
-    if inputs.check_count("k", k) > len(reference):
+    if check_count("k", k) > len(reference):
         raise ValueError(f"k must be 1 to {len(reference)}, got {k}")
-    batch_size = inputs.check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     return _neighbour_votes(x, reference, labels, num_classes, k, batch_size)
 
 
@@ -303,9 +309,7 @@ def votes_along(
     """
     way = interpolate(x, x_adv, points=points, bounds=bounds)
     count, shape = way.shape[1], way.shape[2:]
-    reached = inputs.check_labels(
-        reached, count, num_classes=num_classes, name="reached"
-    )
+    reached = check_labels(reached, count, num_classes=num_classes, name="reached")
     votes = neighbour_votes(
         way.reshape(-1, *shape),
         reference,
@@ -331,14 +335,14 @@ def _rounding(g: jax.Array) -> float:
 
 
 def _check_images(x: Any, name: str = "x") -> jax.Array:
-    x = inputs.check_images(x, name=name)
+    x = check_images(x, name=name)
     if x.ndim != 4:
         raise ValueError(f"{name} must be images [B, H, W, C], got shape {x.shape}")
     return x
 
 
 def _check_width(x: jax.Array, width: int) -> None:
-    inputs.check_count("width", width)
+    check_count("width", width)
     if 2 * width >= min(x.shape[1:3]):
         raise ValueError(
             f"width must leave some of the {x.shape[1]}×{x.shape[2]} pixels inside, "

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from robjax import storage
 from robjax.reporting.tables import mean_stderr
+from robjax.runs import files
 
 # Okabe & Ito, "Color Universal Design" (2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -47,7 +47,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
         metadata = {"Date": None} if suffix == "svg" else None
         with matplotlib.rc_context(STYLE):
             figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-        with storage.atomic_write(target) as file:
+        with files.atomic_write(target) as file:
             file.write(buffer.getvalue())
         written.append(target)
     return written

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm as normal
 
-from robjax.inputs import check_count
+from robjax.checks import check_count, check_range
 from robjax.numerics import safe_norm
 from robjax.theory.gaussian_svm import (
     SVM,
@@ -38,7 +38,6 @@ from robjax.theory.gaussian_svm import (
     svm,
     unit_svm,
 )
-from robjax.theory.ranges import check_range
 
 __all__ = [
     "SVM",

@@ -24,7 +24,7 @@ import numpy as np
 from jax.scipy.stats import norm as normal
 from scipy import optimize, special
 
-from robjax.theory.ranges import check_range
+from robjax.checks import check_range
 
 _TINY = 1e-30
 # Weak weights below this are none.

@@ -23,21 +23,20 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from robjax import inputs, storage
+from robjax.checks import check_labels, check_logits, check_number
 from robjax.data import Dataset, batch_indices, to_float
+from robjax.runs.files import PathLike
 from robjax.training import objectives, parallel
+from robjax.training.config import FULL, FitConfig
 from robjax.training.journal import Journal, describe_run
 from robjax.training.objectives import Objective
 from robjax.training.state import (
-    FULL,
-    FitConfig,
     TrainState,
-    attack_strength,
     create_state,
     learning_rate_schedule,
     make_optimizer,
-    make_step,
 )
+from robjax.training.step import attack_strength, make_step
 
 _SECONDS_BETWEEN_FETCHES = 1.0
 
@@ -51,7 +50,7 @@ def fit(
     objective: Objective = objectives.standard,
     config: FitConfig = FULL,
     optimizer: optax.GradientTransformation | None = None,
-    run_dir: storage.PathLike | None = None,
+    run_dir: PathLike | None = None,
     resume: bool = False,
     on_epoch: OnEpoch | None = None,
     devices: Sequence[Any] | None = None,
@@ -173,12 +172,12 @@ def _check_model(
             f"batch_size must be at most the number of samples, {count}, got "
             f"{config.batch_size}"
         )
-    inputs.check_labels(data.labels, count, num_classes=data.num_classes, name="labels")
+    check_labels(data.labels, count, num_classes=data.num_classes, name="labels")
     example = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), np.float32)
     logits, variables = jax.eval_shape(
         model.init_with_output, jax.random.key(0), example
     )
-    inputs.check_logits(logits, 1)
+    check_logits(logits, 1)
     if logits.shape[1] < data.num_classes:
         raise ValueError(
             f"model must have an output for each of the {data.num_classes} classes, "
@@ -197,7 +196,7 @@ def _check_ball(objective: Objective) -> None:
     bound = getattr(objective, "keywords", {})
     if "ball" in bound:
         eps = getattr(bound["ball"], "eps", None)
-        inputs.check_number("objective's ball.eps", eps, minimum=0)
+        check_number("objective's ball.eps", eps, minimum=0)
 
 
 def _progress_bar(

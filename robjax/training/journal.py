@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from robjax import provenance, storage
 from robjax.data import Dataset
+from robjax.runs import checkpoints, files, provenance
+from robjax.training.config import FitConfig
 from robjax.training.objectives import Objective
-from robjax.training.state import FitConfig, TrainState
+from robjax.training.state import TrainState
 
 
 def describe_run(
@@ -32,7 +33,7 @@ def describe_run(
         "objective": provenance.describe(objective),
         "data": f"{data.name} {list(data.images.shape)} {checksum}",
     }
-    return storage.plain(config) | text
+    return files.plain(config) | text
 
 
 class Journal:
@@ -45,7 +46,7 @@ class Journal:
 
     def __init__(
         self,
-        run_dir: storage.PathLike | None,
+        run_dir: files.PathLike | None,
         description: dict[str, Any],
         *,
         resume: bool,
@@ -60,8 +61,8 @@ class Journal:
                 raise ValueError("run_dir must be given with resume=True, got None")
             return
         if self._writes:
-            storage.check_writable(self._folder, "run_dir")
-        found = storage.list_checkpoints(self._folder / "checkpoints")
+            files.writable_folder(self._folder, "run_dir")
+        found = checkpoints.list_checkpoints(self._folder / "checkpoints")
         if (found or self._metrics_file().exists()) and not resume:
             raise ValueError(
                 f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
@@ -69,7 +70,7 @@ class Journal:
             )
         if found:
             self._latest = found[-1]
-            self._manifest = storage.load_manifest(self._latest)
+            self._manifest = checkpoints.load_manifest(self._latest)
             provenance.check_same_run(
                 self._folder,
                 self._manifest["config"]["run"],
@@ -84,7 +85,7 @@ class Journal:
         """
         state, extra = start, {}
         if self._latest is not None:
-            state = storage.load_checkpoint(self._latest, start)
+            state = checkpoints.load_checkpoint(self._latest, start)
             extra = self._manifest["config"]["extra"]
         if self._writes:
             self._take_up(int(state.step), fresh=self._latest is None)
@@ -94,7 +95,7 @@ class Journal:
         """Appends the record of one epoch; its numbers go to TensorBoard too."""
         if not self._writes:
             return
-        storage.append_json_line(self._metrics_file(), record)
+        files.append_json_line(self._metrics_file(), record)
         for name, value in record.items():
             if name not in ("epoch", "step") and np.ndim(value) == 0:
                 self._tensorboard.add_scalar(name, float(value), record["step"])
@@ -106,7 +107,7 @@ class Journal:
             assert self._folder is not None
             config = {"run": self._description, "extra": extra}
             folder = self._folder / "checkpoints"
-            storage.save_checkpoint(folder, int(state.step), state, config=config)
+            checkpoints.save_checkpoint(folder, int(state.step), state, config=config)
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
@@ -122,9 +123,9 @@ class Journal:
         # tensorboardX takes half a second to import
         from tensorboardX import SummaryWriter
 
-        records = [] if fresh else storage.load_json_lines(self._metrics_file())
+        records = [] if fresh else files.load_json_lines(self._metrics_file())
         kept = [record for record in records if record["step"] <= step]
-        storage.save_json_lines(self._metrics_file(), kept)
+        files.save_json_lines(self._metrics_file(), kept)
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=0 if fresh else step + 1
         )

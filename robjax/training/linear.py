@@ -26,8 +26,7 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy import optimize, special
 
-from robjax import inputs
-from robjax.inputs import Bounds
+from robjax.checks import Bounds, check_bounds, check_count, check_images, check_number
 
 
 class LinearClassifier(NamedTuple):
@@ -86,7 +85,7 @@ def worst_margins(
     w: Any, b: float, x: Any, y: Any, *, eps: float, bounds: Bounds | None = None
 ) -> np.ndarray:
     """m [N] of every image; at most 0 where the adversary wins. As `worst_case`."""
-    inputs.check_number("b", b)
+    check_number("b", b)
     moved = worst_case(w, x, y, eps=eps, bounds=bounds)
     return np.asarray(y) * (_flat(moved) @ np.ravel(w) + b)
 
@@ -129,8 +128,8 @@ def fit(
         w then depends on `tolerance`, and a small l2 is the remedy.
     """
     x, y = _check_both(x, y, eps, bounds)
-    inputs.check_number("l2", l2, minimum=0)
-    inputs.check_number("tolerance", tolerance, minimum=0)
+    check_number("l2", l2, minimum=0)
+    check_number("tolerance", tolerance, minimum=0)
     rows = _features(_flat(x), y, eps, bounds)
     d = (rows.shape[1] - 1) // 2
 
@@ -149,7 +148,7 @@ def fit(
         method="L-BFGS-B",
         bounds=[(0, None)] * (2 * d) + [(None, None)],
         options={
-            "maxiter": inputs.check_count("max_iterations", max_iterations),
+            "maxiter": check_count("max_iterations", max_iterations),
             "maxfun": 10 * max_iterations,
             "maxcor": 50,
             "ftol": 0,
@@ -189,10 +188,8 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 def _check(x: Any, y: Any, eps: Any, bounds: Any) -> tuple[np.ndarray, np.ndarray]:
     x = np.asarray(x)
-    inputs.check_images(
-        x, bounds=None if bounds is None else inputs.check_bounds(bounds)
-    )
-    inputs.check_number("eps", eps, minimum=0)
+    check_images(x, bounds=None if bounds is None else check_bounds(bounds))
+    check_number("eps", eps, minimum=0)
     y = np.asarray(y)
     if y.shape != x.shape[:1] or not np.isin(y, (-1, 1)).all():
         raise ValueError(

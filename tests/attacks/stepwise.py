@@ -1,17 +1,18 @@
 """The attacks' walks, evaluation by evaluation, to be held against the reference's."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robjax import losses
-from robjax.attacks import ascent
-from robjax.attacks.fab import Walk, approach
-from robjax.balls import per_sample
-
-apgd_module = importlib.import_module("robjax.attacks.apgd")
+from robjax.attacks.apgd import step_rule, step_rule_l1
+from robjax.attacks.apgd.attack import begin
+from robjax.attacks.apgd.plan import Options, make_plan
+from robjax.attacks.minimal_norm.boundary import Boundary
+from robjax.attacks.minimal_norm.fab import Walk, approach
+from robjax.attacks.problem import check_problem
+from robjax.balls import L1
+from robjax.samples import per_sample
 
 
 def apgd_path(
@@ -22,8 +23,11 @@ def apgd_path(
     The model's gradients there come last. With `gradients` [E, B, *S] the walk follows
     those instead.
     """
-    problem = ascent.check(model, x, ball, (0.0, 1.0))
+    problem = check_problem(model, x, ball, (0.0, 1.0))
     keys = jax.random.split(jax.random.key(0), x.shape[0])
+    all_options = Options(losses.margin, steps=100, **options)
+    rule = step_rule_l1 if isinstance(ball, L1) else step_rule
+    plan = jax.tree.map(jnp.asarray, make_plan(rule.phases(all_options)))
 
     def total(v):
         logits = model(v)
@@ -32,14 +36,14 @@ def apgd_path(
 
     @jax.jit
     def run(start):
-        climb, advance, plan = apgd_module.setup(
-            problem, start, use_start, keys, start.dtype, steps=100, **options
-        )
+        given = (start, use_start)
+        climb = begin(problem, given, keys, start.dtype, all_options)
 
         def step(climb, row):
             row, given = row
             own, (value, predicted) = jax.grad(total, has_aux=True)(climb.x)
-            after = advance(climb, own if given is None else given, value, row)
+            g = own if given is None else given
+            after = rule.advance(climb, g, value, row, problem, all_options)
             return after, (climb.x, value, after.step_size, predicted, own)
 
         return jax.lax.scan(step, climb, (plan, gradients))[1]
@@ -68,6 +72,7 @@ def fab_path(model, x, y, classes, ball, path, slopes=None):
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     walk = Walk(*(jnp.asarray(c, x.dtype) for c in (0.1, 1.05, 0.9)))
+    problem = check_problem(model, x, ball, (0.0, 1.0))
     rows = jnp.arange(len(x))
 
     def total(v):
@@ -79,7 +84,7 @@ def fab_path(model, x, y, classes, ball, path, slopes=None):
     def step(v, slope=None):
         w, f = jax.grad(total, has_aux=True)(v)
         w = w if slope is None else slope
-        moved = approach(f, w, v, x, ball, (0.0, 1.0), walk)
+        moved = approach(Boundary(f=f, w=w, c=classes), v, problem, walk)
         margin = losses.margin(model(moved), y)
         back = x + walk.beta * (moved - x)
         moved = jnp.where(per_sample(margin > 0, x), back, moved)

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
-from robjax import inputs, losses
-from robjax.attacks import apgd_l1, apgd_steps, draws
-from robjax.attacks.apgd import apgd, apgd_targeted
+from robjax import losses
+from robjax.attacks.apgd import apgd, apgd_targeted, step_rule, step_rule_l1
+from robjax.attacks.apgd.plan import Options, Phase, make_plan
+from robjax.attacks.problem import check_problem
 from robjax.balls import L1, L2, Linf
+from robjax.model import as_logits_fn, loss_gradient
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(12, 5)), jnp.float32)
@@ -36,15 +38,15 @@ MODEL = Partial(linear, W)
     [(100, [22, 41, 57, 70, 80, 87, 93, 99]), (50, [11, 21, 30, 38, 45])],
 )
 def test_checkpoints_of_the_paper(steps, expected):
-    windows = apgd_steps.checkpoint_windows(steps)
+    windows = step_rule.checkpoint_windows(steps)
     assert np.cumsum(windows).tolist() == expected
-    plan = apgd_steps.plan([(1.0, windows, steps)])
+    plan = make_plan([Phase(1.0, windows, steps)])
     assert np.flatnonzero(plan.window).tolist() == expected
     assert plan.first.sum() == 1 and plan.first[0] and plan.counts.all()
 
 
 def test_large_radii_schedule_of_100_steps():
-    plan = apgd_steps.plan(apgd_l1.phases(100, large_reps=True))
+    plan = make_plan(step_rule_l1.phases(Options(losses.margin, large_reps=True)))
     np.testing.assert_array_equal(np.flatnonzero(plan.first), [0, 31, 62])
     np.testing.assert_array_equal(np.flatnonzero(plan.hop), [30, 61])
     # the point made at row i lies in the ball of that row, a hop's in the next one
@@ -61,20 +63,19 @@ def test_first_window_counts_the_first_step_against_the_start(loss_sign, quirks)
     rises = np.array([False] + [True] * 16 + [False] * 5)
     steps = np.where(rises, 1, -1).cumsum()
     loss = np.concatenate([[0], steps]) + loss_sign * 100.0
-    x, ball = jnp.full((1, 2), 0.5), Linf(0.1)
-    climb = apgd_steps.begin(x, x, ball, jnp.float32)
-    plan = apgd_steps.plan([(1.0, apgd_steps.checkpoint_windows(100), 100)])
+    x = jnp.full((1, 2), 0.5)
+    problem = check_problem(lambda x: x, x, Linf(0.1), (0.0, 1.0))
+    options = Options(losses.margin, reference_quirks=quirks)
+    climb = step_rule.begin(x, problem, jnp.asarray(False), jnp.float32)
+    plan = make_plan(step_rule.phases(options))
     for i, value in enumerate(loss):
-        climb = apgd_steps.advance(
+        climb = step_rule.advance(
             climb,
             jnp.ones_like(x),
             jnp.asarray([value], jnp.float32),
             jax.tree.map(lambda column, i=i: column[i], plan),
-            x,
-            ball=ball,
-            bounds=(0.0, 1.0),
-            rho=0.75,
-            reference_quirks=quirks,
+            problem,
+            options,
         )
     # the reference compares with 0 instead: a rise if the loss is positive
     kept = quirks and loss_sign > 0
@@ -185,8 +186,11 @@ def noisy(w, x, keys):
 @pytest.mark.parametrize("quirks", [False, True])
 def test_eot_averages_gradient_loss_and_logits_of_the_same_draws(quirks):
     model, keys = Partial(noisy, W), jax.random.split(KEY, 8)
-    evaluate = draws.evaluation(
-        inputs.as_logits_fn(model), lambda z: losses.cross_entropy(z, Y), 4, quirks
+    evaluate = loss_gradient(
+        as_logits_fn(model),
+        lambda z: losses.cross_entropy(z, Y),
+        eot=4,
+        last_draw_only=quirks,
     )
     g, (loss, logits) = evaluate(X, keys)
 

@@ -18,8 +18,9 @@ from flax import nnx
 from jax import lax
 from jax.tree_util import Partial
 
-from robjax import attacks, inputs
+from robjax import attacks
 from robjax.balls import L2, Linf
+from robjax.model import as_logits_fn
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -127,13 +128,13 @@ def choose(number, models, x):
     return lax.switch(number, models, x)
 
 
-FIXED = {name: inputs.as_logits_fn(FORMS[name](PARAMS)) for name in OPAQUE}
+FIXED = {name: as_logits_fn(FORMS[name](PARAMS)) for name in OPAQUE}
 
 
 def model(number, params):
     """The spelling of this number, among all of them."""
     forms = [
-        FIXED[name] if name in OPAQUE else inputs.as_logits_fn(form(params))
+        FIXED[name] if name in OPAQUE else as_logits_fn(form(params))
         for name, form in FORMS.items()
     ]
     return Partial(choose, jnp.int32(number), forms)
@@ -146,7 +147,7 @@ def no_labels(attack):
 bind: Any = functools.partial
 linf: dict[str, Any] = {"ball": Linf(0.1), "key": KEY}
 l2: dict[str, Any] = {"ball": L2(0.4), "key": KEY}
-rough: dict[str, Any] = {"steps": 3, "refine": False}
+rough: dict[str, Any] = {"steps": 3, "reference_quirks": True}
 ensemble: dict[str, Any] = {"version": "custom", "attacks": {"fgsm": attacks.fgsm}}
 ATTACKS = {
     "fgsm": bind(attacks.fgsm, **linf),

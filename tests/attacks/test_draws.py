@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robjax import attacks, storage
+from robjax import attacks
 from robjax.balls import L1, L2, Linf
 from robjax.evaluation import evaluate
+from robjax.runs import files
 
 KEY = jax.random.key(1)
 RNG = np.random.default_rng(0)
@@ -60,7 +61,7 @@ STARTS = {name: functools.partial(start, attack=a) for name, a in STARTS.items()
 @pytest.fixture
 def images_of(tmp_path, monkeypatch):
     """A run's images by attack, all [COUNT, *S], as they are on disk."""
-    monkeypatch.setattr(storage.os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: None)
 
     def images_of(named, ball, *, batch_size, devices, how):
         folder = tmp_path / f"{how}-{batch_size}-{devices}"
@@ -75,7 +76,7 @@ def images_of(tmp_path, monkeypatch):
             evaluate(never_fooled, (GRID, ZEROS), bound, **options)
         found = {}
         for column in sorted(folder.glob("*-*"))[1:]:
-            batches = [storage.load_npz(path) for path in sorted(column.iterdir())]
+            batches = [files.load_npz(path) for path in sorted(column.iterdir())]
             index, images = (
                 np.concatenate([batch[field] for batch in batches])
                 for field in ("index", "x_adv")
@@ -154,7 +155,7 @@ def test_what_else_is_in_a_batch_of_the_same_shape_changes_no_bit(tmp_path):
         rows = np.isin(index, own)
         found = {"fooled_by": out.fooled_by[rows], "x_adv": out.x_adv[rows]}
         for path in sorted((tmp_path / name).glob("*/*.npz")):
-            batch = storage.load_npz(path)
+            batch = files.load_npz(path)
             real = rows[batch.pop("index")]
             if real.any():
                 attack = path.parent.name

@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 from scipy.optimize import linprog
 
 from robjax import losses
-from robjax.attacks import hyperplanes
-from robjax.attacks.fab import fab
+from robjax.attacks.minimal_norm import hyperplanes
+from robjax.attacks.minimal_norm.fab import fab
 from robjax.balls import L0, L1, L2, Linf
 from tests.attacks.stepwise import fab_path
 from tests.oracles import autoattack as reference

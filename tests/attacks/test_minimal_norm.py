@@ -128,7 +128,7 @@ def test_no_retracing_when_weights_radius_or_constants_change(attack, norm):
     }[attack]
     short = {k: 1 for k in SHORT[attack] if k in ("steps", "searches")}
     w = MODEL.args[0]
-    run = functools.partial(attack, refine=False, **short)
+    run = functools.partial(attack, reference_quirks=True, **short)
     run(Partial(model, w), X, Y, ball=L2(0.1), **{name: 0.1})
     before = len(traces)
     run(Partial(model, 2 * w), X, Y, ball=L2(jnp.float32(0.3)), **{name: 0.2})
@@ -154,7 +154,7 @@ def test_model_calls_are_those_reported_and_refinement_never_hurts(attack, norm)
     options: dict[str, Any] = (
         {"abort_early": False} if attack is attacks.carlini_wagner else {}
     )
-    plain = run(attack, norm, model, refine=False, **options)
+    plain = run(attack, norm, model, reference_quirks=True, **options)
     jax.effects_barrier()
     if attack is attacks.deepfool:
         assert len(calls) == plain.queries.max() + 1 <= WALKS[attack]
@@ -294,7 +294,10 @@ def test_distances_are_no_larger_than_those_of_foolbox(digits, name):
     fooled = np.asarray(jnp.argmax(model(found), axis=1) != y)
     distance = np.where(fooled, length(norm, found - x), np.inf)
     run = functools.partial(attack, model, x, y, ball=BALLS[norm](1e3), steps=30)
-    ours, plain = np.asarray(run().distance), np.asarray(run(refine=False).distance)
+    ours, plain = (
+        np.asarray(run().distance),
+        np.asarray(run(reference_quirks=True).distance),
+    )
     assert np.median(ours) <= 1.01 * np.median(distance)
     assert (ours <= 1.01 * distance).mean() >= 0.95
     assert (ours <= plain).all()

@@ -38,9 +38,11 @@ ATTACKS = {
     "fab": bind(attacks.fab, steps=5, targets=2),
     "square": bind(attacks.square, queries=12),
     "deepfool": bind(attacks.deepfool, steps=5),
-    "fmn": bind(attacks.fmn, steps=5, refine=False),
-    "ddn": bind(attacks.ddn, steps=5, refine=False),
-    "carlini_wagner": bind(attacks.carlini_wagner, steps=5, searches=2, refine=False),
+    "fmn": bind(attacks.fmn, steps=5, reference_quirks=True),
+    "ddn": bind(attacks.ddn, steps=5, reference_quirks=True),
+    "carlini_wagner": bind(
+        attacks.carlini_wagner, steps=5, searches=2, reference_quirks=True
+    ),
 }
 # what an attack is made for, or enough because it shares its loop with another
 ONLY = {

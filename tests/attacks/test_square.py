@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from robjax import losses
-from robjax.attacks import square_proposals as proposals
-from robjax.attacks.square import square
+from robjax.attacks.square import proposals, square
 from robjax.balls import L1, L2, Linf
 from tests.oracles.linear_attacks import best_margin
 

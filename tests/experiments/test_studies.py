@@ -17,7 +17,7 @@ from experiments import (
 )
 from experiments.history import History
 from experiments.study import Arguments
-from robjax import storage
+from robjax.runs import files
 
 SEEDS, EPOCHS = 3, 6
 STANDARD, MADRY, FISHER = networks.TITLES.values()
@@ -211,17 +211,17 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
         network = tmp_path / "smoke" / "networks" / name
         config = json.loads((network / "config.json").read_text())["config"]
         assert config["fit"]["epochs"] == 1 and config["dataset"] == "digits"
-        lines = storage.load_json_lines(network / "metrics.jsonl")
+        lines = files.load_json_lines(network / "metrics.jsonl")
         assert [line["epoch"] for line in lines] == [0, 1]
         for line in lines:
             parts = sum(line[part] for part in networks.PARTS)
             assert parts == pytest.approx(line["metric"], rel=1e-4)
             # the smoke model is linear
             assert abs(line["network"]) < 1e-4 * line["metric"]
-        table = storage.load_npz(network / "robustness.npz")
+        table = files.load_npz(network / "robustness.npz")
         assert table["label"].shape == table["PGD-20/robust"].shape == (40,)
         # the linearised margin of a linear model is its distance, but for the box
-        samples = storage.load_npz(network / "samples.npz")
+        samples = files.load_npz(network / "samples.npz")
         right = samples["correct"]
         assert (
             samples["ddn"][right] >= 0.999 * samples["linear_distance"][right]
@@ -229,12 +229,12 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
 
     # another study finds them, and one that is lost is trained again, to the same
     lost = tmp_path / "smoke" / "networks" / claims["networks"][1] / "robustness.npz"
-    before = storage.load_npz(lost)
+    before = files.load_npz(lost)
     lost.unlink()
     study.run(metric_vs_accuracy.STUDY, arguments)
     printed = capsys.readouterr().out
     assert "of which 1 are still to be trained" in printed
-    after = storage.load_npz(lost)
+    after = files.load_npz(lost)
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values)
 
@@ -247,7 +247,7 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
     verdicts = [claim["verdict"] for claim in record["claims"]]
     assert verdicts.count(common.HELD) == 2  # no network part, in both trainings
     for name in set(names):
-        stored = storage.load_npz(tmp_path / "smoke" / "networks" / name / "metric.npz")
+        stored = files.load_npz(tmp_path / "smoke" / "networks" / name / "metric.npz")
         parts = sum(stored[part] for part in networks.PARTS)
         assert parts == pytest.approx(stored["metric"], rel=1e-5)
         assert stored["metric"] > 0
@@ -255,5 +255,5 @@ def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsy
     # what is stored is not measured again
     (recipe, *_), *_ = study.recipes(nonlinearity.STUDY, arguments).values()
     stored = recipe.folder(tmp_path / "smoke") / "metric.npz"
-    storage.save_npz(stored, {"metric": 7.0})
+    files.save_npz(stored, {"metric": 7.0})
     assert networks.final_metric(recipe, tmp_path / "smoke") == {"metric": 7.0}

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from robjax import data, storage, training
+from robjax import data, training
 from robjax.balls import Linf
 from robjax.models import MLP, Linear
+from robjax.runs import files
 from robjax.training import objectives
 
 ONE = jax.devices()[:1]
@@ -72,7 +73,7 @@ def test_records_of_a_run(few, tmp_path):
         run_dir=tmp_path,
         on_epoch=on_epoch,
     )
-    records = storage.load_json_lines(tmp_path / "metrics.jsonl")
+    records = files.load_json_lines(tmp_path / "metrics.jsonl")
     assert [r["epoch"] for r in records] == [0, 1, 2]
     assert [r["step"] for r in records] == [0, 3, 6]
     assert [r["squared"] for r in records] == [0.0, 1.0, 4.0]
@@ -103,7 +104,7 @@ def test_recorded_loss_is_the_mean_over_the_epoch(few, tmp_path):
     )
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     expected = -log_p[np.arange(96), few.labels[rows]].mean()
-    record = storage.load_json_lines(tmp_path / "metrics.jsonl")[1]
+    record = files.load_json_lines(tmp_path / "metrics.jsonl")[1]
     assert record["loss"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -17,6 +17,7 @@ from robjax import data, training
 from robjax.balls import Linf
 from robjax.models import MLP
 from robjax.training import objectives, parallel, state
+from robjax.training.step import make_step
 
 CONFIG = training.FitConfig(
     epochs=1, batch_size=32, learning_rate=0.05, schedule="constant", pad=1, flip=True
@@ -45,7 +46,7 @@ def take_steps(model, objective, count, *, devices):
     optimizer = state.make_optimizer(CONFIG, count)
     example = data.to_float(dataset.images[:1], dataset.scale)
     now = state.create_state(model, example, optimizer, CONFIG)
-    step = state.make_step(
+    step = make_step(
         model, objective, optimizer, CONFIG, steps_per_epoch=count, scale=dataset.scale
     )
     step = parallel.data_parallel(step, devices)

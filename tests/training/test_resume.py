@@ -14,9 +14,10 @@ import chex
 import jax
 import pytest
 
-from robjax import data, storage, training
+from robjax import data, training
 from robjax.balls import Linf
 from robjax.models import MLP
+from robjax.runs import checkpoints, files, provenance
 from robjax.training import objectives
 from robjax.training.journal import Journal
 
@@ -54,7 +55,7 @@ def run(run_dir, *, resume=False, config=CONFIG, **changes):
 
 
 def records(run_dir):
-    found = storage.load_json_lines(pathlib.Path(run_dir) / "metrics.jsonl")
+    found = files.load_json_lines(pathlib.Path(run_dir) / "metrics.jsonl")
     for record in found:
         record.pop("images_per_second", None)
     return found
@@ -154,7 +155,7 @@ def test_a_run_is_not_overwritten(whole):
 
 def test_corrupt_checkpoint(tmp_path):
     run(tmp_path)
-    last = storage.list_checkpoints(tmp_path / "checkpoints")[-1]
+    last = checkpoints.list_checkpoints(tmp_path / "checkpoints")[-1]
     largest = max(
         (path for path in last.rglob("*") if path.is_file()),
         key=lambda path: path.stat().st_size,
@@ -168,7 +169,9 @@ def test_corrupt_checkpoint(tmp_path):
 
 def test_other_versions_are_a_warning(monkeypatch, tmp_path):
     run(tmp_path)
-    versions = storage.versions()
-    monkeypatch.setattr(storage, "versions", lambda: versions | {"backend": "abacus"})
+    versions = provenance.versions()
+    monkeypatch.setattr(
+        provenance, "versions", lambda: versions | {"backend": "abacus"}
+    )
     with pytest.warns(UserWarning, match="different backend"):
         run(tmp_path, resume=True)

@@ -12,6 +12,7 @@ import pytest
 from robjax import data
 from robjax.models import Linear
 from robjax.training import TRACKING, FitConfig, objectives, parallel, state
+from robjax.training.step import attack_strength, make_step
 
 PLAIN = FitConfig(
     epochs=4, batch_size=8, learning_rate=0.5, schedule="constant", weight_decay=0.0
@@ -71,9 +72,9 @@ def test_cosine_ends_at_zero():
 
 def test_strength_grows_over_the_warm_up():
     config = FitConfig(warmup_epochs=2.0)
-    strength = [float(state.attack_strength(s, config, 5)) for s in range(12)]
+    strength = [float(attack_strength(s, config, 5)) for s in range(12)]
     np.testing.assert_allclose(strength, [*np.arange(1, 11) / 10, 1, 1], rtol=1e-6)
-    assert float(state.attack_strength(0, FitConfig(), 5)) == 1.0
+    assert float(attack_strength(0, FitConfig(), 5)) == 1.0
 
 
 def updates_by_hand(config, weights, gradients):
@@ -124,7 +125,7 @@ def run_steps(config, count, objective=objectives.standard):
     model, optimizer = Linear(10), state.make_optimizer(config, 1)
     x = data.to_float(dataset.images, dataset.scale)
     now = state.create_state(model, x[:1], optimizer, config)
-    step = state.make_step(
+    step = make_step(
         model, objective, optimizer, config, steps_per_epoch=1, scale=dataset.scale
     )
     devices = jax.devices()[:1]

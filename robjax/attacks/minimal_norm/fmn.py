@@ -1,0 +1,151 @@
+"""Fast minimum norm: Pintor et al., NeurIPS 2021 (arXiv 2102.12827), algorithm 1.
+
+With f the margin max_{i≠y} z_i − z_y, g_i its gradient at v_i, ‖·‖_* the dual norm,
+ρ_i the radius and P_ρ the projection onto ball of radius ρ ∩ box,
+
+    ρ_{i+1} = min((1 − γ_i) ρ_i, nearest distance so far)   if v_i is misclassified
+              (1 + γ_i) ρ_i                                 else, if any v_j was
+              ‖v_i − x‖ + |f(v_i)| / ‖g_i‖_*                else
+    v_{i+1} = P_ρ( v_i + α_i g_i / ‖g_i‖₂ )
+
+α_i falls from 1 to 0.01 and γ_i from 0.05 to 0.001 along a cosine. v_0 = x, and k steps
+evaluate v_0 to v_{k−1}, each with one gradient; the nearest misclassified one counts.
+
+In L0, ρ is a whole number ≥ 1. It starts at 1, is rounded down, and changes by at least
+1; the third line is not used.
+
+The rounds of `refinement` follow. The authors' code has none. Its P_ρ is not exact: it
+projects onto the ball, then onto the box.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from robjax import losses, lowering
+from robjax.attacks.minimal_norm import hyperplanes
+from robjax.attacks.minimal_norm.refinement import refine
+from robjax.attacks.minimal_norm.search import Search, check_constants, cosine
+from robjax.attacks.problem import Problem, check_classes, check_problem
+from robjax.attacks.result import AttackResult
+from robjax.balls import L0, L1, L2, Ball, Linf, with_radius
+from robjax.checks import Bounds, check_count
+from robjax.model import LogitsFn
+from robjax.samples import flatten_samples, per_sample
+
+_LAST_STEP = 0.01
+_LAST_GAMMA = 0.001
+
+
+def fmn(
+    logits_fn: LogitsFn,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    ball: Ball | L0,
+    bounds: Bounds = (0.0, 1.0),
+    steps: int = 100,
+    gamma: float = 0.05,
+    step_size: float = 1.0,
+    early_exit: bool = False,
+    reference_quirks: bool = False,
+) -> AttackResult:
+    """The nearest misclassified image that FMN finds, in the norm of `ball`.
+
+    The radius ε plays no part in the walk, as in `fab`: take a large one for the
+    smallest distances rather than a verdict.
+
+    Args:
+      logits_fn, x, y, bounds: as in `pgd`.
+      key: not used; nothing here is random.
+      ball: Linf(ε), L2(ε), L1(ε) or L0(ε); ε a number or [B].
+      steps: k ≥ 1, static.
+      gamma: γ_0 ≥ 0, by how much the radius changes in the first steps.
+      step_size: α_0 ≥ 0, in units of the width of `bounds`; the last one is 100 times
+        smaller.
+      early_exit: freeze a sample at its first success, and stop when all are solved.
+      reference_quirks: as the authors' code, without the refinements at the end.
+
+    Returns:
+      AttackResult as that of `fab`. `queries` counts forward passes: at most k for the
+      walk and 27 for the refinements.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
+    """
+    del key
+    kinds = (Linf, L2, L1, L0)
+    problem = check_problem(logits_fn, x, ball, bounds, kinds)
+    y, _ = check_classes(problem, y)
+    check_count("steps", steps)
+    numbers = {"gamma": gamma, "step_size": step_size}
+    return _fmn(
+        problem,
+        y,
+        check_constants(problem.x.dtype, **numbers),
+        steps=steps,
+        early_exit=bool(early_exit),
+        refined=not reference_quirks,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "early_exit", "refined"))
+def _fmn(
+    problem: Problem,
+    y: jax.Array,
+    constants: dict[str, jax.Array],
+    *,
+    steps: int,
+    early_exit: bool,
+    refined: bool,
+) -> AttackResult:
+    problem = lax.stop_gradient(problem)
+    logits_fn, x, ball, bounds = problem
+    width = bounds[1] - bounds[0]
+    search, found = Search.begin(problem, y, early_exit=early_exit)
+    largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
+
+    def total(v):
+        logits = logits_fn(v)
+        f = losses.margin(logits, y)
+        return jnp.sum(f), (f.astype(x.dtype), logits)
+
+    gradient = lowering.fast(jax.grad(total, has_aux=True))
+
+    def step(carry):
+        i, v, radius, found = carry
+        w, (f, logits) = gradient(v)
+        found = search.note(found, v, logits, i)
+        gamma = cosine(i / steps, constants["gamma"], _LAST_GAMMA)
+        smaller, larger = _radii(radius, gamma, ball)
+        if not isinstance(ball, L0):
+            slope = hyperplanes.dual_norm(ball, flatten_samples(w))
+            estimate = ball.norm(v - x) + jnp.abs(f) / jnp.where(slope > 0, slope, 1)
+            larger = jnp.where(jnp.isfinite(found.distance), larger, estimate)
+        smaller = jnp.minimum(smaller, found.distance)
+        radius = jnp.where(search.wrong(logits), smaller, larger)
+        radius = jnp.clip(radius, isinstance(ball, L0), largest)
+        first = constants["step_size"]
+        alpha = width * cosine(i / steps, first, _LAST_STEP * first)
+        moved = v + per_sample(alpha, x) * L2(1.0).steepest(w, v, bounds)
+        v = with_radius(ball, radius).project(moved, x, bounds)
+        return i + 1, v, radius, found
+
+    radius = jnp.ones_like(largest)
+    found = search.repeat(steps, step, x, radius, found)[-1]
+    if refined:
+        found = refine(search, found, steps=steps)
+    return search.result(found)
+
+
+def _radii(radius, gamma, ball):
+    """The next smaller and larger radius [B]; whole numbers in L0."""
+    smaller = jnp.maximum(1 - gamma, 0) * radius
+    larger = (1 + gamma) * radius
+    if isinstance(ball, L0):
+        smaller = jnp.minimum(radius - 1, jnp.floor(smaller))
+        larger = jnp.maximum(radius + 1, jnp.floor(larger))
+    return smaller, larger

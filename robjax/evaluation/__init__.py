@@ -1,0 +1,40 @@
+"""Robust accuracy that can be trusted; knows no attack, is given them.
+
+    evaluate               clean and robust accuracy over a data set, sample by sample
+    robust_accuracy_curve  the same for many radii
+
+An evaluation goes through these files, in this order:
+
+    evaluate.py   checks the data and reads the result off the record
+    batches.py    what is attacked, and how it makes up batches
+    loop.py       the loop over attacks and batches, which can be killed and resumed
+    store.py      the files of a run: which batches are done
+    attack.py     what an attack is: how it is called, what it gives back
+    verdicts.py   one attack on one batch, and what counts as fooled
+    sharding.py   how devices share a batch
+    warnings.py   reasons to distrust the result
+    tables.py     the result
+    curves.py     robust accuracy over the radius
+"""
+
+from robjax.evaluation.attack import Attack, gradient_free
+from robjax.evaluation.curves import (
+    Curve,
+    curve_from_distances,
+    robust_accuracy_curve,
+)
+from robjax.evaluation.evaluate import evaluate
+from robjax.evaluation.tables import AttackTable, Estimate, Evaluation, proportion
+
+__all__ = [
+    "Attack",
+    "AttackTable",
+    "Curve",
+    "Estimate",
+    "Evaluation",
+    "curve_from_distances",
+    "evaluate",
+    "gradient_free",
+    "proportion",
+    "robust_accuracy_curve",
+]

@@ -1,0 +1,126 @@
+"""The batches of a run as files, so that a killed run goes on where it was.
+
+    <run_dir>/run.json                      what the run is, and with which versions
+    <run_dir>/<number>-<attack>/<batch>.npz verdicts and images of a batch
+
+Every file is written when its batch is done, whole or not at all.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from robjax.evaluation.attack import Attack
+from robjax.evaluation.batches import Task
+from robjax.evaluation.verdicts import Verdicts
+from robjax.runs import files, provenance
+
+
+class Store(NamedTuple):
+    """The files of one run; keeps nothing and finds nothing without a folder."""
+
+    folder: pathlib.Path | None
+
+    @classmethod
+    def open(
+        cls,
+        folder: files.PathLike | None,
+        task: Task,
+        attacks: Mapping[str, Attack],
+        *,
+        cascade: bool,
+        resume: bool,
+    ) -> "Store":
+        """Begins a run in `folder`, or goes on with the one that is there.
+
+        Raises:
+          ValueError: `folder` holds a run and `resume` is False, it holds another run,
+            or there is no folder to resume from.
+        """
+        if folder is None:
+            if resume:
+                raise ValueError("run_dir must be given with resume=True, got None")
+            return cls(None)
+        path = files.writable_folder(folder, "run_dir")
+        file = path / "run.json"
+        now = _description(task, attacks, cascade)
+        if not file.exists():
+            record = {"run": now, "versions": provenance.versions()}
+            files.save_json(file, record)
+        elif not resume:
+            raise ValueError(
+                f"run_dir={str(folder)!r} already holds a run: pass resume=True to go "
+                "on with it, or name another folder"
+            )
+        else:
+            then = files.load_json(file)
+            provenance.check_same_run(
+                folder, then["run"], now, versions_then=then["versions"]
+            )
+        return cls(path)
+
+    def load(
+        self, attack: str, batch: int, index: np.ndarray
+    ) -> tuple[Verdicts, np.ndarray] | None:
+        """Verdicts and images of a batch that is done; None if it is not.
+
+        Args:
+          attack: its number and name.
+          batch: number of the batch.
+          index: [b] its samples.
+
+        Raises:
+          ValueError: the file is damaged or holds other samples.
+        """
+        path = self._path(attack, batch)
+        if path is None or not path.exists():
+            return None
+        found = files.load_npz(path)
+        if not np.array_equal(found.pop("index"), index):
+            raise ValueError(f"{path} holds other samples than this run expects")
+        images = found.pop("x_adv")
+        return Verdicts(**found), images
+
+    def save(
+        self,
+        attack: str,
+        batch: int,
+        index: np.ndarray,
+        verdicts: Verdicts,
+        images: np.ndarray,
+    ) -> None:
+        """Writes what `load` gives back."""
+        path = self._path(attack, batch)
+        if path is not None:
+            path.parent.mkdir(exist_ok=True)
+            arrays = {"index": index, "x_adv": images, **verdicts._asdict()}
+            files.save_npz(path, arrays)
+
+    def _path(self, attack: str, batch: int) -> pathlib.Path | None:
+        if self.folder is None:
+            return None
+        return self.folder / re.sub(r"[^\w.-]+", "_", attack) / f"{batch:06d}.npz"
+
+
+def _description(
+    task: Task, attacks: Mapping[str, Attack], cascade: bool
+) -> dict[str, Any]:
+    """Everything that decides the result."""
+    leaves, tree = jax.tree.flatten(task.attacked)
+    images = provenance.checksum((task.images, task.labels))
+    return {
+        "model": f"{provenance.describe(tree)} {provenance.checksum(leaves)}",
+        "data": f"{list(task.images.shape)} {images}",
+        "scale": task.scale,
+        "key": provenance.checksum(task.keys),
+        "bounds": task.bounds,
+        "eot": task.eot,
+        "batch_size": task.batch_size,
+        "devices": task.mesh.size,
+        "cascade": cascade,
+        "attacks": [f"{name}: {provenance.describe(a)}" for name, a in attacks.items()],
+    }

@@ -1,0 +1,340 @@
+"""What counts as fooled: one attack on one batch, and the verdict on what it returned.
+
+A verdict never trusts an attack. The images that it returned are judged by a fresh
+forward pass, in the precision of the images (at least float32, on accelerators too). A
+sample is fooled if its image is misclassified and is
+
+    in the box      exactly
+    in the ball     up to 1e-7 max(1, |bounds|) (L∞) or a relative 1e-6 plus 1e-7 (L2,
+                    L1), with the norm taken in float64.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from robjax import losses, lowering
+from robjax.balls import L0, L1, L2, Ball, Linf
+from robjax.checks import Bounds, check_number
+from robjax.evaluation.attack import Attack, BoundAttack
+from robjax.evaluation.batches import Task
+from robjax.evaluation.sharding import SHARED, SPLIT, over_devices, place
+from robjax.model import mean_logits
+from robjax.samples import fold_keys
+from robjax.traced import TracedCallable
+
+_PROBABILITY = 1e-5
+_FIELDS = ("success", "first_success", "queries", "distance")
+_JUDGE = 2**32 - 1  # what the keys of a verdict fold in; no attack has this number
+
+
+class Verdicts(NamedTuple):
+    """What one attack did to N samples; initial values where it did not see a sample.
+
+    Attributes:
+      tried: [N] bool, the attack saw the sample.
+      fooled: [N] bool, the image it returned is allowed and misclassified.
+      predicted: [N] int32, class of that image, −1 where a logit is not finite.
+      margin: [N] max_{i≠y} z_i − z_y of that image; −inf if it is not allowed, inf if
+        a logit is not finite.
+      first_success: [N] int32, as the attack counts; −1: never, or it does not say.
+      distance: [N] ‖x_adv − x‖ in the norm of the attack's ball; 0 without a ball.
+      queries: [N] int32, images evaluated, that of the verdict among them; −1: the
+        attack does not say.
+      outside: [N] bool, the image is not allowed.
+      claimed: [N] bool, what the attack says of its success.
+    """
+
+    tried: np.ndarray
+    fooled: np.ndarray
+    predicted: np.ndarray
+    margin: np.ndarray
+    first_success: np.ndarray
+    distance: np.ndarray
+    queries: np.ndarray
+    outside: np.ndarray
+    claimed: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int) -> "Verdicts":
+        """Of an attack that has seen none of `count` samples."""
+        return cls(
+            tried=np.zeros(count, bool),
+            fooled=np.zeros(count, bool),
+            predicted=np.full(count, -1, np.int32),
+            margin=np.full(count, -np.inf, np.float32),
+            first_success=np.full(count, -1, np.int32),
+            distance=np.zeros(count, np.float32),
+            queries=np.zeros(count, np.int32),
+            outside=np.zeros(count, bool),
+            claimed=np.zeros(count, bool),
+        )
+
+    def first(self, count: int) -> "Verdicts":
+        """Of the first `count` samples: of a batch without its padding."""
+        return Verdicts(*(values[:count] for values in self))
+
+    def put(self, index: np.ndarray, other: "Verdicts") -> None:
+        """Writes the verdicts of a batch to the places of its samples."""
+        for values, new in zip(self, other, strict=True):
+            values[index] = new
+
+
+def attack_and_judge(
+    task: Task, attack: Attack | None, index: np.ndarray, salt: int | None
+) -> tuple[Verdicts, np.ndarray]:
+    """Runs one attack on one batch and judges the images that it returns.
+
+    Args:
+      task: model and data.
+      attack: with its options bound; None leaves the images as they are.
+      index: [B] samples of the batch, padding too.
+      salt: what the keys of the samples fold in before the attack gets them.
+
+    Returns:
+      The verdicts, and the images [B, *S] that they are about.
+    """
+    x, y, keys = place(task.take(index), task.mesh, SPLIT)
+    if attack is None:
+        return _judge_clean(task, x, y, keys), np.asarray(x)
+    bound = BoundAttack(attack, task.bounds)
+    ball = bound.ball_of(index, x.dtype)
+    own_keys = keys if salt is None else fold_keys(keys, salt)
+    program = _program(task.mesh, _spec_of(ball))
+    returned = program(bound.call, task.attacked, x, y, own_keys, ball)
+    verdicts, x_adv = _judge_attacked(task, x, y, keys, ball, returned)
+    denied = np.flatnonzero(verdicts.claimed & ~verdicts.fooled)
+    if task.attacked is task.model or not len(denied):
+        return verdicts, x_adv
+    return _attack_again(task, attack, index, salt, denied, verdicts, x_adv)
+
+
+def _attack_again(
+    task: Task,
+    attack: Attack,
+    index: np.ndarray,
+    salt: int | None,
+    denied: np.ndarray,
+    verdicts: Verdicts,
+    x_adv: np.ndarray,
+) -> tuple[Verdicts, np.ndarray]:
+    """Attacks what was claimed in a lower precision only, in that of the model."""
+    verdicts = Verdicts(*(np.array(values) for values in verdicts))
+    x_adv = np.array(x_adv)
+    full = task._replace(attacked=task.model)
+    for batch, real in task.batches(denied):
+        again, images = attack_and_judge(full, attack, index[batch], salt)
+        rows = batch[:real]
+        earlier = verdicts.queries[rows]
+        verdicts.put(rows, again.first(real))
+        verdicts.queries[rows] += earlier
+        x_adv[rows] = images[:real]
+    return verdicts, x_adv
+
+
+def check_attack(name: str, attack: Attack, task: Task) -> None:
+    """Traces an attack as it will run, so that it judges its options; compiles nothing.
+
+    Traces are kept: what has run once with the same options costs nothing.
+
+    Raises:
+      ValueError: `attack` is no untargeted attack, or does not like its options.
+    """
+    if not callable(attack):
+        raise ValueError(f"attacks[{name!r}] must be callable, got {attack!r}")
+    if name == "clean":
+        raise ValueError("attacks must not name one 'clean': that is the clean image")
+    options = functools.partial(attack).keywords
+    if options.get("targeted", False):
+        raise ValueError(f"attacks[{name!r}] must be untargeted, got {attack!r}")
+    bound = BoundAttack(attack, task.bounds)
+    if bound.ball is not None:
+        eps = getattr(bound.ball, "eps", None)
+        what = f"attacks[{name!r}] ball.eps"
+        check_number(what, eps, minimum=0, batch_size=len(task.labels))
+    index, _ = next(task.batches(np.arange(len(task.labels))))
+    x, y, keys = task.take(index)
+    ball = bound.ball_of(index, x.dtype)
+    try:
+        if jax.tree.leaves(bound.call):  # arrays can be judged while they are concrete
+            own_ball = {} if ball is None else {"ball": ball}
+            call = functools.partial(bound.call.unwrap(), **own_ball)
+            jax.eval_shape(call, task.attacked, x, y, key=keys)
+        program = _program(task.mesh, _spec_of(ball))
+        returned = program.eval_shape(bound.call, task.attacked, x, y, keys, ball)
+    except TypeError as error:
+        if task.eot is None or options.get("eot") is not None:
+            raise
+        raise ValueError(
+            f"attacks[{name!r}] must have an eot bound, since with eot={task.eot} "
+            f"logits_fn takes (images, keys): {error}"
+        ) from error
+    for field, array in returned.items():
+        wanted = x.shape if field == "x_adv" else y.shape
+        if array.shape != wanted:
+            raise ValueError(
+                f"attacks[{name!r}] must return {field} of shape {wanted} for "
+                f"{len(x)} images, got {array.shape}"
+            )
+
+
+def _spec_of(ball: Ball | None) -> PartitionSpec:
+    return SPLIT if ball is not None and ball.eps.ndim else SHARED
+
+
+@functools.cache
+def _program(mesh: Mesh, radius: PartitionSpec) -> Any:
+    """`_attack`, compiled: every device attacks its own samples."""
+    specs = (SHARED, SHARED, SPLIT, SPLIT, SPLIT, radius)
+    return jax.jit(over_devices(_attack, mesh, specs))
+
+
+def _attack(
+    call: TracedCallable,
+    model: TracedCallable,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array,
+    ball: Ball | None,
+) -> dict[str, jax.Array]:
+    """Calls an attack; what it returned, by the name of the field."""
+    own_ball = {} if ball is None else {"ball": ball}
+    result = call.unwrap()(model, x, y, key=keys, **own_ball)
+    if isinstance(result, jax.Array):
+        return {"x_adv": result}
+    # what else it returns need not have a value for each sample
+    known = [name for name in _FIELDS if hasattr(result, name)]
+    return {name: getattr(result, name) for name in ["x_adv", *known]}
+
+
+def _judge_clean(task: Task, x: jax.Array, y: jax.Array, keys: jax.Array) -> Verdicts:
+    size = len(x)
+    predicted, margin, _ = judge(task, x, y, keys)
+    misclassified = predicted != np.asarray(y)
+    return Verdicts.empty(size)._replace(
+        tried=np.ones(size, bool),
+        fooled=misclassified,
+        predicted=predicted,
+        margin=margin,
+        first_success=np.zeros(size, np.int32),
+        queries=np.full(size, task.eot or 1, np.int32),
+        claimed=misclassified,
+    )
+
+
+def _judge_attacked(
+    task: Task,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array,
+    ball: Ball | None,
+    returned: dict[str, jax.Array],
+) -> tuple[Verdicts, np.ndarray]:
+    """The verdicts on what an attack `returned`, which fill in what it does not say."""
+    size = len(x)
+    judged = returned["x_adv"].astype(x.dtype)
+    predicted, margin, _ = judge(task, judged, y, keys)
+    x_adv = np.asarray(judged)
+    outside, distance = measure(x_adv, np.asarray(x), ball, task.bounds)
+    misclassified = predicted != np.asarray(y)
+    if distance is None:
+        distance = np.asarray(returned.get("distance", np.zeros(size, x.dtype)))
+    unknown = np.full(size, -1, np.int32)
+    queries = np.asarray(returned.get("queries", unknown))
+    verdicts = Verdicts(
+        tried=np.ones(size, bool),
+        fooled=misclassified & ~outside,
+        predicted=predicted,
+        margin=np.where(outside, -np.inf, margin),
+        first_success=np.asarray(returned.get("first_success", unknown)),
+        distance=distance,
+        queries=np.where(queries < 0, -1, queries + (task.eot or 1)),
+        outside=outside,
+        claimed=np.asarray(returned.get("success", misclassified)),
+    )
+    return verdicts, x_adv
+
+
+def judge(
+    task: Task, x: jax.Array, y: jax.Array, keys: jax.Array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The forward pass that decides.
+
+    Args:
+      task: what is attacked.
+      x: [B, *S] images as an attack returned them.
+      y: [B] labels.
+      keys: [B] of a randomised model.
+
+    Returns:
+      Class [B], −1 where a logit is not finite; margin max_{i≠y} z_i − z_y [B], inf
+      there; and whether the outputs are probabilities [B], to 1e-5 as in AutoAttack's
+      code.
+    """
+    answers = _judge(task.model, x, y, keys, eot=task.eot, mesh=task.mesh)
+    predicted, margin, simplex = (np.asarray(answer) for answer in answers)
+    return predicted, margin, simplex
+
+
+@functools.partial(jax.jit, static_argnames=("eot", "mesh"))
+def _judge(model, x, y, keys, *, eot: int | None, mesh: Mesh):
+    def judge(model, x, y, keys):
+        def logits_of(v):
+            return mean_logits(model, v, fold_keys(keys, _JUDGE), eot)
+
+        logits = lowering.exact(logits_of)(x)
+        finite = jnp.all(jnp.isfinite(logits), axis=1)
+        predicted = jnp.where(finite, jnp.argmax(logits, axis=1), -1)
+        margin = jnp.where(finite, losses.margin(logits, y), jnp.inf)
+        off = jnp.abs(jnp.sum(logits, axis=1, dtype=jnp.float32) - 1)
+        simplex = jnp.all(logits >= 0, axis=1) & (off < _PROBABILITY)
+        return predicted.astype(jnp.int32), margin, simplex
+
+    over = over_devices(judge, mesh, (SHARED, SPLIT, SPLIT, SPLIT))
+    return over(model, x, y, keys)
+
+
+def measure(
+    x_adv: np.ndarray, x: np.ndarray, ball: Ball | None, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which images left box or ball, and how far they are from the clean ones.
+
+    >>> x = np.full((2, 3), 0.5, np.float32)
+    >>> moved = x + np.float32([[0.1], [0.2]])
+    >>> outside, distance = measure(moved, x, Linf(0.15), (0.0, 1.0))
+    >>> outside.tolist(), distance.round(2).tolist()
+    ([False, True], [0.10000000149011612, 0.20000000298023224])
+
+    Args:
+      x_adv: [B, *S] images of an attack.
+      x: [B, *S] clean images.
+      ball: the threat model, or None for the box alone.
+      bounds: lowest and highest pixel value.
+
+    Returns:
+      Outside [B] bool, and the distance [B] in the ball's norm; None without a ball.
+    """
+    flat = x_adv.reshape(len(x), -1)
+    inside = np.all((flat >= bounds[0]) & (flat <= bounds[1]), axis=1)  # NaN fails too
+    if ball is None:
+        return ~inside, None
+    eps = np.asarray(ball.eps, np.float64)
+    delta = np.abs(flat.astype(np.float64) - x.reshape(flat.shape))
+    distance = _NORMS[type(ball)](delta)
+    slack = 1e-6 * eps + 1e-7
+    if isinstance(ball, Linf):
+        slack = 1e-7 * max(1.0, *map(abs, bounds))
+    return ~(inside & (distance <= eps + slack)), distance.astype(x.dtype)
+
+
+_NORMS: dict[type, Callable[[np.ndarray], np.ndarray]] = {
+    Linf: lambda delta: delta.max(axis=1),
+    L2: lambda delta: np.sqrt((delta**2).sum(axis=1)),
+    L1: lambda delta: delta.sum(axis=1),
+    L0: lambda delta: np.count_nonzero(delta, axis=1).astype(np.float64),
+}

@@ -1,0 +1,261 @@
+"""What a model is: any function from images to logits.
+
+    logits_fn(images [B, *S]) -> logits [B, K]
+    logits_fn(images [B, *S], keys [B]) -> logits [B, K]       a randomised model
+
+`as_logits_fn` takes models of any framework and makes them such functions, whose
+weights are traced. The rest of the file is what can be asked of one without knowing
+more: how many classes it has, its logits at another precision, its mean logits and
+their gradient where it draws random numbers.
+
+**Randomised models.** With ``eot=n`` (expectation over transformations, Athalye et
+al., ICML 2018) everything known about a point is a mean over n fresh draws. With
+``eot=None`` the model is deterministic and gets no keys.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from robjax import lowering
+from robjax.checks import check_logits
+from robjax.samples import fold_keys
+from robjax.traced import TracedCallable, traced
+
+LogitsFn = Callable[..., jax.Array]
+"""Images [B, *S], and keys [B] if it is randomised -> logits [B, K]."""
+
+
+def as_logits_fn(logits_fn: LogitsFn) -> TracedCallable:
+    """Makes a model of any framework a function of images whose weights are traced.
+
+    New weights in the same structure never compile anew; a new function object does.
+    What `logits_fn` may be:
+
+    * ``jax.tree_util.Partial(model.apply, variables)`` of flax linen or Haiku, or the
+      same with `functools.partial`;
+    * an Equinox module, or ``jax.vmap`` of one that takes single images;
+    * an NNX module after ``.eval()``;
+    * a bound linen module;
+    * a plain function.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def linear(weights, x):
+    ...     return x @ weights
+    >>> logits_fn = as_logits_fn(jax.tree_util.Partial(linear, jnp.ones((4, 3))))
+    >>> logits_fn(jnp.ones((2, 4))).shape
+    (2, 3)
+
+    Raises:
+      ValueError: `logits_fn` is not callable, is an NNX module in train mode, is a
+        linen module without weights, or holds an unhashable leaf that is no array.
+    """
+    if isinstance(logits_fn, TracedCallable):
+        return logits_fn
+    if not callable(logits_fn):
+        raise ValueError(
+            f"logits_fn must be a callable from images to logits, got {type(logits_fn)}"
+        )
+    nnx = sys.modules.get("flax.nnx")
+    linen = sys.modules.get("flax.linen")
+    if nnx is not None and isinstance(logits_fn, nnx.Module):
+        logits_fn = _from_nnx(nnx, logits_fn)
+    elif linen is not None and isinstance(logits_fn, linen.Module):
+        logits_fn = _from_linen(logits_fn)
+    return traced(logits_fn, name="logits_fn")
+
+
+class _Apply:
+    """``module.apply`` whose equality is the module's, not the method object's."""
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def __call__(self, variables, *inputs):
+        return self.module.apply(variables, *inputs)
+
+    def __eq__(self, other):
+        return isinstance(other, _Apply) and self.module == other.module
+
+    def __hash__(self):
+        return hash(self.module)
+
+
+def _from_linen(module: Any) -> jax.tree_util.Partial:
+    if module.scope is None:
+        raise ValueError(
+            "logits_fn is a flax.linen module without weights: pass "
+            "jax.tree_util.Partial(model.apply, variables) or model.bind(variables)"
+        )
+    module, variables = module.unbind()
+    return jax.tree_util.Partial(_Apply(module), variables)
+
+
+def _from_nnx(nnx: Any, module: Any) -> jax.tree_util.Partial:
+    for path, node in nnx.iter_graph(module):
+        train_flags = (
+            getattr(node, "deterministic", None) is False,
+            getattr(node, "use_running_average", None) is False,
+        )
+        if any(train_flags):
+            raise ValueError(
+                "logits_fn is an NNX module in train mode: call .eval() on it first "
+                f"(at {'/'.join(map(str, path))})"
+            )
+    graphdef, state = nnx.split(module)
+    return jax.tree_util.Partial(_NnxCall(graphdef), state)
+
+
+class _NnxCall(NamedTuple):
+    graphdef: Any
+
+    def __call__(self, state, *inputs):
+        return sys.modules["flax.nnx"].merge(self.graphdef, state)(*inputs)
+
+
+class _Rounded(NamedTuple):
+    dtype: jnp.dtype
+
+    def __call__(self, model, images, *keys):
+        return model(images.astype(self.dtype), *keys).astype(images.dtype)
+
+
+def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallable:
+    """The model with its weights and images rounded to another precision.
+
+    It computes in that precision, unless it asks for another one itself. Its logits
+    come back in the dtype of the images, and so do gradients.
+
+    >>> import jax.numpy as jnp
+    >>> half = rounded_to(jnp.bfloat16, lambda x: 10 * x)
+    >>> half(jnp.full((1, 2), 0.123)).tolist()
+    [[1.234375, 1.234375]]
+
+    Raises:
+      ValueError: `dtype` is not a floating-point type.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
+
+    def cast(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if floating else leaf
+
+    model = jax.tree.map(cast, as_logits_fn(logits_fn))
+    return as_logits_fn(jax.tree_util.Partial(_Rounded(jnp.dtype(dtype)), model))
+
+
+@jax.jit
+def _checked_logits(
+    logits_fn: TracedCallable, x: jax.Array, *keys: jax.Array
+) -> jax.Array:
+    return check_logits(logits_fn(x, *keys), x.shape[0])
+
+
+def count_classes(
+    logits_fn: TracedCallable,
+    x: jax.Array | jax.ShapeDtypeStruct,
+    keys: jax.Array | None = None,
+) -> int:
+    """The number of classes K: traces the model once per shape and compiles nothing.
+
+    >>> import jax.numpy as jnp
+    >>> count_classes(as_logits_fn(lambda x: x[:, :3]), jnp.ones((2, 4)))
+    3
+
+    Args:
+      logits_fn: made by `as_logits_fn`.
+      x: [B, *S] images, or their shape and dtype.
+      keys: [B] for a randomised model, else None.
+
+    Raises:
+      ValueError: the outputs are not logits, or the model takes no keys.
+    """
+    if keys is None:
+        return _checked_logits.eval_shape(logits_fn, x).shape[1]
+    try:
+        return _checked_logits.eval_shape(logits_fn, x, keys).shape[1]
+    except TypeError as error:
+        raise ValueError(
+            f"logits_fn must take (images, keys [B]) when eot is given: {error}"
+        ) from error
+
+
+def mean_logits(
+    logits_fn: LogitsFn, x: jax.Array, keys: jax.Array, eot: int | None
+) -> jax.Array:
+    """Logits [B, K], for a randomised model their mean over `eot` draws.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from robjax.samples import sample_keys
+    >>> keys = sample_keys(jax.random.key(0), 2)
+    >>> mean_logits(lambda x, keys: x[:, :3], jnp.ones((2, 4)), keys, eot=5).shape
+    (2, 3)
+    """
+    if eot is None:
+        return logits_fn(x)
+    passes = lax.map(lambda i: logits_fn(x, fold_keys(keys, i)), jnp.arange(eot))
+    return jnp.mean(passes, axis=0)
+
+
+def loss_gradient(
+    logits_fn: LogitsFn,
+    loss: Callable[[jax.Array], jax.Array],
+    *,
+    eot: int | None,
+    last_draw_only: bool = False,
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+    """The input gradient of a loss, for a randomised model its mean over draws.
+
+    Components of the gradient that are not finite are 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from robjax.samples import sample_keys
+    >>> gradient = loss_gradient(lambda x: x, lambda z: z[:, 0] ** 2, eot=None)
+    >>> g, (value, logits) = gradient(
+    ...     jnp.array([[3.0, 1.0]]), sample_keys(jax.random.key(0), 1)
+    ... )
+    >>> g.tolist(), value.tolist()
+    ([[6.0, 0.0]], [9.0])
+
+    Args:
+      logits_fn: images -> logits, or (images, keys) -> logits with `eot`.
+      loss: logits [B, K] -> [B].
+      eot: draws of a randomised model for each point; None: deterministic.
+      last_draw_only: take loss and logits, not the gradient, from the last draw alone,
+        as AutoAttack's code does.
+
+    Returns:
+      (x, keys) -> gradient [B, *S], (loss [B], logits [B, K]); all three are means over
+      the same draws.
+    """
+
+    def total(v, keys):
+        logits = logits_fn(v) if eot is None else logits_fn(v, keys)
+        value = loss(logits)
+        return jnp.sum(value), (value, logits)
+
+    gradient = lowering.fast(jax.grad(total, has_aux=True))
+
+    def mean(v, keys, count):
+        def draw(i, carry):
+            now = gradient(v, fold_keys(keys, i))
+            return jax.tree.map(jnp.add, carry[0], now), now
+
+        zero = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(gradient, v, keys),
+        )
+        sums, last = lax.fori_loop(0, count, draw, (zero, zero))
+        g, outputs = jax.tree.map(lambda leaf: leaf / count, sums)
+        return g, last[1] if last_draw_only else outputs
+
+    def evaluate(v, keys):
+        g, outputs = gradient(v, keys) if eot is None else mean(v, keys, eot)
+        return jnp.where(jnp.isfinite(g), g, 0), outputs
+
+    return evaluate

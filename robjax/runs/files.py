@@ -1,0 +1,180 @@
+"""Files that survive a crash.
+
+Everything is written beside its destination, flushed to disk and renamed. A reader
+therefore sees the old content or the new one, never half of it.
+
+One process writes: with several hosts call the saving functions in process 0 only.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+PathLike = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
+    """Opens a binary file that takes the name `path` only if the block succeeds.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written.
+    """
+    path = pathlib.Path(path)
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def save_text(path: PathLike, text: str) -> None:
+    """Writes `text` as UTF-8."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def save_json(path: PathLike, value: Any) -> None:
+    """Writes JSON that any reader accepts; see `plain` for what `value` may hold."""
+    save_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def load_json(path: PathLike) -> Any:
+    """Reads a JSON file; a damaged one is a ValueError that names it."""
+    try:
+        return json.loads(pathlib.Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is not valid JSON: {error}") from error
+
+
+def save_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes named arrays to a compressed `.npz` file."""
+    with atomic_write(path) as file:
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_npz(path: PathLike) -> dict[str, np.ndarray]:
+    """Reads every array of an `.npz` file; a damaged one is a ValueError."""
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{os.fspath(path)} is not a readable .npz file") from error
+
+
+def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
+    """Appends one record to a JSON-lines file, dropping a line torn by a crash."""
+    line = json.dumps(plain(record), allow_nan=False) + "\n"
+    with open(path, "ab+") as file:
+        size = file.tell()
+        file.seek(max(size - 1, 0))
+        if size and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
+
+
+def load_json_lines(path: PathLike) -> list[dict[str, Any]]:
+    """Reads the complete lines of a JSON-lines file; `[]` if there is no file."""
+    path = pathlib.Path(path)
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+    return records
+
+
+def save_json_lines(path: PathLike, records: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces a JSON-lines file, say by its records up to the step resumed from."""
+    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
+    save_text(path, "".join(lines))
+
+
+def plain(value: Any) -> Any:
+    """Converts to what strict JSON can hold.
+
+    Dataclasses and NamedTuples become objects; arrays, tuples and sets lists; paths
+    and other objects strings; NaN and infinities null.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return [plain(item) for item in sorted(value)]
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def writable_folder(folder: PathLike, name: str = "results") -> pathlib.Path:
+    """Creates `folder` if needed and proves that files can be made in it.
+
+    Args:
+        folder: the folder that results will go to.
+        name: the caller's argument, for the message.
+
+    Raises:
+        ValueError: the folder cannot be created or written.
+    """
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = temporary_beside(path / "probe")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        message = f"{name}={str(folder)!r} must be a folder that can be written"
+        raise ValueError(f"{message}: {error}") from error
+    return path
+
+
+def temporary_beside(path: pathlib.Path) -> pathlib.Path:
+    """A new hidden name in the same folder, to be renamed to `path` when it is done.
+
+    >>> temporary_beside(pathlib.Path("runs/table.npz")).name.startswith(".table.npz.")
+    True
+    """
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file or the entries of a folder to disk.
+
+    >>> sync(pathlib.Path("."))
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

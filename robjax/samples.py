@@ -1,0 +1,116 @@
+"""Arrays with one entry for each sample of a batch: broadcasting, choice, random keys.
+
+A batch is an array [B, *S]. What belongs to its samples one by one, a radius or a
+verdict, is an array [B]. The functions here bring the two together.
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = TypeVar("Tree")
+
+
+def per_sample(value: Any, x: jax.Array) -> jax.Array:
+    """Shapes a number, or one for each sample, so that it multiplies x [B, *S].
+
+    >>> import jax.numpy as jnp
+    >>> per_sample(jnp.array([1.0, 2.0]), jnp.ones((2, 8, 8, 1))).shape
+    (2, 1, 1, 1)
+
+    Args:
+      value: a scalar or [B].
+      x: [B, *S], whose dtype the result takes.
+
+    Returns:
+      A scalar, or [B, 1, …, 1] with as many axes as x.
+    """
+    value = jnp.asarray(value, x.dtype)
+    return value if value.ndim == 0 else mask_samples(value, x)
+
+
+def mask_samples(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """Shapes [B] as [B, 1, …, 1], so that `jnp.where` chooses whole samples of x.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.ones((2, 3))
+    >>> jnp.where(mask_samples(jnp.array([True, False]), x), x, 0).tolist()
+    [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    return mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+
+
+def select_samples(mask: jax.Array, chosen: Tree, other: Tree) -> Tree:
+    """Takes the samples of `chosen` where the mask [B] holds, else those of `other`.
+
+    >>> import jax.numpy as jnp
+    >>> mask = jnp.array([True, False])
+    >>> select_samples(mask, {"a": jnp.ones(2)}, {"a": jnp.zeros(2)})["a"].tolist()
+    [1.0, 0.0]
+
+    Args:
+      mask: [B] bool.
+      chosen: pytree of arrays [B, …].
+      other: pytree of the same structure.
+    """
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask_samples(mask, a), a, b), chosen, other
+    )
+
+
+def flatten_samples(x: jax.Array) -> jax.Array:
+    """Images [B, *S] as rows [B, n].
+
+    >>> import jax.numpy as jnp
+    >>> flatten_samples(jnp.ones((2, 8, 8, 1))).shape
+    (2, 64)
+    """
+    return x.reshape(x.shape[0], -1)
+
+
+def sample_keys(key: Any, batch_size: int) -> jax.Array:
+    """Gives every sample a random key of its own, [B].
+
+    One key is folded with the number of the sample: sample i draws from
+    ``fold_in(key, i)``. An array of B keys is taken as it is, so that a sample keeps
+    its draws in any batch.
+
+    >>> import jax
+    >>> keys = sample_keys(jax.random.key(0), 3)
+    >>> bool((sample_keys(keys, 3) == keys).all())
+    True
+
+    Args:
+      key: one key, or B keys, as made by `jax.random.key` (or by the older
+        `jax.random.PRNGKey`).
+      batch_size: B.
+
+    Raises:
+      ValueError: `key` is neither one key nor B keys.
+    """
+    expected = f"one key from jax.random.key(seed) or an array of {batch_size} keys"
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"key must be {expected}, got {key!r}")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.dtype != jnp.uint32 or key.ndim not in (1, 2) or key.shape[-1] != 2:
+            raise ValueError(f"key must be {expected}, got {key.dtype}{key.shape}")
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+    if key.shape == ():
+        indices = jnp.arange(batch_size, dtype=jnp.uint32)
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    if key.shape != (batch_size,):
+        raise ValueError(f"key must be {expected}, got an array of keys {key.shape}")
+    return jnp.asarray(key)
+
+
+def fold_keys(keys: jax.Array, number: Any) -> jax.Array:
+    """Folds the same number into each of [B] keys.
+
+    >>> import jax
+    >>> keys = sample_keys(jax.random.key(0), 3)
+    >>> fold_keys(keys, 7).shape
+    (3,)
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

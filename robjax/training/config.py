@@ -1,0 +1,97 @@
+"""How to train: everything but the model, the data and the objective."""
+
+import dataclasses
+import math
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How to train. The defaults are `FULL`.
+
+    Attributes:
+      epochs: passes over the data set.
+      batch_size: samples in a step, over all devices. An epoch drops the ragged rest
+        of its own shuffled order.
+      optimizer: "sgd" (weight decay added to the gradient, then momentum) or "adam"
+        (decoupled weight decay, AdamW).
+      learning_rate: at the start.
+      momentum: of "sgd".
+      weight_decay: coefficient of the L2 pull on all weights.
+      schedule: of the learning rate: "constant", divided by 10 at "steps", or "cosine"
+        down to 0 at the end.
+      milestones: epochs after which the schedule "steps" divides.
+      clip_norm: largest norm of the whole gradient; None for no limit.
+      ema_decay: γ of the running mean of the weights, ema ← γ ema + (1 − γ) weights,
+        after every update; None to keep none.
+      warmup_epochs: over these the strength of the attack grows linearly up to 1.
+      replays: steps taken on each batch, m of FreeAT (Shafahi et al., "Adversarial
+        training for free!", NeurIPS 2019, algorithm 1, with objective `standard`). Each
+        moves the weights along the gradient and the images by replay_eps against it,
+        both from one backward pass. Paper: epochs / m. (Here the perturbation starts
+        uniformly at random in each batch; theirs runs on from the last one.)
+      replay_eps: L∞ radius and step of that perturbation; images stay in [0, 1].
+      pad: pixels of zero padding of the random crop; 0 for no crop.
+      flip: random left-right flips.
+      seed: of the initial weights, the order, the augmentation and the attacks.
+      checkpoint_every: steps between checkpoints inside an epoch; 0 for none. The end
+        of every epoch has one in any case.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "steps", "cosine"] = "steps"
+    milestones: tuple[int, ...] = (80, 120)
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    warmup_epochs: float = 0.0
+    replays: int = 1
+    replay_eps: float = 0.0
+    pad: int = 0
+    flip: bool = False
+    seed: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self):
+        whole = {
+            "epochs": 1,
+            "batch_size": 1,
+            "replays": 1,
+            "pad": 0,
+            "seed": 0,
+            "checkpoint_every": 0,
+        }
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value < 2**32:
+                self._reject(name, f"a whole number from {least} to 2^32 − 1")
+        for name in ("learning_rate", "weight_decay", "warmup_epochs", "replay_eps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                self._reject(name, "finite and not negative")
+        if not 0 <= self.momentum < 1:
+            self._reject("momentum", "in [0, 1)")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            self._reject("clip_norm", "positive or None")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            self._reject("ema_decay", "in [0, 1) or None")
+        milestones = self.milestones
+        if type(milestones) is not tuple or any(type(m) is not int for m in milestones):
+            self._reject("milestones", "a tuple of whole numbers")
+        if self.optimizer not in ("sgd", "adam"):
+            self._reject("optimizer", "'sgd' or 'adam'")
+        if self.schedule not in ("constant", "steps", "cosine"):
+            self._reject("schedule", "'constant', 'steps' or 'cosine'")
+
+    def _reject(self, name: str, allowed: str):
+        raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+
+FULL = FitConfig()
+"""The full CIFAR-10 runs of arXiv 1906.02494 (code)."""
+
+TRACKING = FitConfig(epochs=10, learning_rate=0.01, momentum=0.5, schedule="constant")
+"""The short runs of arXiv 1906.02494 (code), whose every epoch is measured."""
