@@ -119,7 +119,7 @@ class Candidate(NamedTuple):
 BALLS = LINF, L2_, L1_ = Linf(1e-4), L2(1e-3), L1(1e-3)
 SPARSE = attacks.suite("standard", L1_)  # Auto-PGD of 30 + 30 + 40 steps, three starts
 OTHERS = 9  # classes that are not the label
-# `nearest.refine` chooses among them on 1 call, then takes 13 rounds of 2 calls each
+# `minimal_norm.refinement` chooses among them on 1 call, then takes 13 rounds of 2 each
 REFINE_CALLS, REFINE = 27, OTHERS + 13
 EVERY_ATTACK = {
     "fgsm": Candidate(attacks.fgsm, BALLS, 1),

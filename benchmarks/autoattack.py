@@ -71,8 +71,8 @@ def robjax_side(logits_fn, x, y, ball, run_dir: Path | None = None, **options) -
 
 def reference_side(logits_fn: Any, x: jax.Array, y: jax.Array, ball: Any) -> Side:
     """pyautoattack on the network in PyTorch, standard."""
-    import torch
-    from pyautoattack import AutoAttack
+    import torch  # pyright: ignore[reportMissingImports]
+    from pyautoattack import AutoAttack  # pyright: ignore[reportMissingImports]
 
     from benchmarks.peers.torch_models import to_torch
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from robjax.checks import check_count
 from robjax.reporting import figures, tables
-from robjax.runs import provenance
+from robjax.runs import files, provenance
 
 HELD = "held"
 FAILED = "did not hold"
@@ -122,7 +122,7 @@ def write_report(
         record: what claims.json holds besides.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    files = [
+    images = [
         figures.save(figure, folder / "figures" / name)
         for name, figure in drawn.items()
     ]
@@ -134,7 +134,7 @@ def write_report(
     }
     files.save_json(folder / "claims.json", everything)
     header = ["claim", "measured, mean ± s.e. over seeds", "verdict"]
-    pictures = "\n".join(f"![{png.stem}](figures/{png.name})\n" for png, _ in files)
+    pictures = "\n".join(f"![{png.stem}](figures/{png.name})\n" for png, _ in images)
     files.save_text(
         folder / "summary.md",
         f"# {question}\n\nClaim: {claim}\n\n{setting}\n\n"

@@ -160,7 +160,7 @@ def _measure(weights: Any, count: int, key: jax.Array) -> Accuracies:
         erased=(positive(x - weak) == truth).mean(axis=1),
         attacked=(right & shifted & survives).mean(axis=1),
         shifted=shifted.mean(axis=1),
-        slack=gaussian.shift_slack(table, P),
+        slack=np.asarray(gaussian.shift_slack(table, P)),
     )
 
 

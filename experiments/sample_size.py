@@ -29,6 +29,7 @@ from experiments.common import HELD, Claim
 from robjax import attacks, data, models
 from robjax.balls import L2
 from robjax.reporting import figures, tables
+from robjax.runs import files
 
 MODEL = models.MLP(10, widths=(200, 100))
 
@@ -79,13 +80,13 @@ def measure(arguments: Arguments, folder: Path) -> tuple[np.ndarray, np.ndarray]
     for size in plan.sizes:
         # all that decides the numbers; what was kept for another plan is not theirs
         plain = f"{arguments.steps}-{radii}-{plan.tested:g}.npz"
-        files = [folder / f"{size}-{seed}-{plain}" for seed in range(seeds)]
-        missing = [seed for seed, file in enumerate(files) if not file.exists()]
+        paths = [folder / f"{size}-{seed}-{plain}" for seed in range(seeds)]
+        missing = [seed for seed, file in enumerate(paths) if not file.exists()]
         if missing:
             found = _of_size(size, missing, arguments, x, y, images, labels)
             for seed, pair in zip(missing, found, strict=True):
-                files.save_npz(files[seed], {"standard": pair[0], "robust": pair[1]})
-        found = [files.load_npz(file) for file in files]
+                files.save_npz(paths[seed], {"standard": pair[0], "robust": pair[1]})
+        found = [files.load_npz(file) for file in paths]
         accuracies.append([(f["standard"], f["robust"]) for f in found])
         shares = np.mean([f["standard"] for f in found], axis=0)
         print(f"{size} images: {np.round(100 * shares, 1)} %", flush=True)

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from benchmarks.masked import KINDS, mask
 from robjax import data, masking, models, training
 from robjax.balls import L1, L2, Linf
-from robjax.masking import verdicts
+from robjax.masking import thresholds
 from robjax.training import FitConfig, objectives
 
 KEY = jax.random.key(0)
@@ -273,7 +273,7 @@ def test_bad_labels_and_images():
 
 
 def test_thresholds():
-    assert 1 <= verdicts.tolerated(8) < 2 and verdicts.tolerated(1000) < 40
+    assert 1 <= thresholds.tolerated(8) < 2 and thresholds.tolerated(1000) < 40
     clean = np.array([-2.0, -2.0, -2.0, 1.0])
     met = np.array([-1.0, 3.0, -2.0, 5.0])
-    np.testing.assert_array_equal(verdicts.progress(met, clean), [0.5, 1, 0, 0])
+    np.testing.assert_array_equal(thresholds.progress(met, clean), [0.5, 1, 0, 0])

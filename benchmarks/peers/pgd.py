@@ -30,8 +30,8 @@ def candidates(
 
 
 def _foolbox(network, x, y, eps, step_size, steps) -> Candidates:
-    from foolbox import attacks
-    from foolbox.models.jax import JAXModel
+    from foolbox import attacks  # pyright: ignore[reportMissingImports]
+    from foolbox.models.jax import JAXModel  # pyright: ignore[reportMissingImports]
 
     logits = jax.jit(network.logits)
     model = JAXModel(lambda v: logits(v), bounds=(0, 1), data_format="channels_last")
@@ -40,7 +40,7 @@ def _foolbox(network, x, y, eps, step_size, steps) -> Candidates:
 
 
 def _torch(network, x, y, eps, step_size, steps) -> Candidates:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     from benchmarks.peers.torch_models import to_torch
 
@@ -71,7 +71,7 @@ def _torch(network, x, y, eps, step_size, steps) -> Candidates:
         "torch loop": loop,
     }
     try:
-        import torchattacks
+        import torchattacks  # pyright: ignore[reportMissingImports]
 
         attack = torchattacks.PGD(model, eps=eps, alpha=step_size, steps=steps)
         found["torchattacks"] = lambda: attack(images, labels)

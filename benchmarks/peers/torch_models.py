@@ -5,8 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import torch
-from torch.nn import functional as F
+import torch  # pyright: ignore[reportMissingImports]
+from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
 from robjax import models
 

@@ -10,7 +10,7 @@ v alike and changes no step.
 import jax
 
 from robjax import losses
-from robjax.attacks.pgd import Options, run_pgd
+from robjax.attacks.pgd import Options, check_pgd, run_pgd
 from robjax.attacks.problem import check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import Ball
@@ -59,4 +59,6 @@ def mi_fgsm(
         momentum=momentum,
         keep_best=False,
     )
-    return run_pgd(problem, y, None, problem.ball.eps / steps, options)
+    step_size = problem.ball.eps / steps
+    y, step_size, options = check_pgd(problem, y, step_size, options)
+    return run_pgd(problem, y, None, step_size, options)

@@ -96,24 +96,18 @@ def pgd(
         keep_best=keep_best,
         early_exit=early_exit,
     )
-    return run_pgd(problem, y, key if random_start else None, step_size, options)
+    y, step_size, options = check_pgd(problem, y, step_size, options)
+    keys = sample_keys(key, problem.x.shape[0]) if random_start else None
+    return run_pgd(problem, y, keys, step_size, options)
 
 
-def run_pgd(
-    problem: Problem,
-    y: jax.Array,
-    key: jax.Array | None,
-    step_size: ArrayLike | None,
-    options: Options,
-) -> AttackResult:
-    """PGD on a problem that is checked; the rest is checked here.
+def check_pgd(
+    problem: Problem, y: jax.Array, step_size: ArrayLike | None, options: Options
+) -> tuple[jax.Array, jax.Array, Options]:
+    """Checks labels, step size (None: 2.5 ε/k) and options, for `run_pgd`.
 
-    Args:
-      problem: made by `check_problem`.
-      y: [B] labels.
-      key: of the random starts; None: from x.
-      step_size: α; None: 2.5 ε/k.
-      options: see `pgd`.
+    Raises:
+      ValueError: one of them is malformed; the message names it.
     """
     y, _ = check_classes(problem, y)
     check_count("steps", options.steps)
@@ -122,18 +116,21 @@ def run_pgd(
     if step_size is None:
         step_size = 2.5 * problem.ball.eps / options.steps
     step_size = check_step_size(step_size, problem.x)
-    keys = None if key is None else sample_keys(key, problem.x.shape[0])
-    return _pgd(problem, y, keys, step_size, options)
+    return y, step_size, options._replace(momentum=float(options.momentum))
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _pgd(
+def run_pgd(
     problem: Problem,
     y: jax.Array,
     keys: jax.Array | None,
     step_size: jax.Array,
     options: Options,
 ) -> AttackResult:
+    """PGD, compiled; what it is given is checked.
+
+    keys: [B] of the random starts; None: it starts at x.
+    """
     # for whoever differentiates around the attack, its result is a constant
     problem, step_size = lax.stop_gradient((problem, step_size))
     logits_fn, x, ball, bounds = problem

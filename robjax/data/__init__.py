@@ -1,8 +1,17 @@
 """Labelled images in memory, batches of them, and augmentation on the device.
 
-train = data.load("digits", "train")       # embedded; or any prepared TFDS name
-rows = data.batch_indices(len(train.labels), 128, seed=0, epoch=3)[step]
-x = data.to_float(train.images[rows], train.scale)
+    train = data.load("digits", "train")       # embedded; or any prepared TFDS name
+    rows = data.batch_indices(len(train.labels), 128, seed=0, epoch=3)[step]
+    x = data.to_float(train.images[rows], train.scale)
+
+The files:
+
+    dataset.py        what a data set is; sets by name, own arrays, subsets
+    digits.py         the set that needs no network
+    tfds.py           prepared sets of TensorFlow Datasets
+    prepare.py        the command that prepares them
+    batching.py       orders, splits and batches as functions of a seed
+    augmentation.py   random crops and flips
 """
 
 from robjax.data.augmentation import augment

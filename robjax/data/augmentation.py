@@ -11,16 +11,23 @@ from robjax.samples import sample_keys
 def augment(
     images: jax.Array | np.ndarray, key: jax.Array, *, pad: int = 4, flip: bool = True
 ) -> jax.Array:
-    """Pads with zeros, crops back at a random place, flips left-right at random.
+    """Moves images by a few pixels and mirrors half of them, at random.
 
-    The usual augmentation of CIFAR-10 (He et al., arXiv 1512.03385, section 4.2).
-    Sample i depends on its own key only, whatever else is in the batch.
+    Each image is padded with zeros and cropped back at a random place. This is the
+    usual augmentation of CIFAR-10 (He et al., arXiv 1512.03385, section 4.2). Sample i
+    depends on its own key only, whatever else is in the batch.
+
+    >>> row = np.array([1, 2]).reshape(1, 1, 2, 1)  # one image of 1×2 pixels
+    >>> images = np.repeat(row, 100, axis=0)
+    >>> augmented = np.asarray(augment(images, jax.random.key(0), pad=0))
+    >>> sorted({tuple(image.ravel().tolist()) for image in augmented})
+    [(1, 2), (2, 1)]
 
     Args:
       images: [B, H, W, C] of any dtype; zero is black.
-      key: one key, or B keys (see `robjax.inputs.sample_keys`).
+      key: one key, or B keys (see `robjax.samples.sample_keys`).
       pad: pixels on each side, so that the image moves by up to `pad`; 0: no crop.
-      flip: whether half of the images, at random, are mirrored left-right.
+      flip: whether to mirror images left-right, each with probability 1/2.
 
     Returns:
       [B, H, W, C] of the same dtype.

@@ -1,7 +1,7 @@
 """Which examples make a batch: pure functions of the seed, stable across versions.
 
 Orders come from sorting the raw output of the counter-based Philox generator
-(Salmon et al., SC 2011), which NumPy promises never to change; the shuffles of NumPy
+(Salmon et al., SC 2011), which NumPy promises never to change. The shuffles of NumPy
 and JAX carry no such promise.
 """
 
@@ -13,7 +13,20 @@ from robjax.checks import check_count
 
 
 def random_order(size: int, *, seed: int, stream: int = 0) -> np.ndarray:
-    """A random permutation, int64 [size], of 0..size − 1; pure in its arguments."""
+    """A random permutation of 0..size − 1 that depends on the arguments only.
+
+    >>> order = random_order(5, seed=0)
+    >>> sorted(order.tolist())
+    [0, 1, 2, 3, 4]
+
+    Args:
+      size: N.
+      seed: chooses the permutation.
+      stream: chooses another one for the same seed, independent of the first.
+
+    Returns:
+      int64 [size].
+    """
     generator = np.random.Philox(key=np.array([seed, stream], np.uint64))
     return np.argsort(generator.random_raw(size), kind="stable")
 
@@ -23,9 +36,15 @@ def stratified_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits 0..N − 1 into `size` rows and the others, both with classes in proportion.
 
-    Each example is put at the quantile of its random rank within its class, and the
-    first `size` are taken: the count of a class differs from its share of `size` by
-    one half at most, plus its share of the rounding of the others.
+    Each example is put at the quantile of its random rank within its class. The `size`
+    examples of the lowest quantiles are the first part. With K classes, a class that
+    makes up the share p of all examples has between p size − (1 + Kp) / 2 and
+    p size + (1 + Kp) / 2 examples there.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1])
+    >>> first, rest = stratified_split(labels, 3, seed=0)
+    >>> sorted(labels[first].tolist()), sorted(labels[rest].tolist())
+    ([0, 0, 1], [0, 0, 1])
 
     Args:
       labels: integers [N].
@@ -42,7 +61,8 @@ def stratified_split(
         members = np.flatnonzero(shuffled == label)
         quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = order[np.argsort(quantile, kind="stable")]
-    first, rest = order[:size], order[size:]
+    first = order[:size]
+    rest = order[size:]
     return (
         first[random_order(len(first), seed=seed, stream=1)],
         rest[random_order(len(rest), seed=seed, stream=2)],
@@ -52,15 +72,29 @@ def stratified_split(
 def batch_indices(
     num_examples: int, batch_size: int, *, seed: int, epoch: int
 ) -> np.ndarray:
-    """The batches of one epoch: rows of the data set, int64 [steps, batch_size].
+    """The batches of one epoch, as rows of the data set.
 
-    Each epoch visits every example once, in an order of its own, except the last
-    ``num_examples % batch_size`` of that order, which it leaves out. Depends on
-    nothing but the arguments, so a resumed run sees the same batches.
+    Each epoch has a random order of its own and visits every example at most once. The
+    last ``num_examples % batch_size`` of that order would not fill a batch and are left
+    out. The rows depend on nothing but the arguments, so a resumed run sees the same
+    batches.
+
+    >>> rows = batch_indices(7, 3, seed=0, epoch=2)
+    >>> rows.shape, len(set(rows.ravel().tolist()))
+    ((2, 3), 6)
+
+    Args:
+      num_examples: N, the size of the data set.
+      batch_size: B, at most N.
+      seed: of all orders, at least 0.
+      epoch: number of the epoch, at least 0.
+
+    Returns:
+      int64 [steps, batch_size].
 
     Raises:
-      ValueError: a count is not a whole number of at least 1 (seed, epoch: 0), or
-        the batch is larger than the data set.
+      ValueError: an argument is not a whole number or is below its minimum (1 for the
+        counts, 0 for seed and epoch), or the batch is larger than the data set.
     """
     check_count("num_examples", num_examples)
     check_count("seed", seed, minimum=0)
@@ -76,5 +110,16 @@ def batch_indices(
 
 
 def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
-    """Images [B, *S] of a data set -> float32 in [0, 1], computed on the device."""
+    """Turns images of a data set into float32 in [0, 1], on the device.
+
+    >>> to_float(np.array([[0, 255]], np.uint8), scale=255).tolist()
+    [[0.0, 1.0]]
+
+    Args:
+      images: [B, *S] of any dtype.
+      scale: the value of a white pixel.
+
+    Returns:
+      float32 [B, *S].
+    """
     return jnp.asarray(images).astype(jnp.float32) / scale

@@ -1,17 +1,21 @@
 """A data set as arrays in memory, and where it comes from."""
 
-import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from robjax.checks import check_count
 from robjax.data import digits, tfds
 from robjax.data.batching import stratified_split
+from robjax.runs.files import PathLike
+from robjax.samples import is_concrete
 
 
 class Dataset(NamedTuple):
-    """Labelled images; ``images / scale`` lies in [0, 1].
+    """Labelled images in memory; ``images / scale`` lies in [0, 1].
+
+    Made by `load` or `from_arrays`.
 
     Attributes:
       images: uint8 [N, H, W, C], scaled on the device by `to_float`; float32 with a
@@ -28,17 +32,30 @@ class Dataset(NamedTuple):
     scale: float
     name: str
 
+    def __repr__(self) -> str:
+        """The name and the sizes, not the arrays."""
+        if not is_concrete(self.images):
+            return "Dataset(traced)"
+        count, *pixels = self.images.shape
+        size = "×".join(map(str, pixels))
+        return (
+            f"Dataset({self.name}: {count} images {size} in {self.num_classes} classes)"
+        )
 
-def load(
-    name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None
-) -> Dataset:
+
+def load(name: str, split: str, *, data_dir: PathLike | None = None) -> Dataset:
     """Loads a data set into memory, in a fixed shuffled order.
+
+    Neither TensorFlow nor the network is used: a set of TensorFlow Datasets must have
+    been prepared as ArrayRecord (``python -m robjax.data.prepare``).
+
+    >>> load("digits", "test")
+    Dataset(digits: 360 images 8×8×1 in 10 classes)
 
     Args:
       name: "digits" (1,797 images of 8×8 pixels that come with scikit-learn), or an
         image-classification set of TensorFlow Datasets, as "mnist", "cifar10",
-        "svhn_cropped", "name/config:version". Neither TensorFlow nor the network is
-        used: the set must have been prepared as ArrayRecord.
+        "svhn_cropped", "name/config:version".
       split: "train", "test", or what other splits the set has.
       data_dir: folder of the prepared sets; default: the environment variable
         TFDS_DATA_DIR, else ~/tensorflow_datasets.
@@ -55,14 +72,17 @@ def load(
 
 
 def from_arrays(
-    images: Any,
-    labels: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
     *,
     num_classes: int | None = None,
     scale: float = 255.0,
     name: str = "arrays",
 ) -> Dataset:
-    """Makes a data set of own arrays; their order is kept.
+    """Makes a data set of own arrays, in the order that they have.
+
+    >>> from_arrays(np.zeros((4, 28, 28, 1)), [0, 2, 1, 2])
+    Dataset(arrays: 4 images 28×28×1 in 3 classes)
 
     Args:
       images: [N, H, W, C], uint8 from 0 to `scale`, or floating from 0 to 1.
@@ -74,24 +94,46 @@ def from_arrays(
     Raises:
       ValueError: a shape, dtype or value is not as described here.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    pixels, scale = _check_pixels(np.asarray(images), scale)
+    classes = np.asarray(labels)
+    num_classes = _check_classes(classes, len(pixels), num_classes)
+    return Dataset(
+        images=pixels,
+        labels=classes.astype(np.int32),
+        num_classes=num_classes,
+        scale=float(scale),
+        name=name,
+    )
+
+
+def _check_pixels(images: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
+    """The images as uint8 or float32, and the value of a white pixel in them."""
     if images.ndim != 4 or images.size == 0:
         raise ValueError(
             f"images must be non-empty [N, H, W, C], got shape {images.shape}"
         )
     if np.issubdtype(images.dtype, np.floating):
-        images, scale = images.astype(np.float32), 1.0
+        images = images.astype(np.float32)
+        scale = 1.0
     elif images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 or floating, got {images.dtype}")
-    lowest, highest = images.min(), images.max()
+    lowest = images.min()
+    highest = images.max()
     # Written so that NaN fails too.
     if not (lowest >= 0 and highest <= scale):
         raise ValueError(
             f"images must lie in [0, {scale:g}], got values from {lowest} to {highest}"
         )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    return images, scale
+
+
+def _check_classes(
+    labels: np.ndarray, num_examples: int, num_classes: int | None
+) -> int:
+    """Checks labels and returns the number of classes."""
+    if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"labels must be integers of shape ({len(images)},), got {labels.dtype} "
+            f"labels must be integers of shape ({num_examples},), got {labels.dtype} "
             f"{labels.shape}"
         )
     if num_classes is None:
@@ -102,14 +144,26 @@ def from_arrays(
             f"labels must lie in 0..{num_classes - 1}, got values from {labels.min()} "
             f"to {labels.max()}"
         )
-    return Dataset(images, labels.astype(np.int32), num_classes, float(scale), name)
+    return num_classes
 
 
 def subset(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
-    """Draws `size` different examples, the classes in proportion, order shuffled.
+    """Draws `size` different examples at random, with the classes in proportion.
+
+    >>> subset(load("digits", "train"), 100)
+    Dataset(digits: 100 images 8×8×1 in 10 classes)
+
+    Args:
+      dataset: to draw from.
+      size: how many examples.
+      seed: of the choice and of the order.
+
+    Returns:
+      The examples in random order.
 
     Raises:
-      ValueError: `size` is not a whole number from 1 to the size of the data set.
+      ValueError: `size` is not a whole number from 1 to the size of the data set, or
+        `seed` is not one of at least 0.
     """
     available = len(dataset.labels)
     if check_count("size", size) > available:

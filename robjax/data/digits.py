@@ -13,10 +13,20 @@ TRAIN_SIZE = 1437
 
 
 def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns uint8 images [N, 8, 8, 1] from 0 to 16 and labels [N].
+    """Reads one split of the digits, always shuffled in the same way.
 
-    "train" has 1,437 examples and "test" the other 360; both are shuffled, with
-    every class in proportion, always in the same way.
+    "train" has 1,437 examples and "test" the other 360, both with every class in
+    proportion.
+
+    >>> images, labels = read("test")
+    >>> images.shape, int(images.max()), sorted(set(labels.tolist()))
+    ((360, 8, 8, 1), 16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+    Args:
+      split: "train" or "test".
+
+    Returns:
+      uint8 images [N, 8, 8, 1] from 0 to 16, and int32 labels [N].
 
     Raises:
       ValueError: another split.

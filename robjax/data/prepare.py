@@ -3,29 +3,36 @@
     pip install 'robjax[prepare]'
     python -m robjax.data.prepare mnist
 
-The only part of robjax that needs TensorFlow and the network. (The command ``tfds
-build`` would need Apache Beam besides.)
+This is the only part of robjax that needs TensorFlow and the network. (The command
+``tfds build`` would need Apache Beam besides.)
 """
 
 import argparse
-import os
+import importlib
 import pathlib
 
+from robjax.runs.files import PathLike
 
-def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Prepares the set `name` in `data_dir` and returns its folder.
+
+def prepare(name: str, data_dir: PathLike | None = None) -> pathlib.Path:
+    """Downloads the set `name` and stores it in `data_dir`, unless it is there.
+
+    >>> folder = prepare("mnist")  # doctest: +SKIP
 
     Args:
       name: in the catalogue of TensorFlow Datasets, "name[/config][:version]".
       data_dir: default: the environment variable TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
 
+    Returns:
+      The folder of the prepared set.
+
     Raises:
       ImportError: TensorFlow is not installed.
       ValueError: there is no such set, or it is in `data_dir` in another format.
     """
     try:
-        import tensorflow  # noqa: F401
+        importlib.import_module("tensorflow")
     except ImportError as error:
         raise ImportError(
             f"preparing {name!r} needs TensorFlow: pip install 'robjax[prepare]'"

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from robjax.data.batching import random_order
+from robjax.runs.files import PathLike
 
 CHUNK = 1000
+"""How many examples are decoded at a time."""
 
 
 class NotPreparedError(ValueError):
@@ -17,12 +19,24 @@ class NotPreparedError(ValueError):
 
 
 def read(
-    name: str, split: str, data_dir: str | os.PathLike[str] | None
+    name: str, split: str, data_dir: PathLike | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns uint8 images [N, H, W, C], int32 labels [N] and the number of classes.
+    """Reads one split of a prepared set into memory.
 
     The order is a fixed permutation of the prepared one, because some sets are
     prepared sorted by class.
+
+    >>> try:
+    ...     read("mnist", "train", "/no/such/folder")
+    ... except NotPreparedError as error:
+    ...     print(str(error).partition(" (")[0])
+    data set 'mnist' is unknown or not prepared in /no/such/folder
+
+    Args:
+      name, split, data_dir: as in `robjax.data.load`.
+
+    Returns:
+      uint8 images [N, H, W, C], int32 labels [N] and the number of classes.
 
     Raises:
       NotPreparedError: see `robjax.data.load`.
@@ -51,6 +65,7 @@ def read(
 
 
 def _find(name: str, root: pathlib.Path) -> Any:
+    """The builder of a prepared set that can be read without TensorFlow."""
     try:
         from tensorflow_datasets.core import file_adapters, read_only_builder
     except ImportError as error:
@@ -75,6 +90,7 @@ def _find(name: str, root: pathlib.Path) -> Any:
 
 
 def _how_to_prepare(name: str, root: pathlib.Path) -> str:
+    """A message that names the sets in the folder and the command for this one."""
     prepared = {path.parents[1] for path in root.glob("*/*/dataset_info.json")}
     prepared |= {path.parents[2] for path in root.glob("*/*/*/dataset_info.json")}
     present = ", ".join(sorted(path.name for path in prepared)) or "nothing"
@@ -94,6 +110,7 @@ def _command(name: str) -> str:
 
 
 def _image_and_label(info: Any) -> tuple[str, str]:
+    """The names of the two features that a set of labelled images has."""
     from tensorflow_datasets import features as kinds
 
     keys = info.supervised_keys or ("image", "label")

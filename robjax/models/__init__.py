@@ -1,18 +1,18 @@
 """Image classifiers in flax.linen, the models of the papers.
 
-Every model is used in the same way, in inference mode unless told otherwise:
+Every model is used in the same way, in inference mode unless `train` is set:
 
     model = vgg13(num_classes=10)
     variables = model.init(jax.random.key(0), images)
     logits = model.apply(variables, images)                      # [B, K]
-    logits, updates = model.apply(                               # batch norm trains
+    logits, updates = model.apply(                               # with batch norm
         variables, images, train=True, mutable=["batch_stats"]
     )
     logits_fn = jax.tree_util.Partial(model.apply, variables)    # for attacks, metrics
 
-Parameters are float32 and the computation follows the images: float64 images give
-float64 logits under ``jax_enable_x64``. Images live in the bounds of the attacks;
-normalisation (`mean`, `std`) is part of the model.
+Parameters are float32, and the computation has the precision of the images: under
+``jax_enable_x64`` float64 images give float64 logits. Images are those that an attack
+changes, inside its bounds; their normalisation (`mean`, `std`) is part of the model.
 """
 
 from robjax.models import taps

@@ -7,18 +7,24 @@ from robjax.models.normalisation import normalise_maps
 
 
 class CNN(nn.Module):
-    """Blocks of convolutions with ReLU, a 2×2 max-pool after each, one dense layer.
+    """Convolutions with ReLU in blocks, each with a 2×2 max-pool, and a dense layer.
 
     The defaults are the MNIST network of Madry et al. (arXiv 1706.06083) with half
     the channels and a tenth of the dense layer. The network
     32-32-pool-64-64-pool-200-K is
     ``CNN(K, blocks=((32, 32), (64, 64)), kernel=3, hidden=200)``.
 
+    >>> model = CNN(10, blocks=((4,), (8,)), hidden=20)
+    >>> images = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> variables["params"]["dense"]["kernel"].shape  # two poolings: 7·7·8 features
+    (392, 20)
+
     Attributes:
       num_classes: K.
       blocks: for each block the channels of its convolutions.
-      kernel: side of the convolution kernels in pixels (stride 1, zero padding that
-        keeps the size).
+      kernel: side of the convolution kernels in pixels. Their stride is 1, and zero
+        padding keeps the size.
       hidden: units of the dense layer.
       mean: input normalisation per channel, in the units of the images; empty: none.
       std: as `mean`.

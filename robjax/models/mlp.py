@@ -7,7 +7,13 @@ from robjax.models.normalisation import normalise
 
 
 class MLP(nn.Module):
-    """Flatten, then for each width a dense layer and ReLU, then the logits.
+    """Dense layers with ReLU on the flattened image, then the logits.
+
+    >>> images = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
+    >>> model = MLP(10, widths=(200, 100))
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+    {'dense1': (784, 200), 'dense2': (200, 100), 'logits': (100, 10)}
 
     Attributes:
       num_classes: K.

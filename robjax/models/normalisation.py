@@ -7,12 +7,19 @@ import jax.numpy as jnp
 def normalise(
     x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> jax.Array:
-    """Returns (x − mean) / std with one mean and std for each channel, or one for all.
+    """Returns (x − mean) / std, with one mean and std for each channel or one for all.
+
+    >>> x = jnp.array([[0.5, 1.0], [0.0, 0.5]])  # two images of two channels
+    >>> normalise(x, mean=(0.5, 0.0), std=(0.25,)).tolist()
+    [[0.0, 4.0], [-2.0, 2.0]]
 
     Args:
       x: floating images [B, *S], channels last.
       mean: per channel, in the units of `x`; empty: 0.
       std: per channel, in the units of `x`; empty: 1.
+
+    Returns:
+      [B, *S] of the dtype of `x`.
 
     Raises:
       ValueError: `x` is not floating or has no feature axis, the length of `mean` or
@@ -35,11 +42,19 @@ def normalise(
 def normalise_maps(
     x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> jax.Array:
-    """`normalise` for convolutional models, which take images [B, H, W, C] only.
+    """Does the same as `normalise` for images [B, H, W, C] and takes no others.
+
+    Convolutional models need that check: a convolution would silently take [B, H, W]
+    for one image with W channels.
+
+    >>> normalise_maps(jnp.ones((2, 8, 8, 1)), mean=(0.5,), std=()).max().tolist()
+    0.5
+
+    Args:
+      x, mean, std: as in `normalise`.
 
     Raises:
-      ValueError: as in `normalise`, or `x` is not [B, H, W, C]. (A convolution would
-        silently take [B, H, W] for one image with W channels.)
+      ValueError: as in `normalise`, or `x` is not [B, H, W, C].
     """
     if x.ndim != 4:
         raise ValueError(

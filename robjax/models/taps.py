@@ -6,36 +6,60 @@ A tap is used like ``model.apply``:
     maps = tap(variables, images)                              # [B, H, W, C]
     features_fn = jax.tree_util.Partial(tap, variables)        # differentiable in x
 
-Names are paths of submodules, as in the parameters ("group1_block1/conv2"), and
-"features" for what the last layer of robjax's deep models sees [B, F].
+A name is the path of a submodule, as in the parameters ("group1_block1/conv2"). In
+robjax's deep models "features" is the input [B, F] of the last layer.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 
-def names(model: nn.Module, variables: Any, x: jax.Array) -> tuple[str, ...]:
-    """Names of all activations of `model` on images `x` [B, *S]; computes nothing."""
+def names(
+    model: nn.Module, variables: Mapping[str, Any], x: jax.Array
+) -> tuple[str, ...]:
+    """The names of all activations of a model; traces it and computes nothing.
+
+    >>> from robjax import models
+    >>> model = models.MLP(3, widths=(4,))
+    >>> x = jax.numpy.ones((1, 2, 2, 1))
+    >>> names(model, model.init(jax.random.key(0), x), x)
+    ('dense1', 'features', 'logits')
+
+    Args:
+      model: any linen module that maps images to logits.
+      variables: its weights, as ``model.init`` returns them.
+      x: [B, *S] images.
+    """
     return tuple(jax.eval_shape(lambda: _activations(model, variables, x, True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """The activation `name` of `model` in inference mode; equal taps share traces.
+    """One activation of a model in inference mode, as a function of the images.
+
+    Equal taps share traces.
+
+    >>> from robjax import models
+    >>> model = models.MLP(3, widths=(4,))
+    >>> x = jax.numpy.ones((1, 2, 2, 1))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> Tap(model, "dense1")(variables, x).shape
+    (1, 4)
 
     Attributes:
       model: any linen module that maps images to logits.
-      name: one of `names`; a module that is called more than once gives its last
-        output.
+      name: one of `names`. Of a module that is called more than once the last output
+        is given.
     """
 
     model: nn.Module
     name: str
 
-    def __call__(self, variables: Any, x: jax.Array) -> jax.Array:
+    def __call__(self, variables: Mapping[str, Any], x: jax.Array) -> jax.Array:
         """Weights and images [B, *S] -> the activation [B, ...].
 
         Raises:
@@ -57,7 +81,13 @@ class Tap:
         return wanted[self.name]
 
 
-def _activations(model, variables, x, capture) -> dict[str, jax.Array]:
+def _activations(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    x: jax.Array,
+    capture: bool | Callable[[nn.Module, str], bool],
+) -> dict[str, jax.Array]:
+    """The last output of every module that `capture` chooses, and what was sown."""
     _, state = model.apply(
         variables, x, capture_intermediates=capture, mutable=["intermediates"]
     )

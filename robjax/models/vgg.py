@@ -28,7 +28,12 @@ class VGG(nn.Module):
     """Blocks of 3×3 convolutions, a 2×2 pooling after each, a linear classifier.
 
     Five poolings take 32×32 images to 1×1. On smaller images the poolings that would
-    go below 1×1 are left out; on larger ones the last maps are averaged over space.
+    go below 1×1 are left out. On larger ones the last maps are averaged over space.
+
+    >>> model = VGG(10, blocks=((4,), (8,)), form="pure_linear")
+    >>> images = jax.ShapeDtypeStruct((5, 32, 32, 3), "float32")
+    >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+    (5, 10)
 
     Attributes:
       num_classes: K.
@@ -47,7 +52,7 @@ class VGG(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {get_args(Form)}, got {self.form!r}")
         super().__post_init__()
@@ -72,15 +77,27 @@ class VGG(nn.Module):
 
 
 def vgg11(num_classes: int, **fields: Any) -> VGG:
-    """VGG with 8 convolutions; `fields` are `form`, `mean` and `std` of `VGG`."""
+    """VGG with 8 convolutions; `fields` are `form`, `mean` and `std` of `VGG`.
+
+    >>> sum(len(channels) for channels in vgg11(10).blocks)
+    8
+    """
     return VGG(num_classes, blocks=VGG11, **fields)
 
 
 def vgg13(num_classes: int, **fields: Any) -> VGG:
-    """VGG with 10 convolutions; `fields` are `form`, `mean` and `std` of `VGG`."""
+    """VGG with 10 convolutions; `fields` are `form`, `mean` and `std` of `VGG`.
+
+    >>> sum(len(channels) for channels in vgg13(10).blocks)
+    10
+    """
     return VGG(num_classes, blocks=VGG13, **fields)
 
 
 def vgg16(num_classes: int, **fields: Any) -> VGG:
-    """VGG with 13 convolutions; `fields` are `form`, `mean` and `std` of `VGG`."""
+    """VGG with 13 convolutions; `fields` are `form`, `mean` and `std` of `VGG`.
+
+    >>> sum(len(channels) for channels in vgg16(10).blocks)
+    13
+    """
     return VGG(num_classes, blocks=VGG16, **fields)

@@ -1,10 +1,14 @@
 """Wide residual networks with pre-activation for 32×32 images.
 
-Zagoruyko & Komodakis (arXiv 1605.07146), the usual model of the robustness
-literature: a 3×3 convolution to 16 channels, three groups of pre-activation blocks
-at 16w, 32w and 64w channels, a stride of 2 between groups, a 1×1 convolution on the
-shortcut where the shape changes, batch norm, ReLU, global average pooling, one
-dense layer. No dropout.
+Zagoruyko & Komodakis (arXiv 1605.07146), the usual model of the robustness literature.
+In this order:
+
+* a 3×3 convolution to 16 channels;
+* three groups of pre-activation blocks at 16w, 32w and 64w channels, with a stride of 2
+  between groups;
+* batch norm, ReLU, global average pooling and one dense layer.
+
+Where a block changes the shape, its shortcut is a 1×1 convolution. There is no dropout.
 """
 
 from typing import Any
@@ -17,9 +21,15 @@ from robjax.models.resnet import batch_norm, conv
 
 
 class PreActivationBlock(nn.Module):
-    """shortcut + conv(ReLU(BN(conv(a)))) with a = ReLU(BN(x)).
+    """Two convolutions, each after BN and ReLU, and a shortcut.
 
-    The shortcut is `x`, or a 1×1 convolution of `a` where the shape changes.
+    shortcut + conv(ReLU(BN(conv(a)))) with a = ReLU(BN(x)). The shortcut is x, or a
+    1×1 convolution of a where the shape changes.
+
+    Attributes:
+      channels: of both convolutions.
+      stride: of the first convolution and of the shortcut.
+      axis_name: as in `WideResNet`.
     """
 
     channels: int
@@ -41,6 +51,11 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """Three groups of pre-activation blocks, ``WRN-depth-width``.
 
+    >>> model = WideResNet(10, depth=10, width=1)
+    >>> images = jax.ShapeDtypeStruct((5, 32, 32, 3), "float32")
+    >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+    (5, 10)
+
     Attributes:
       num_classes: K.
       depth: number of layers, 6n + 4 for n blocks in each group.
@@ -61,7 +76,7 @@ class WideResNet(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.depth < 10 or self.depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 with n >= 1, got {self.depth}")
         super().__post_init__()
@@ -75,8 +90,9 @@ class WideResNet(nn.Module):
         """
         x = normalise_maps(x, self.mean, self.std)
         x = conv(16, 3, 1, "conv")(x)
+        blocks_per_group = (self.depth - 4) // 6
         for group, channels in enumerate((16, 32, 64), start=1):
-            for index in range(1, (self.depth - 4) // 6 + 1):
+            for index in range(1, blocks_per_group + 1):
                 x = PreActivationBlock(
                     channels * self.width,
                     stride=2 if group > 1 and index == 1 else 1,
@@ -90,5 +106,12 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet_28_10(num_classes: int, **fields: Any) -> WideResNet:
-    """WRN-28-10; `fields` are `axis_name`, `mean` and `std` of `WideResNet`."""
+    """WRN-28-10; `fields` are `axis_name`, `mean` and `std` of `WideResNet`.
+
+    >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    >>> model = wide_resnet_28_10(10)
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))  # 36.5 million
+    36479194
+    """
     return WideResNet(num_classes, depth=28, width=10, **fields)

@@ -1,4 +1,8 @@
-"""Figures and tables made from plain arrays; nothing here runs a model."""
+"""Figures and tables made from plain arrays; nothing here runs a model.
+
+figures.py   what the experiments draw, and `save`
+tables.py    means with standard errors, Markdown tables
+"""
 
 from robjax.reporting import figures, tables
 

@@ -1,11 +1,15 @@
 """Figures as functions of plain arrays, in colours that the colour-blind can tell.
 
-A quantity followed over training is an array [seeds, epochs + 1], epoch 0 (before
-training) first; it is drawn as its mean with a band of ± one standard error over
-the seeds. Each line has its own dash pattern as well as its own colour.
+A quantity followed over training is an array [seeds, epochs + 1]; epoch 0, before
+training, stands first. Its mean over the seeds is drawn, with a band of ± one standard
+error. Each line has its own dash pattern as well as its own colour. There are seven of
+both, so at most seven names fit into one panel.
+
+Every function but `save` returns a matplotlib `Figure` and opens no window.
 """
 
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from robjax.reporting.tables import mean_stderr
 from robjax.runs import files
@@ -23,6 +28,7 @@ from robjax.runs import files
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+# Any: the type of its keys has a name in newer versions of matplotlib only.
 STYLE: Any = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -38,11 +44,21 @@ STYLE: Any = {
 }
 
 
-def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``<path>.png`` and ``<path>.svg``, each all or nothing."""
+def save(figure: Figure, path: files.PathLike) -> list[Path]:
+    """Writes a figure as ``<path>.png`` and ``<path>.svg``, each all or nothing.
+
+    >>> import tempfile
+    >>> figure = points({"a": ([1, 10], [2, 3])}, title="t", xlabel="x", ylabel="y")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print([file.name for file in save(figure, f"{folder}/dots")])
+    ['dots.png', 'dots.svg']
+
+    Returns:
+      The two files.
+    """
     written = []
     for suffix in ("png", "svg"):
-        target = Path(f"{path}.{suffix}")
+        target = Path(f"{os.fspath(path)}.{suffix}")
         buffer = io.BytesIO()
         metadata = {"Date": None} if suffix == "svg" else None
         with matplotlib.rc_context(STYLE):
@@ -54,15 +70,18 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 
 class Panel(NamedTuple):
-    """One set of axes of `curves`.
+    """What `curves` draws on one set of axes.
 
-    series: name -> values [seeds, epochs + 1].
-    ylabel: what is drawn and its unit.
-    scale: of the vertical axis; "symlog" is linear within ± ``linear_to`` and shows
-        both signs beyond.
+    Attributes:
+      series: name -> values [seeds, epochs + 1].
+      title: stands above the axes; empty: none.
+      ylabel: what is drawn and its unit.
+      scale: of the vertical axis. "percent" is linear and turns shares into per cent;
+        "symlog" is linear within ± `linear_to` and shows both signs beyond.
+      linear_to: see `scale`.
     """
 
-    series: Mapping[str, Any]
+    series: Mapping[str, ArrayLike]
     title: str
     ylabel: str
     scale: Literal["linear", "log", "symlog", "percent"] = "linear"
@@ -73,21 +92,27 @@ def curves(
     rows: Sequence[Sequence[Panel]],
     *,
     title: str,
-    x: Any = None,
+    x: ArrayLike | None = None,
     xlabel: str = "epoch",
     xscale: str = "linear",
 ) -> Figure:
-    """Quantities over training (or over `x`), as a grid of panels.
+    """Draws quantities over training (or over `x`) as a grid of panels.
 
-    The panels of a row share their vertical axis and one legend, at its right; a row
-    with the names of the row above does without.
+    The panels of a row share their vertical axis and one legend at the right. A row
+    with the same names as the row above has no legend.
+
+    >>> series = {"a": np.ones((3, 5)), "b": np.zeros((3, 5))}
+    >>> panel = Panel(series, title="network", ylabel="M [nats]")
+    >>> axes = curves([[panel]], title="M over training").axes[0]
+    >>> len(axes.lines), axes.get_xlabel(), axes.get_ylabel()
+    (2, 'epoch', 'M [nats]')
 
     Args:
-        rows: rows of panels, all of the same length.
-        title: what the figure shows, in words.
-        x: [points] what the quantities are followed over; None: epochs from 0 on.
-        xlabel: its name and unit.
-        xscale: "linear" or "log".
+      rows: rows of panels, all of the same length.
+      title: what the figure shows, in words.
+      x: [points] what the quantities are followed over; None: epochs from 0 on.
+      xlabel: its name and unit.
+      xscale: "linear" or "log".
     """
     with matplotlib.rc_context(STYLE):
         columns = len(rows[0])
@@ -106,13 +131,23 @@ def curves(
     return figure
 
 
-def metric_parts(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
-    """The parts of the KL metric over training above the accuracies, model by model.
+def metric_parts(
+    models: Mapping[str, Mapping[str, ArrayLike]], *, title: str
+) -> Figure:
+    """Draws the parts of the KL metric above the accuracies, over training.
+
+    Each model has a column.
+
+    >>> names = ["total", "fisher", "softmax", "network", "accuracy", "robust_accuracy"]
+    >>> values = dict.fromkeys(names, np.ones((3, 5)))
+    >>> figure = metric_parts({"one": values, "two": values}, title="parts")
+    >>> [len(axes.lines) for axes in figure.axes]
+    [4, 4, 2, 2]
 
     Args:
-        models: name -> {"fisher", "softmax", "network", "total": nats;
-            "accuracy", "robust_accuracy": shares}, each [seeds, epochs + 1].
-        title: what the figure shows, in words.
+      models: name -> {"fisher", "softmax", "network", "total": nats;
+        "accuracy", "robust_accuracy": shares}, each [seeds, epochs + 1].
+      title: what the figure shows, in words.
     """
     parts = {
         "total M": "total",
@@ -121,26 +156,49 @@ def metric_parts(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figu
         "network (robust)": "network",
     }
     rates = {"clean": "accuracy", "robust": "robust_accuracy"}
-    above, below = [], []
-    for name, values in models.items():
-        series = {label: values[part] for label, part in parts.items()}
-        above.append(Panel(series, name, "mean over pairs [nats]", "symlog"))
-        series = {label: values[rate] for label, rate in rates.items()}
-        below.append(Panel(series, "", "accuracy [%]", "percent"))
+    above = [
+        Panel(
+            series={label: values[part] for label, part in parts.items()},
+            title=name,
+            ylabel="mean over pairs [nats]",
+            scale="symlog",
+        )
+        for name, values in models.items()
+    ]
+    below = [
+        Panel(
+            series={label: values[rate] for label, rate in rates.items()},
+            title="",
+            ylabel="accuracy [%]",
+            scale="percent",
+        )
+        for values in models.values()
+    ]
     return curves([above, below], title=title)
 
 
 def scatter(
-    series: Mapping[str, tuple[Any, Any]], *, title: str, xlabel: str, ylabel: str
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
 ) -> Figure:
-    """Robust accuracy (shares, in %) against a positive quantity on a log axis.
+    """Draws robust accuracy in % against a positive quantity on a log axis.
+
+    There is one dot for each seed and epoch. Those of the last epoch are filled.
+
+    >>> series = {"a": (np.full((3, 5), 10.0), np.full((3, 5), 0.25))}
+    >>> axes = scatter(series, title="t", xlabel="‖F‖", ylabel="PGD-20 [%]").axes[0]
+    >>> axes.lines[1].get_ydata().tolist(), axes.get_xscale()
+    ([25.0, 25.0, 25.0], 'log')
 
     Args:
-        series: name -> (x, y), each [seeds, epochs + 1]; one dot per seed and epoch,
-            the last epoch filled.
-        title: what the figure shows, in words.
-        xlabel: the quantity and its unit.
-        ylabel: the accuracy and how it was measured.
+      series: name -> (quantity, accuracy), each [seeds, epochs + 1]; the accuracies
+        are shares.
+      title: what the figure shows, in words.
+      xlabel: the quantity and its unit.
+      ylabel: the accuracy and how it was measured.
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, 1, title)
@@ -148,7 +206,8 @@ def scatter(
         for (name, (x, y)), colour, marker in zip(
             series.items(), COLOURS, MARKERS, strict=False
         ):
-            x, y = np.asarray(x, float), 100 * np.asarray(y, float)
+            x = np.asarray(x, float)
+            y = 100 * np.asarray(y, float)
             style = {"marker": marker, "linestyle": "none", "color": colour}
             axes.plot(x[:, :-1].ravel(), y[:, :-1].ravel(), fillstyle="none", **style)
             axes.plot(x[:, -1], y[:, -1], markersize=10, label=name, **style)
@@ -158,21 +217,26 @@ def scatter(
 
 
 def points(
-    series: Mapping[str, tuple[Any, Any]],
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     title: str,
     xlabel: str,
     ylabel: str,
     xscale: str = "log",
 ) -> Figure:
-    """One panel of dots for each name.
+    """Draws one panel of dots for each name.
+
+    >>> series = {"a": ([1, 10], [2, 3]), "b": ([1], [2])}
+    >>> figure = points(series, title="t", xlabel="x", ylabel="y")
+    >>> [axes.get_title() for axes in figure.axes]
+    ['a', 'b']
 
     Args:
-        series: name -> (x, y), each [samples].
-        title: what the figure shows, in words.
-        xlabel: name and unit of x.
-        ylabel: name and unit of y.
-        xscale: "log" (x > 0) or "linear".
+      series: name -> (x, y), each [samples].
+      title: what the figure shows, in words.
+      xlabel: name and unit of x.
+      ylabel: name and unit of y.
+      xscale: "log" (x > 0) or "linear".
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(series), title)
@@ -186,21 +250,27 @@ def points(
 
 
 def plane(
-    lines: Mapping[str, tuple[Any, Any]],
-    dots: Mapping[str, tuple[Any, Any]],
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    dots: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     title: str,
     xlabel: str,
     ylabel: str,
 ) -> Figure:
-    """Curves and measured dots in one plane of two shares, in %.
+    """Draws curves and measured dots in one plane of two shares, in %.
+
+    >>> bound = {"bound": ([0.9, 1.0], [0.5, 0.0])}
+    >>> network = {"network": ([0.9], [0.2])}
+    >>> figure = plane(bound, network, title="t", xlabel="x", ylabel="y")
+    >>> [line.get_ydata().round().tolist() for line in figure.axes[0].lines]
+    [[50.0, 0.0], [20.0]]
 
     Args:
-        lines: name -> (x, y), each [points].
-        dots: name -> (x, y), arrays of one shape.
-        title: what the figure shows, in words.
-        xlabel: name of the first share.
-        ylabel: name of the second one.
+      lines: name -> (x, y), each [points].
+      dots: name -> (x, y), arrays of one shape.
+      title: what the figure shows, in words.
+      xlabel: name of the first share.
+      ylabel: name of the second one.
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, 1, title)
@@ -210,28 +280,33 @@ def plane(
             axes.plot(100 * np.asarray(x), 100 * np.asarray(y), label=name, **style)
         for index, (name, (x, y)) in enumerate(dots.items(), len(lines)):
             style = {"color": COLOURS[index], "marker": MARKERS[index]}
-            x, y = 100 * np.ravel(x), 100 * np.ravel(y)
             # hollow: dots may lie on each other
-            axes.plot(x, y, linestyle="none", fillstyle="none", label=name, **style)
+            style |= {"linestyle": "none", "fillstyle": "none"}
+            axes.plot(100 * np.ravel(x), 100 * np.ravel(y), label=name, **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         _legend_right(grid[0])
     return figure
 
 
 def pictures(
-    rows: Mapping[str, Any],
+    rows: Mapping[str, ArrayLike],
     *,
     title: str,
     columns: Sequence[str],
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Images in a grid, a row for each name.
+    """Shows images in a grid, a row for each name.
+
+    >>> rows = {"image": np.zeros((2, 8, 8, 1)), "noise": np.ones((2, 8, 8, 1))}
+    >>> figure = pictures(rows, title="t", columns=["3", "5"])
+    >>> len(figure.axes), figure.axes[2].get_ylabel()
+    (4, 'noise')
 
     Args:
-        rows: name -> images [columns, H, W, 1 or 3] in [0, 1]; one channel is grey.
-        title: what the figure shows, in words.
-        columns: what stands above each column.
-        captions: name -> what stands below each image of that row.
+      rows: name -> images [columns, H, W, 1 or 3] in [0, 1]; one channel is grey.
+      title: what the figure shows, in words.
+      columns: what stands above each column.
+      captions: name -> what stands below each image of that row.
     """
     with matplotlib.rc_context(STYLE):
         size = (1.5 * len(columns) + 2.6, 1.6 * len(rows) + 1.0)
@@ -240,9 +315,11 @@ def pictures(
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
             below = (captions or {}).get(name, [""] * len(columns))
-            for axes, image, words in zip(axes_row, images, below, strict=True):
+            for axes, image, words in zip(
+                axes_row, np.asarray(images), below, strict=True
+            ):
                 shown = image[..., 0] if image.shape[-1] == 1 else image
-                axes.imshow(np.asarray(shown), cmap="gray", vmin=0, vmax=1)
+                axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
                 axes.set_xlabel(words, fontsize=11)
                 axes.grid(False)
@@ -254,25 +331,32 @@ def pictures(
 
 
 def matrices(
-    values: Mapping[str, Any], *, title: str, xlabel: str, ylabel: str
+    values: Mapping[str, ArrayLike], *, title: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """Square tables [C, C] side by side, on one colour scale; NaN is left blank.
+    """Shows square tables [C, C] side by side, on one colour scale.
+
+    The diagonal and NaN are left blank.
+
+    >>> table = np.arange(9.0).reshape(3, 3)
+    >>> figure = matrices({"a": table}, title="t", xlabel="x", ylabel="y")
+    >>> [float(end) for end in figure.axes[0].images[0].get_clim()]
+    [1.0, 7.0]
 
     Args:
-        values: name -> [C, C], the unit named in the title.
-        title: what the figure shows, in words.
-        xlabel: of the second index.
-        ylabel: of the first index.
+      values: name -> [C, C], the unit named in the title.
+      title: what the figure shows, in words.
+      xlabel: of the second index.
+      ylabel: of the first index.
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(values), title)
-        tables = [np.asarray(table, float) for table in values.values()]
-        off = [t[~np.eye(len(t), dtype=bool)] for t in tables]
-        low, high = np.nanmin(off), np.nanmax(off)
+        squares = [np.asarray(square, float) for square in values.values()]
+        off = [square[~np.eye(len(square), dtype=bool)] for square in squares]
+        scale = {"vmin": np.nanmin(off), "vmax": np.nanmax(off), "cmap": "viridis"}
         shown: Any = None
-        for axes, name, table in zip(grid[0], values, tables, strict=True):
-            table = np.where(np.eye(len(table), dtype=bool), np.nan, table)
-            shown = axes.imshow(table, vmin=low, vmax=high, cmap="viridis")
+        for axes, name, square in zip(grid[0], values, squares, strict=True):
+            table = np.where(np.eye(len(square), dtype=bool), np.nan, square)
+            shown = axes.imshow(table, **scale)
             axes.grid(False)
             axes.set(title=name, xlabel=xlabel)
             axes.set_xticks(range(len(table)))
@@ -283,19 +367,24 @@ def matrices(
 
 
 def bars(
-    panels: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    panels: Mapping[str, Mapping[str, Mapping[str, ArrayLike]]],
     *,
     title: str,
     ylabel: str,
     percent: bool = False,
 ) -> Figure:
-    """Bars with ± one s.e. over seeds.
+    """Draws bars, means over seeds, with their errors of ± one standard error.
+
+    >>> accuracy = {"clean": [0.9, 0.9], "robust": [0.4, 0.6]}
+    >>> figure = bars({"": {"net": accuracy}}, title="t", ylabel="%", percent=True)
+    >>> [float(round(bar.get_height())) for bar in figure.axes[0].patches]
+    [90.0, 50.0]
 
     Args:
-        panels: panel -> series -> label on the horizontal axis -> values [seeds].
-        title: what the figure shows, in words.
-        ylabel: what is drawn and its unit.
-        percent: the values are shares, to be drawn in %.
+      panels: panel -> series -> label on the horizontal axis -> values [seeds].
+      title: what the figure shows, in words.
+      ylabel: what is drawn and its unit.
+      percent: the values are shares, to be drawn in %.
     """
     scale = 100 if percent else 1
     with matplotlib.rc_context(STYLE):
@@ -320,16 +409,24 @@ def bars(
 
 
 def robustness_curves(
-    series: Mapping[str, tuple[Any, Any, Any]], *, title: str, xlabel: str
+    series: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str,
 ) -> Figure:
-    """Robust accuracy as a function of the radius, with a band of ± one s.e.
+    """Draws robust accuracy over the radius, with a band of ± one standard error.
+
+    >>> series = {"PGD": ([0, 0.1], [0.9, 0.5], [0.01, 0.02])}
+    >>> figure = robustness_curves(series, title="t", xlabel="ε (L∞)")
+    >>> figure.axes[0].lines[0].get_ydata().tolist()
+    [90.0, 50.0]
 
     Args:
-        series: name -> (radii [E], accuracies [E], standard errors [E]), the latter
-            two as shares; of a `robjax.curves.Curve`, its `epsilons`, `accuracy` and
-            `stderr`.
-        title: what the figure shows, in words.
-        xlabel: the norm of the radius and its unit.
+      series: name -> (radii [E], accuracies [E], standard errors [E]). Accuracies and
+        their errors are shares. Of a `robjax.evaluation.Curve` these are `epsilons`,
+        `accuracy` and `stderr`.
+      title: what the figure shows, in words.
+      xlabel: the norm of the radius and its unit.
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, 1, title)
@@ -338,10 +435,11 @@ def robustness_curves(
             series.items(), COLOURS, DASHES, MARKERS, strict=False
         ):
             radii, mean, stderr = (np.asarray(value, float) for value in values)
-            mean, stderr = 100 * mean, 100 * np.nan_to_num(stderr)
+            mean = 100 * mean
+            band = 100 * np.nan_to_num(stderr)
             style = {"color": colour, "linestyle": dashes, "marker": marker}
             axes.plot(radii, mean, markersize=5, label=name, **style)
-            low, high = np.clip([mean - stderr, mean + stderr], 0, 100)
+            low, high = np.clip([mean - band, mean + band], 0, 100)
             axes.fill_between(radii, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel=xlabel, ylabel="robust accuracy [%]", ylim=(-3, 103))
         _legend_right(grid[0])
@@ -349,6 +447,7 @@ def robustness_curves(
 
 
 def _grid(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes [rows, columns], which share x and, by rows, y."""
     width = 4.2 * columns + (3.6 if columns > 1 else 5.5)
     figure = Figure(figsize=(width, 3.7 * rows + 0.7), layout="constrained")
     figure.suptitle(title, fontsize=16, fontweight="bold")
@@ -357,12 +456,13 @@ def _grid(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
     )
 
 
-def _draw_panel(axes: Axes, panel: Panel, x: Any) -> None:
+def _draw_panel(axes: Axes, panel: Panel, x: ArrayLike | None) -> None:
+    """Lines and bands of a panel, over `x` or over the epochs."""
     for (name, values), colour, dashes in zip(
         panel.series.items(), COLOURS, DASHES, strict=False
     ):
-        values = np.asarray(values, float) * (100 if panel.scale == "percent" else 1)
-        mean, stderr = mean_stderr(values)
+        unit = 100 if panel.scale == "percent" else 1
+        mean, stderr = mean_stderr(unit * np.asarray(values, float))
         epochs = np.arange(len(mean)) if x is None else np.asarray(x)
         axes.plot(epochs, mean, color=colour, linestyle=dashes, label=name)
         band = np.nan_to_num(stderr)
@@ -380,8 +480,17 @@ def _draw_panel(axes: Axes, panel: Panel, x: Any) -> None:
         axes.set_yscale(panel.scale)
 
 
-def _legend_right(axes_row: Sequence[Axes], repeated: Iterable[Any] = ()) -> None:
-    """Says what bands are, where values [seeds, ...] are of more than one seed."""
-    title = "mean ± s.e." if any(len(values) > 1 for values in repeated) else None
-    place: Any = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-    axes_row[-1].legend(title=title, **place)
+def _legend_right(axes_row: Sequence[Axes], repeated: Iterable[ArrayLike] = ()) -> None:
+    """Puts the legend at the right of a row of axes.
+
+    Args:
+      axes_row: the axes, of which the last one has all names.
+      repeated: what is drawn, arrays [seeds, ...]. If one of them has more than one
+        seed, the legend says what bands and errors are.
+    """
+    with_errors = any(len(np.asarray(values)) > 1 for values in repeated)
+    axes_row[-1].legend(
+        title="mean ± s.e." if with_errors else None,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+    )

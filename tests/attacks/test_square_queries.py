@@ -97,7 +97,7 @@ def test_ends_when_all_are_solved_and_batches_are_limited():
 
 
 def test_compiles_once_for_each_power_of_two():
-    module = importlib.import_module("robjax.attacks.square_queries")
+    module = importlib.import_module("robjax.attacks.square.queries")
     before = module._propose._cache_size()
     x = MANY[np.argsort(TOP[:, -1] - TOP[:, -2])][:23]
     y = np.argmax(logits(W, x), axis=1)
