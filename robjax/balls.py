@@ -1,7 +1,7 @@
 """Threat models: the sets B(x) = {x + δ : ‖δ‖ ≤ ε} an attack may move in.
 
-A ball is a frozen value whose radius ε is traced: a scalar, or [B] for one radius
-for each sample. All methods act on batches [B, *S], each sample alone.
+A ball is a frozen value. Its radius ε is traced: a scalar, or [B] for one radius for
+each sample. All methods act on batches [B, *S], each sample alone.
 
     norm(δ)                [B]    ‖δ‖ of each sample
     project(v, x, bounds)  [B,*S] the point of B(x) ∩ [low, high]^S nearest to v (L2)
@@ -9,24 +9,28 @@ for each sample. All methods act on batches [B, *S], each sample alone.
     steepest(g, v, bounds) [B,*S] argmax ⟨g, δ⟩ over ‖δ‖ ≤ 1, the step to take from v; 0
                                   for g = 0 (L1: over the pixels that have room)
 
-Projections onto the intersection are exact, not one projection after the other:
-with d = v − x and the room m_i that the box leaves in the direction of d_i,
+**Projection.** It is exact for the intersection of ball and box, which one projection
+after the other is not. With d = v − x and the room m_i that the box [low, high]^S
+leaves in the direction of d_i,
 
     Linf   δ_i = clip(d_i, −ε, ε), then the box
     L2     δ_i = sign(d_i) min(t |d_i|, m_i),             t ∈ [0, 1] with ‖δ‖₂ = ε
     L1     δ_i = sign(d_i) clip(|d_i| − α, 0, m_i),       α ≥ 0     with ‖δ‖₁ = ε
 
-(t = 1, α = 0 if that already lies in the ball); the L1 form is Croce & Hein,
-"Mind the box", ICML 2021, Prop. 2.1. The box holds exactly, the ball up to 1e-7 (L∞)
-or a relative 1e-6 (L2, L1), the rounding of float32: in L2 and L1 a pixel is rounded
-towards x, so that the roundings of many pixels cannot add up.
+If t = 1 or α = 0 already gives a point of the ball, that point is the projection. The
+L1 form is Croce & Hein, "Mind the box", ICML 2021, Prop. 2.1.
 
-L0, the number of changed coordinates, is a threat model for `fmn` alone: it has no
+**Rounding** (float32). The box holds exactly. The ball holds up to 1e-7 (L∞) or a
+relative 1e-6 (L2, L1). In L2 and L1 each pixel is rounded towards x, so that the
+roundings of many pixels cannot add up.
+
+**L0**, the number of changed coordinates, is a threat model for `fmn` alone. It has no
 steepest step, since ⟨g, δ⟩ has no maximum over ‖δ‖₀ ≤ 1.
 """
 
 import dataclasses
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +44,14 @@ _L1_ITERATIONS = 64
 
 
 class Ball(Protocol):
-    """What Linf, L2 and L1 have in common."""
+    """What Linf, L2 and L1 have in common.
+
+    `eps` is what the user gave, a number or [B], and inside an attack an array.
+
+    >>> delta = jnp.array([[3.0, -4.0]])
+    >>> [float(ball.norm(delta)[0]) for ball in (Linf(1.0), L2(1.0), L1(1.0))]
+    [4.0, 5.0, 7.0]
+    """
 
     @property
     def eps(self) -> Any: ...
@@ -50,11 +61,15 @@ class Ball(Protocol):
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array: ...
 
 
-def _register(ball_type):
+_BallClass = TypeVar("_BallClass", bound=type)
+
+
+def _register(ball_type: _BallClass) -> _BallClass:
     """Makes a ball a pytree: ε is its leaf, the other fields are static.
 
-    (Not `register_dataclass`: with jaxlib 0.10 the tree structures of two dataclasses
-    with the same fields compare equal, and jit may run the code of the other ball.)
+    `register_dataclass` would not do. With jaxlib 0.10 the tree structures of two
+    dataclasses with the same fields compare equal, and jit may run the code of the
+    other ball.
     """
     static = [field.name for field in dataclasses.fields(ball_type)[1:]]
     jax.tree_util.register_pytree_node(
@@ -70,14 +85,22 @@ def _room(d: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
     return jnp.where(d > 0, bounds[1] - x, x - bounds[0])
 
 
-def _draw(sampler, keys: jax.Array, x: jax.Array) -> jax.Array:
+def _draw(
+    sampler: Callable[..., jax.Array], keys: jax.Array, x: jax.Array
+) -> jax.Array:
+    """One draw of `sampler` for each pixel: keys [B] to [B, *S]."""
     return jax.vmap(lambda key: sampler(key, x.shape[1:], x.dtype))(keys)
 
 
 @_register
 @dataclasses.dataclass(frozen=True)
 class Linf:
-    """Every pixel moves by at most ε (in units of the image)."""
+    """Every pixel moves by at most ε (in units of the image).
+
+    >>> x = jnp.array([[0.0, 0.5]])
+    >>> Linf(0.25).project(x + jnp.array([[-1.0, 1.0]]), x, (0.0, 1.0)).tolist()
+    [[0.0, 0.75]]
+    """
 
     eps: Any
 
@@ -99,7 +122,12 @@ class Linf:
 @_register
 @dataclasses.dataclass(frozen=True)
 class L2:
-    """The Euclidean length of the change is at most ε."""
+    """The Euclidean length of the change is at most ε.
+
+    >>> x = jnp.zeros((1, 2))
+    >>> L2(5.0).project(jnp.array([[6.0, 8.0]]), x, (0.0, 10.0)).round().tolist()
+    [[3.0, 4.0]]
+    """
 
     eps: Any
 
@@ -107,7 +135,8 @@ class L2:
         return _length(flatten_samples(delta))[:, 0]
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
-        d, x_flat = flatten_samples(v - x), flatten_samples(x)
+        d = flatten_samples(v - x)
+        x_flat = flatten_samples(x)
         size = _l2_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
         return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
 
@@ -134,10 +163,16 @@ class L2:
 class L1:
     """The absolute changes of all pixels add up to at most ε.
 
-    `steepest` spreads the unit step evenly over the `density` share of pixels (at least
-    one) with the largest |g| among those that have room in the box, because one pixel a
-    step is slow: SLIDE, Tramèr & Boneh, NeurIPS 2019. density = 0 is the exact steepest
-    step.
+    The exact steepest step moves one pixel, which is slow. So `steepest` spreads the
+    unit step evenly over several pixels: SLIDE, Tramèr & Boneh, NeurIPS 2019. It takes
+    those with the largest |g| among the pixels that have room in the box. `density` is
+    their share of all pixels, at least one pixel; 0 is the exact steepest step.
+
+    >>> x = jnp.zeros((1, 2))
+    >>> L1(2.0).project(jnp.array([[3.0, 1.0]]), x, (0.0, 10.0)).tolist()
+    [[2.0, 0.0]]
+    >>> L1(2.0, density=1).steepest(jnp.array([[3.0, 1.0]]), x, (0.0, 10.0)).tolist()
+    [[0.5, 0.5]]
     """
 
     eps: Any
@@ -147,7 +182,8 @@ class L1:
         return jnp.sum(jnp.abs(flatten_samples(delta)), axis=1)
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
-        d, x_flat = flatten_samples(v - x), flatten_samples(x)
+        d = flatten_samples(v - x)
+        x_flat = flatten_samples(x)
         size = _l1_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
         return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
 
@@ -179,7 +215,12 @@ class L1:
 @_register
 @dataclasses.dataclass(frozen=True)
 class L0:
-    """At most ε coordinates change (channels of a pixel count one by one)."""
+    """At most ε coordinates change (channels of a pixel count one by one).
+
+    >>> x = jnp.zeros((1, 3))
+    >>> L0(1).project(jnp.array([[3.0, 1.0, 2.0]]), x, (0.0, 10.0)).tolist()
+    [[3.0, 0.0, 0.0]]
+    """
 
     eps: Any
 
@@ -194,7 +235,7 @@ class L0:
         return jnp.where(kept, inside, x)
 
 
-BallType = TypeVar("BallType", bound=Ball)
+BallType = TypeVar("BallType", bound=Ball | L0)
 
 
 def with_radius(ball: BallType, eps: ArrayLike) -> BallType:
@@ -211,19 +252,31 @@ def with_radius(ball: BallType, eps: ArrayLike) -> BallType:
 
 
 def largest(values: jax.Array, count: jax.Array) -> jax.Array:
-    """Bool [B, n]: the `count` [B] (or fewer, or scalar) largest of values [B, n].
+    """Marks the `count` largest values of each row.
 
-    Of equal values the first are taken; fractions of `count` are dropped.
+    Of equal values the first are taken. Fractions of `count` are dropped.
+
+    >>> largest(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([2])).tolist()
+    [[True, False, True]]
+
+    Args:
+      values: [B, n].
+      count: a number or [B]; where it is more than n, all are marked.
+
+    Returns:
+      Bool [B, n].
     """
     whole = jnp.floor(count).astype(jnp.int32)
     whole = jnp.broadcast_to(whole, values.shape[:1])[:, None]
     least = numerics.threshold(values, numerics.count, whole - 1)
-    above, at = values > least, values == least
+    above = values > least
+    at = values == least
     left = whole - jnp.sum(above, axis=1, keepdims=True)
     return above | (at & (jnp.cumsum(at, axis=1) <= left))
 
 
 def _length(flat: jax.Array) -> jax.Array:
+    """‖row‖₂ of rows [B, n], as [B, 1]."""
     return jnp.sqrt(jnp.sum(flat * flat, axis=1, keepdims=True))
 
 
@@ -231,8 +284,8 @@ def _unit(g: jax.Array) -> jax.Array:
     """g / ‖g‖₂ for each sample; 0 for g = 0."""
     flat = flatten_samples(g)
     # dividing by the largest entry first keeps tiny gradients from underflowing
-    largest = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
-    scaled = flat / jnp.where(largest > 0, largest, 1)
+    peak = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
+    scaled = flat / jnp.where(peak > 0, peak, 1)
     length = _length(scaled)
     return (scaled / jnp.where(length > 0, length, 1)).reshape(g.shape)
 
@@ -243,36 +296,62 @@ def _move(x: jax.Array, sign: jax.Array, size: jax.Array, bounds: Bounds) -> jax
     return jnp.where(jnp.abs(moved - x) > size, jnp.nextafter(moved, x), moved)
 
 
+class _Stopped(NamedTuple):
+    """State of the loop of `_l2_sizes`."""
+
+    stopped: jax.Array  # [B, n] bool, pixels at the box
+    t: jax.Array  # [B, 1], the solution for the pixels stopped before
+    growing: bool | jax.Array
+
+
 @jax.jit
 def _l2_sizes(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
     """min(t d, room) for the t ∈ [0, 1] that makes its length ε; t = 1 if it is less.
 
-    The pixels that the box stops are those with t d_i ≥ m_i. Solving for t with the
-    stopped set of the previous t gives a sequence that rises to the solution and
-    stops in as many rounds as the set grows: a handful.
+    The pixels that the box stops are those with t d_i ≥ m_i. Each round solves for t
+    with the pixels stopped so far. This t rises to the solution, and the rounds end
+    when no more pixels stop, after a handful.
+
+    Args:
+      d: [B, n] sizes of the steps wanted, ≥ 0.
+      room: [B, n], m.
+      eps: ε, broadcasts to [B, 1].
+
+    Returns:
+      [B, n].
     """
     eps = jnp.broadcast_to(eps, (d.shape[0], 1))
     nearest = jnp.minimum(d, room)
     inside = _length(nearest) <= eps
     # squares of huge steps would overflow
-    largest = jnp.max(d, axis=1, keepdims=True)
-    d = d / jnp.where(largest > 0, largest, 1)
+    peak = jnp.max(d, axis=1, keepdims=True)
+    d = d / jnp.where(peak > 0, peak, 1)
 
-    def solve(stopped):
+    def solve(stopped: jax.Array) -> jax.Array:
         spent = jnp.sum(jnp.where(stopped, room, 0) ** 2, axis=1, keepdims=True)
         free = jnp.sum(jnp.where(stopped, 0, d) ** 2, axis=1, keepdims=True)
         left = jnp.maximum(eps**2 - spent, 0)
         return jnp.sqrt(left / jnp.where(free > 0, free, 1))
 
-    def grow(carry):
-        stopped, _, _ = carry
-        t = solve(stopped)
-        grown = stopped | (t * d >= room)
-        return grown, t, jnp.any((grown != stopped) & ~inside)
+    def grow(before: _Stopped) -> _Stopped:
+        t = solve(before.stopped)
+        stopped = before.stopped | (t * d >= room)
+        growing = jnp.any((stopped != before.stopped) & ~inside)
+        return _Stopped(stopped, t, growing)
 
-    carry = room <= 0, jnp.zeros_like(eps), True
-    _, t, _ = jax.lax.while_loop(lambda carry: carry[2], grow, carry)
+    start = _Stopped(room <= 0, jnp.zeros_like(eps), growing=True)
+    t = jax.lax.while_loop(lambda state: state.growing, grow, start).t
     return jnp.where(inside, nearest, jnp.minimum(t * d, nearest))
+
+
+class _Root(NamedTuple):
+    """State of the loop of `_l1_sizes`: α [B, 1] inside its bracket."""
+
+    alpha: jax.Array
+    low: jax.Array  # [B, 1], the sum is above ε there
+    high: jax.Array  # [B, 1], the sum is at most ε there
+    unsettled: jax.Array  # [B, 1] bool
+    rounds: int | jax.Array
 
 
 @jax.jit
@@ -280,18 +359,27 @@ def _l1_sizes(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
     """clip(d − α, 0, room) for the α ≥ 0 that makes its sum ε; α = 0 if it is less.
 
     The sum falls piecewise linearly in α. Newton's step is exact once α is on the
-    right piece; a bracket [low, high] that only shrinks makes it safe before.
+    right piece. Before that, a bracket [low, high] that only shrinks makes it safe.
+
+    Args:
+      d: [B, n] sizes of the steps wanted, ≥ 0.
+      room: [B, n], m.
+      eps: ε, broadcasts to [B, 1].
+
+    Returns:
+      [B, n].
     """
     eps = jnp.broadcast_to(eps, (d.shape[0], 1))
     rounding = jnp.finfo(d.dtype).eps
 
-    def total(alpha):
+    def total(alpha: jax.Array) -> jax.Array:
         return jnp.sum(jnp.clip(d - alpha, 0, room), axis=1, keepdims=True)
 
-    def refine(carry):
-        alpha, low, high, open_, count = carry
+    def refine(root: _Root) -> _Root:
+        alpha = root.alpha
         above = total(alpha) - eps
-        low, high = jnp.where(above > 0, alpha, low), jnp.where(above > 0, high, alpha)
+        low = jnp.where(above > 0, alpha, root.low)
+        high = jnp.where(above > 0, root.high, alpha)
         moving = (d > alpha) & (d - alpha < room)
         slope = jnp.sum(moving, axis=1, keepdims=True).astype(d.dtype)
         newton = alpha + above / jnp.maximum(slope, 1)
@@ -300,17 +388,29 @@ def _l1_sizes(d: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Array:
         near = jnp.abs(above) <= rounding * (eps + slope * alpha)
         middle = jnp.where(near, alpha, (low + high) / 2)
         proposal = jnp.where(safe, newton, middle)
-        moved = open_ & (proposal != alpha) & (above != 0)
-        return jnp.where(moved, proposal, alpha), low, high, moved & ~near, count + 1
+        moved = root.unsettled & (proposal != alpha) & (above != 0)
+        return _Root(
+            alpha=jnp.where(moved, proposal, alpha),
+            low=low,
+            high=high,
+            unsettled=moved & ~near,
+            rounds=root.rounds + 1,
+        )
 
-    def unsettled(carry):
-        return carry[3].any() & (carry[4] < _L1_ITERATIONS)
+    def going_on(root: _Root) -> jax.Array:
+        return root.unsettled.any() & (root.rounds < _L1_ITERATIONS)
 
-    low = jnp.zeros((d.shape[0], 1), d.dtype)
-    high = jnp.max(d, axis=1, keepdims=True)
-    inside = total(low) <= eps
-    carry = (low, low, jnp.where(inside, 0, high), ~inside, 0)
-    alpha = jax.lax.while_loop(unsettled, refine, carry)[0]
+    zero = jnp.zeros((d.shape[0], 1), d.dtype)
+    highest = jnp.max(d, axis=1, keepdims=True)
+    inside = total(zero) <= eps
+    start = _Root(
+        alpha=zero,
+        low=zero,
+        high=jnp.where(inside, 0, highest),
+        unsettled=~inside,
+        rounds=0,
+    )
+    alpha = jax.lax.while_loop(going_on, refine, start).alpha
     size = jnp.clip(d - jnp.where(inside, 0, alpha), 0, room)
     # the rounding of α, times the number of pixels, may be more than that of ε
     excess = jnp.sum(size, axis=1, keepdims=True) / jnp.where(eps > 0, eps, 1)

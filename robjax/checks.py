@@ -1,15 +1,15 @@
 """Checks of arguments: bounds, images, labels, numbers, logits.
 
-Every public function of robjax passes its arguments through this file, so that a
-mistake is a ``ValueError`` that names the argument, before anything compiles.
+Every public function of robjax passes its arguments through this file. A mistake is
+then a ``ValueError`` that names the argument, before anything compiles.
 
 * Shapes and dtypes are checked always, also inside a trace.
-* Values are checked whenever they are concrete. That takes NumPy for arrays on the
-  CPU, elsewhere one small reduction and one fetch. Tracers are never fetched.
+* Values are checked whenever they are concrete. For arrays on the CPU that is NumPy's
+  work, elsewhere it takes one small reduction and one fetch. Tracers are never fetched.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.core
@@ -17,26 +17,53 @@ import jax.numpy as jnp
 import numpy as np
 
 Bounds = tuple[float, float]
+"""Lowest and highest pixel value."""
+
+Number = TypeVar("Number")
 
 
-def _concrete(value: Any) -> bool:
+def _concrete(value: object) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
-def _on_host(x: Any) -> bool:
-    if isinstance(x, np.ndarray):
-        return True
+class _Extremes(NamedTuple):
+    """Of all values of an array, each a scalar; `finite` is 1 or 0."""
+
+    finite: Any
+    low: Any
+    high: Any
+
+
+def _extremes(x: jax.Array) -> _Extremes:
+    if _on_host(x):
+        values = np.asarray(x)
+        return _Extremes(np.isfinite(values).all(), values.min(), values.max())
+    return _Extremes(*jax.device_get(_extremes_on_device(x)))
+
+
+def _on_host(x: jax.Array) -> bool:
     return all(d.platform == "cpu" for d in x.devices()) and x.is_fully_addressable
 
 
 @jax.jit
-def _range(x: jax.Array) -> jax.Array:
+def _extremes_on_device(x: jax.Array) -> jax.Array:
     finite = jnp.isfinite(x).all().astype(x.dtype)
+    # one array, so that one fetch brings all three
     return jnp.stack([finite, x.min(), x.max()])
 
 
 def check_bounds(bounds: Any) -> Bounds:
-    """Returns (lowest, highest) pixel value as floats; ValueError unless lo < hi."""
+    """Checks the lowest and the highest pixel value.
+
+    >>> check_bounds((0, 1))
+    (0.0, 1.0)
+
+    Returns:
+      Both as floats.
+
+    Raises:
+      ValueError: `bounds` is not two finite numbers with low < high.
+    """
     try:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
@@ -46,8 +73,21 @@ def check_bounds(bounds: Any) -> Bounds:
     return low, high
 
 
-def check_images(x: Any, *, bounds: Bounds | None = None, name: str = "x") -> jax.Array:
-    """Returns images as a floating jax.Array [B, *S], B ≥ 1.
+def check_images(
+    x: object, *, bounds: Bounds | None = None, name: str = "x"
+) -> jax.Array:
+    """Checks a batch of images.
+
+    >>> check_images(np.full((2, 8, 8, 1), 0.5, np.float32), bounds=(0, 1)).shape
+    (2, 8, 8, 1)
+
+    Args:
+      x: [B, *S] floating-point images, B ≥ 1.
+      bounds: lowest and highest pixel value; None: any finite value will do.
+      name: what the caller calls `x`, for the message.
+
+    Returns:
+      The images as a jax.Array.
 
     Raises:
       ValueError: `x` is not an array, is empty, has no batch axis or no feature axis,
@@ -67,11 +107,7 @@ def check_images(x: Any, *, bounds: Bounds | None = None, name: str = "x") -> ja
         )
     if _concrete(x):
         x = jnp.asarray(x)
-        if _on_host(x):
-            values = np.asarray(x)
-            finite, low, high = np.isfinite(values).all(), values.min(), values.max()
-        else:
-            finite, low, high = jax.device_get(_range(x))
+        finite, low, high = _extremes(x)
         if not finite:
             raise ValueError(f"{name} must be finite, got NaN or infinite values")
         if bounds is not None and (low < bounds[0] or high > bounds[1]):
@@ -83,9 +119,21 @@ def check_images(x: Any, *, bounds: Bounds | None = None, name: str = "x") -> ja
 
 
 def check_labels(
-    y: Any, batch_size: int, *, num_classes: int | None = None, name: str = "y"
+    y: object, batch_size: int, *, num_classes: int | None = None, name: str = "y"
 ) -> jax.Array:
-    """Returns labels as an integer jax.Array [B].
+    """Checks the labels of a batch.
+
+    >>> check_labels([2, 0], batch_size=2, num_classes=3).tolist()
+    [2, 0]
+
+    Args:
+      y: [B] integers.
+      batch_size: B.
+      num_classes: K; None: not known.
+      name: what the caller calls `y`, for the message.
+
+    Returns:
+      The labels as a jax.Array of int32.
 
     Raises:
       ValueError: `y` is no integer array of shape [batch_size], or a label is
@@ -103,7 +151,9 @@ def check_labels(
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"{name} must be integer class labels, got dtype {y.dtype}")
     if _concrete(y):
-        low, high = int(np.min(np.asarray(y))), int(np.max(np.asarray(y)))
+        labels = np.asarray(y)
+        low = int(labels.min())
+        high = int(labels.max())
         if low < 0 or (num_classes is not None and high >= num_classes):
             allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
             raise ValueError(
@@ -114,22 +164,31 @@ def check_labels(
 
 def check_number(
     name: str,
-    value: Any,
+    value: Number,
     *,
     minimum: float = -math.inf,
     batch_size: int | None = None,
-) -> Any:
-    """Returns a finite real number, or one for each sample, of at least `minimum`.
+) -> Number:
+    """Checks a finite real number, or one for each sample.
+
+    >>> check_number("eps", 0.5, minimum=0)
+    0.5
+
+    Args:
+      name: what the caller calls `value`, for the message.
+      value: anything.
+      minimum: the least value allowed.
+      batch_size: B; then an array [B] is allowed, too.
+
+    Returns:
+      The value as it is.
 
     Raises:
-      ValueError: not real, not scalar (nor [batch_size], where that is given), or
-        concrete and NaN, infinite or below `minimum`.
+      ValueError: the value is not real, has another shape, or is concrete and NaN,
+        infinite or below `minimum`.
     """
-    real = (int, float, np.number, np.ndarray, jax.Array)
-    dtype = jnp.result_type(value) if isinstance(value, real) else None
-    if dtype is None or not (
-        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    ):
+    numeric = (int, float, np.number, np.ndarray, jax.Array)
+    if not (isinstance(value, numeric) and _is_real(jnp.result_type(value))):
         raise ValueError(f"{name} must be a real number, got {value!r}")
     shape = jnp.shape(value)
     allowed = [()] if batch_size is None else [(), (batch_size,)]
@@ -144,10 +203,29 @@ def check_number(
     return value
 
 
-def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
-    """Returns a static whole number of at least `minimum`, else ValueError."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < minimum:
+def _is_real(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def check_count(name: str, value: object, *, minimum: int = 1) -> int:
+    """Checks a static whole number.
+
+    >>> check_count("steps", np.int64(10))
+    10
+
+    Args:
+      name: what the caller calls `value`, for the message.
+      value: anything.
+      minimum: the least value allowed.
+
+    Returns:
+      The value as an int.
+
+    Raises:
+      ValueError: the value is not an integer, or below `minimum`.
+    """
+    whole = isinstance(value, int | np.integer)
+    if not whole or isinstance(value, bool) or value < minimum:
         raise ValueError(
             f"{name} must be a whole number of at least {minimum}, got {value!r}"
         )
@@ -155,8 +233,23 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
 
 
 def check_logits(logits: jax.Array, batch_size: int) -> jax.Array:
-    """Returns `logits` unless they are not floating [batch_size, K], K ≥ 2."""
-    shape, dtype = jnp.shape(logits), jnp.result_type(logits)
+    """Checks that what a model returns are logits.
+
+    >>> check_logits(jnp.zeros((2, 3)), batch_size=2).shape
+    (2, 3)
+
+    Args:
+      logits: anything array-like.
+      batch_size: B.
+
+    Returns:
+      The logits as they are.
+
+    Raises:
+      ValueError: they are not floating-point [B, K] with K ≥ 2.
+    """
+    shape = jnp.shape(logits)
+    dtype = jnp.result_type(logits)
     if len(shape) != 2 or shape[0] != batch_size or shape[1] < 2:
         raise ValueError(
             f"logits_fn must return logits [{batch_size}, K], K >= 2, for a batch of "
@@ -175,20 +268,23 @@ def check_range(
     *,
     below: float = np.inf,
 ) -> Any:
-    """Returns the value, a list as an array, of a parameter with a range.
+    """Checks a parameter, one number or several, that has a range.
 
     >>> check_range("p", 0.7, 0, 1)
     0.7
 
     Args:
-      name: what the caller calls it.
+      name: what the caller calls `value`, for the message.
       value: a number or numbers; not checked while they are traced.
       low: smallest value allowed.
       high: largest value allowed.
       below: a bound that is not allowed itself.
 
+    Returns:
+      The value as it is, a list or tuple as an array.
+
     Raises:
-      ValueError: not real numbers, none of them, or one not finite or out of range.
+      ValueError: `value` holds no numbers, or one that is not finite or out of range.
     """
     if isinstance(value, jax.core.Tracer):
         return value

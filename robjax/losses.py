@@ -1,6 +1,6 @@
-"""Losses of one sample: logits [B, K] and labels [B] to [B], to be *maximised*.
+"""Losses of single samples, to be *maximised*: logits [B, K] and labels [B] to [B].
 
-z = logits, y = label, z_(1) ≥ z_(2) ≥ … the sorted logits.
+z = logits, y = label, t = target; z_(1) ≥ z_(2) ≥ … the sorted logits.
 """
 
 from collections.abc import Callable
@@ -22,27 +22,37 @@ __all__ = [
 ]
 
 Loss = Callable[..., jax.Array]
-"""(logits [B, K], labels [B]) -> losses [B]; targeted ones take targets [B] too."""
+"""(logits [B, K], labels [B]) -> losses [B]; targeted losses take targets [B], too."""
 
 _TINY = 1e-12
 
 
 def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """z_y, [B]."""
     return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """−log softmax(z)_y = softplus(m) with m of `log_odds`, nats.
+    """The negative log-probability of the label, in nats.
 
-    (In float32 logsumexp z − z_y and its gradient round to 0 from a gap of 17 on.)
+    −log softmax(z)_y = softplus(m) with m of `log_odds`. The textbook form
+    logsumexp z − z_y would not do: in float32 it and its gradient round to 0 where z_y
+    is 17 above the other logits.
+
+    >>> z = jnp.array([[2.0, 2.0]])
+    >>> jnp.allclose(cross_entropy(z, jnp.array([0])), jnp.log(2.0)).item()
+    True
     """
     return jax.nn.softplus(log_odds(logits, labels))
 
 
 def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """m = log Σ_{k≠y} e^{z_k} − z_y, the log-odds against the label.
+    """The log-odds against the label: m = log Σ_{k≠y} e^{z_k} − z_y.
 
-    Rises with the cross-entropy, and its gradient never vanishes by rounding.
+    It rises with the cross-entropy, and its gradient never vanishes by rounding.
+
+    >>> log_odds(jnp.array([[5.0, 2.0]]), jnp.array([0])).tolist()
+    [-3.0]
     """
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=1)
@@ -50,17 +60,29 @@ def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Bool [B]: another class is the largest, or a logit is NaN or +inf."""
+    """Whether a class other than the label has the largest logit, bool [B].
+
+    A sample with a logit that is NaN or +inf counts as misclassified, too.
+
+    >>> z = jnp.array([[5.0, 2.0], [5.0, jnp.nan]])
+    >>> misclassified(z, jnp.array([0, 0])).tolist()
+    [False, True]
+    """
     # of logits with NaN, argmax is the first NaN, which may be at the label
     known = (logits < jnp.inf).all(axis=1)
     return ~known | (jnp.argmax(logits, axis=1) != labels)
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """max_{i≠y} z_i − z_y: positive exactly where the sample is misclassified.
+    """By how much another class beats the label: max_{i≠y} z_i − z_y.
+
+    It is positive exactly where the sample is misclassified.
 
     Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017,
     f_6 with κ = ∞ and the sign of a loss to be maximised.
+
+    >>> margin(jnp.array([[5.0, 2.0, 1.0]]), jnp.array([0])).tolist()
+    [-3.0]
     """
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)
@@ -70,7 +92,13 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Difference of logits ratio: (max_{i≠y} z_i − z_y) / (z_(1) − z_(3)), K ≥ 3.
 
-    Invariant to shift and scale of the logits. Croce & Hein, ICML 2020, eq. 6.
+    It is invariant to shift and scale of the logits. Croce & Hein, ICML 2020, eq. 6.
+
+    >>> dlr(jnp.array([[5.0, 2.0, 1.0]]), jnp.array([0])).tolist()
+    [-0.75]
+
+    Raises:
+      ValueError: fewer than 3 classes.
     """
     if logits.shape[1] < 3:
         raise ValueError(f"dlr needs at least 3 classes, got {logits.shape[1]}")
@@ -79,7 +107,17 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
-    """(z_t − z_y) / (z_(1) − ½(z_(3) + z_(4))), K ≥ 4. Croce & Hein 2020, eq. 7."""
+    """The `dlr` loss towards a target class, for K ≥ 4.
+
+    (z_t − z_y) / (z_(1) − ½(z_(3) + z_(4))). Croce & Hein, ICML 2020, eq. 7.
+
+    >>> z = jnp.array([[5.0, 2.0, 1.0, 1.0]])
+    >>> targeted_dlr(z, labels=jnp.array([0]), targets=jnp.array([1])).tolist()
+    [-0.75]
+
+    Raises:
+      ValueError: fewer than 4 classes.
+    """
     if logits.shape[1] < 4:
         raise ValueError(
             f"targeted_dlr needs at least 4 classes, got {logits.shape[1]}"

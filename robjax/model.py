@@ -3,10 +3,13 @@
     logits_fn(images [B, *S]) -> logits [B, K]
     logits_fn(images [B, *S], keys [B]) -> logits [B, K]       a randomised model
 
-`as_logits_fn` takes models of any framework and makes them such functions, whose
-weights are traced. The rest of the file is what can be asked of one without knowing
-more: how many classes it has, its logits at another precision, its mean logits and
-their gradient where it draws random numbers.
+`as_logits_fn` makes a model of any framework such a function, with traced weights. The
+other functions answer what can be asked of any model:
+
+    count_classes   how many classes it has
+    rounded_to      the same model at another precision
+    mean_logits     its logits, of a randomised model their mean
+    loss_gradient   the gradient of a loss for its images
 
 **Randomised models.** With ``eot=n`` (expectation over transformations, Athalye et
 al., ICML 2018) everything known about a point is a mean over n fresh draws. With
@@ -27,13 +30,16 @@ from robjax.samples import fold_keys
 from robjax.traced import TracedCallable, traced
 
 LogitsFn = Callable[..., jax.Array]
-"""Images [B, *S], and keys [B] if it is randomised -> logits [B, K]."""
+"""Images [B, *S], and keys [B] if the model is randomised -> logits [B, K]."""
+
+_Evaluated = tuple[jax.Array, tuple[jax.Array, jax.Array]]
+"""Gradient [B, *S], (loss [B], logits [B, K])."""
 
 
 def as_logits_fn(logits_fn: LogitsFn) -> TracedCallable:
     """Makes a model of any framework a function of images whose weights are traced.
 
-    New weights in the same structure never compile anew; a new function object does.
+    New weights in the same structure do not compile anew. A new function object does.
     What `logits_fn` may be:
 
     * ``jax.tree_util.Partial(model.apply, variables)`` of flax linen or Haiku, or the
@@ -49,6 +55,10 @@ def as_logits_fn(logits_fn: LogitsFn) -> TracedCallable:
     >>> logits_fn = as_logits_fn(jax.tree_util.Partial(linear, jnp.ones((4, 3))))
     >>> logits_fn(jnp.ones((2, 4))).shape
     (2, 3)
+
+    Args:
+      logits_fn: one of these; images [B, *S], and keys [B] if it is randomised, to
+        logits [B, K].
 
     Raises:
       ValueError: `logits_fn` is not callable, is an NNX module in train mode, is a
@@ -70,18 +80,21 @@ def as_logits_fn(logits_fn: LogitsFn) -> TracedCallable:
 
 
 class _Apply:
-    """``module.apply`` whose equality is the module's, not the method object's."""
+    """``module.apply`` of a linen module; equal wherever the modules are equal.
+
+    The method object itself differs with every ``unbind``, and would compile anew.
+    """
 
     def __init__(self, module: Any):
         self.module = module
 
-    def __call__(self, variables, *inputs):
+    def __call__(self, variables: Any, *inputs: jax.Array) -> jax.Array:
         return self.module.apply(variables, *inputs)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, _Apply) and self.module == other.module
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.module)
 
 
@@ -111,23 +124,29 @@ def _from_nnx(nnx: Any, module: Any) -> jax.tree_util.Partial:
 
 
 class _NnxCall(NamedTuple):
+    """The code of an NNX module: its state and images to logits."""
+
     graphdef: Any
 
-    def __call__(self, state, *inputs):
+    def __call__(self, state: Any, *inputs: jax.Array) -> jax.Array:
         return sys.modules["flax.nnx"].merge(self.graphdef, state)(*inputs)
 
 
 class _Rounded(NamedTuple):
+    """Calls a model with images of another dtype."""
+
     dtype: jnp.dtype
 
-    def __call__(self, model, images, *keys):
+    def __call__(
+        self, model: TracedCallable, images: jax.Array, *keys: jax.Array
+    ) -> jax.Array:
         return model(images.astype(self.dtype), *keys).astype(images.dtype)
 
 
 def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallable:
     """The model with its weights and images rounded to another precision.
 
-    It computes in that precision, unless it asks for another one itself. Its logits
+    The model computes in that precision, unless it asks for another one itself. Logits
     come back in the dtype of the images, and so do gradients.
 
     >>> import jax.numpy as jnp
@@ -135,13 +154,17 @@ def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallab
     >>> half(jnp.full((1, 2), 0.123)).tolist()
     [[1.234375, 1.234375]]
 
+    Args:
+      dtype: a floating-point type.
+      logits_fn: any model.
+
     Raises:
       ValueError: `dtype` is not a floating-point type.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
 
-    def cast(leaf):
+    def cast(leaf: jax.Array) -> jax.Array:
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
         return leaf.astype(dtype) if floating else leaf
 
@@ -161,7 +184,9 @@ def count_classes(
     x: jax.Array | jax.ShapeDtypeStruct,
     keys: jax.Array | None = None,
 ) -> int:
-    """The number of classes K: traces the model once per shape and compiles nothing.
+    """The number of classes K of a model.
+
+    It traces the model once for each shape of images, and compiles nothing.
 
     >>> import jax.numpy as jnp
     >>> count_classes(as_logits_fn(lambda x: x[:, :3]), jnp.ones((2, 4)))
@@ -188,13 +213,22 @@ def count_classes(
 def mean_logits(
     logits_fn: LogitsFn, x: jax.Array, keys: jax.Array, eot: int | None
 ) -> jax.Array:
-    """Logits [B, K], for a randomised model their mean over `eot` draws.
+    """The logits of a model, of a randomised model their mean over draws.
 
     >>> import jax, jax.numpy as jnp
     >>> from robjax.samples import sample_keys
     >>> keys = sample_keys(jax.random.key(0), 2)
     >>> mean_logits(lambda x, keys: x[:, :3], jnp.ones((2, 4)), keys, eot=5).shape
     (2, 3)
+
+    Args:
+      logits_fn: images -> logits, or (images, keys) -> logits with `eot`.
+      x: [B, *S] images.
+      keys: [B]; draw i uses them folded with i.
+      eot: draws of a randomised model; None: deterministic.
+
+    Returns:
+      [B, K].
     """
     if eot is None:
         return logits_fn(x)
@@ -208,10 +242,10 @@ def loss_gradient(
     *,
     eot: int | None,
     last_draw_only: bool = False,
-) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+) -> Callable[[jax.Array, jax.Array], _Evaluated]:
     """The input gradient of a loss, for a randomised model its mean over draws.
 
-    Components of the gradient that are not finite are 0.
+    Components of the gradient that are not finite become 0.
 
     >>> import jax, jax.numpy as jnp
     >>> from robjax.samples import sample_keys
@@ -230,21 +264,26 @@ def loss_gradient(
         as AutoAttack's code does.
 
     Returns:
-      (x, keys) -> gradient [B, *S], (loss [B], logits [B, K]); all three are means over
+      (x, keys) -> gradient [B, *S], (loss [B], logits [B, K]). All three are means over
       the same draws.
     """
 
-    def total(v, keys):
+    def total(
+        v: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits = logits_fn(v) if eot is None else logits_fn(v, keys)
         value = loss(logits)
         return jnp.sum(value), (value, logits)
 
     gradient = lowering.fast(jax.grad(total, has_aux=True))
 
-    def mean(v, keys, count):
-        def draw(i, carry):
+    def mean(v: jax.Array, keys: jax.Array, count: int) -> _Evaluated:
+        def draw(
+            i: jax.Array, carry: tuple[_Evaluated, _Evaluated]
+        ) -> tuple[_Evaluated, _Evaluated]:
+            sums, _ = carry
             now = gradient(v, fold_keys(keys, i))
-            return jax.tree.map(jnp.add, carry[0], now), now
+            return jax.tree.map(jnp.add, sums, now), now
 
         zero = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -252,9 +291,11 @@ def loss_gradient(
         )
         sums, last = lax.fori_loop(0, count, draw, (zero, zero))
         g, outputs = jax.tree.map(lambda leaf: leaf / count, sums)
-        return g, last[1] if last_draw_only else outputs
+        if last_draw_only:
+            _, outputs = last
+        return g, outputs
 
-    def evaluate(v, keys):
+    def evaluate(v: jax.Array, keys: jax.Array) -> _Evaluated:
         g, outputs = gradient(v, keys) if eot is None else mean(v, keys, eot)
         return jnp.where(jnp.isfinite(g), g, 0), outputs
 

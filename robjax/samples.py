@@ -1,19 +1,21 @@
 """Arrays with one entry for each sample of a batch: broadcasting, choice, random keys.
 
-A batch is an array [B, *S]. What belongs to its samples one by one, a radius or a
-verdict, is an array [B]. The functions here bring the two together.
+A batch is an array [B, *S]. What belongs to its samples one by one, such as a radius or
+a verdict, is an array [B]. The functions here bring the two together.
 """
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 Tree = TypeVar("Tree")
 
 
-def per_sample(value: Any, x: jax.Array) -> jax.Array:
+def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
     """Shapes a number, or one for each sample, so that it multiplies x [B, *S].
 
     >>> import jax.numpy as jnp
@@ -32,7 +34,7 @@ def per_sample(value: Any, x: jax.Array) -> jax.Array:
 
 
 def mask_samples(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """Shapes [B] as [B, 1, …, 1], so that `jnp.where` chooses whole samples of x.
+    """Shapes a mask [B] as [B, 1, …, 1], so that `jnp.where` chooses whole samples.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((2, 3))
@@ -70,12 +72,13 @@ def flatten_samples(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-def sample_keys(key: Any, batch_size: int) -> jax.Array:
+def sample_keys(key: object, batch_size: int) -> jax.Array:
     """Gives every sample a random key of its own, [B].
 
-    One key is folded with the number of the sample: sample i draws from
-    ``fold_in(key, i)``. An array of B keys is taken as it is, so that a sample keeps
-    its draws in any batch.
+    * One key is folded with the number of the sample: sample i draws from
+      ``fold_in(key, i)``.
+    * An array of B keys is taken as it is, so that a sample keeps its draws in any
+      batch.
 
     >>> import jax
     >>> keys = sample_keys(jax.random.key(0), 3)
@@ -93,24 +96,44 @@ def sample_keys(key: Any, batch_size: int) -> jax.Array:
     expected = f"one key from jax.random.key(seed) or an array of {batch_size} keys"
     if not isinstance(key, jax.Array | np.ndarray):
         raise ValueError(f"key must be {expected}, got {key!r}")
+    keys = key
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.dtype != jnp.uint32 or key.ndim not in (1, 2) or key.shape[-1] != 2:
             raise ValueError(f"key must be {expected}, got {key.dtype}{key.shape}")
-        key = jax.random.wrap_key_data(jnp.asarray(key))
-    if key.shape == ():
+        keys = jax.random.wrap_key_data(jnp.asarray(key))
+    if keys.shape == ():
         indices = jnp.arange(batch_size, dtype=jnp.uint32)
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
-    if key.shape != (batch_size,):
-        raise ValueError(f"key must be {expected}, got an array of keys {key.shape}")
-    return jnp.asarray(key)
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys, indices)
+    if keys.shape != (batch_size,):
+        raise ValueError(f"key must be {expected}, got an array of keys {keys.shape}")
+    return jnp.asarray(keys)
 
 
-def fold_keys(keys: jax.Array, number: Any) -> jax.Array:
+def fold_keys(keys: jax.Array, number: ArrayLike) -> jax.Array:
     """Folds the same number into each of [B] keys.
 
     >>> import jax
     >>> keys = sample_keys(jax.random.key(0), 3)
-    >>> fold_keys(keys, 7).shape
-    (3,)
+    >>> bool(fold_keys(keys, 7)[1] == jax.random.fold_in(keys[1], 7))
+    True
+
+    Args:
+      keys: [B].
+      number: an integer, the number of a step, say.
+
+    Returns:
+      [B] keys.
     """
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def is_concrete(value: object) -> bool:
+    """Whether `value` is an array with values; inside `jax.jit` arrays have none.
+
+    >>> import jax, numpy as np
+    >>> is_concrete(np.ones(2)), is_concrete(jax.ShapeDtypeStruct((2,), float))
+    (True, False)
+    """
+    return isinstance(value, jax.Array | np.ndarray) and not isinstance(
+        value, jax.core.Tracer
+    )

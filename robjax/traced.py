@@ -1,14 +1,18 @@
 """Any callable as a pytree: its arrays are traced, everything else is static.
 
-`jax.jit` compiles a function again when a static part of its arguments changes, and
-runs the compiled program again when only arrays change. A model should therefore hand
-over its weights as arrays and its code as the static part, and an attack its step size
-as an array and its number of steps as the static part. `traced` makes that cut for
-both.
+`jax.jit` compiles a function again when a static part of its arguments changes. When
+only arrays change, it runs the compiled program again. So the arguments of a compiled
+function should be cut in two:
+
+    callable     arrays (traced)     static
+    a model      weights             code
+    an attack    step size           code, number of steps
+
+`traced` makes that cut.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -21,15 +25,25 @@ class _Hole:
 
 _HOLE = _Hole()
 
+_Static = tuple[jax.tree_util.PyTreeDef, tuple[Hashable, ...], tuple[type, ...]]
+"""Tree structure, leaves with holes for the arrays, and the types of these leaves."""
+
 
 @jax.tree_util.register_pytree_node_class
 class TracedCallable:
     """A callable cut into arrays, which are leaves, and a hashable static rest.
 
-    Made by `traced`. It is called like the callable that it was made of.
+    `traced` makes it. It is called like the callable that it was made of.
+
+    >>> import jax.numpy as jnp
+    >>> add = traced(jax.tree_util.Partial(jnp.add, jnp.array(2.0)), name="f")
+    >>> float(add(1.0))
+    3.0
+    >>> [float(leaf) for leaf in jax.tree.leaves(add)]
+    [2.0]
     """
 
-    def __init__(self, arrays: list[Any], static: tuple[Any, Any, Any]):
+    def __init__(self, arrays: list[Any], static: _Static):
         self._arrays = arrays
         self._static = static
 
@@ -43,20 +57,21 @@ class TracedCallable:
         leaves = [next(arrays) if leaf is _HOLE else leaf for leaf in rest]
         return jax.tree_util.tree_unflatten(treedef, leaves)
 
-    def tree_flatten(self) -> tuple[list[Any], tuple[Any, Any, Any]]:
+    def tree_flatten(self) -> tuple[list[Any], _Static]:
         return self._arrays, self._static
 
     @classmethod
-    def tree_unflatten(cls, static, arrays) -> "TracedCallable":
+    def tree_unflatten(cls, static: _Static, arrays: Iterable[Any]) -> "TracedCallable":
         return cls(list(arrays), static)
 
 
 def traced(fn: Callable[..., Any], *, name: str) -> TracedCallable:
     """Cuts a callable into traced arrays and a static rest.
 
-    Arrays (NumPy's too) are traced wherever `fn` holds them as a pytree. Functions,
-    Python numbers, flags and strings are static: two callables that differ in one of
-    them compile apart. A `functools.partial` is cut like a `jax.tree_util.Partial`.
+    * Arrays (NumPy's, too) are traced wherever `fn` holds them as a pytree.
+    * Functions, Python numbers, flags and strings are static. Two callables that
+      differ in one of them are compiled separately.
+    * A `functools.partial` is cut like a `jax.tree_util.Partial`.
 
     >>> import jax, jax.numpy as jnp
     >>> def scaled(weight, x):
@@ -72,13 +87,14 @@ def traced(fn: Callable[..., Any], *, name: str) -> TracedCallable:
     Raises:
       ValueError: `fn` holds a leaf that is neither an array nor hashable.
     """
-    if type(fn) is functools.partial:
+    # `Partial`, a subclass, is a pytree already
+    if isinstance(fn, functools.partial) and type(fn) is functools.partial:
         fn = jax.tree_util.Partial(fn.func, *fn.args, **fn.keywords)
     leaves, treedef = jax.tree_util.tree_flatten(fn)
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
     rest = tuple(_HOLE if _is_array(leaf) else leaf for leaf in leaves)
     # The types belong to the static part because 1 == True == 1.0.
-    static = (treedef, rest, tuple(type(leaf) for leaf in rest))
+    static: _Static = (treedef, rest, tuple(type(leaf) for leaf in rest))
     try:
         hash(static)
     except TypeError as error:
@@ -88,5 +104,5 @@ def traced(fn: Callable[..., Any], *, name: str) -> TracedCallable:
     return TracedCallable(arrays, static)
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)

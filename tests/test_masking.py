@@ -195,6 +195,7 @@ def test_report(network):
     assert "BPDA" in report.warnings[0]
     text = str(report)
     assert text == report.table() and report.verdict in text
+    assert repr(report) == f"MaskingReport({report.verdict})"
     assert all(name in text for name in report.flags)
     assert set(report.flags) <= set(masking.CHECKS)
     assert set(report.flags) <= set(report.numbers)

@@ -1,6 +1,9 @@
-"""The battery itself: run the probes, compare, report."""
+"""The battery itself: run the probes, compare, report.
 
-from typing import Any, NamedTuple
+Random draws come from the keys of the samples, folded with a number: 0 for the passes,
+1 for the look around, 2 for gradient attacks, 3 for Square, 4 for transfer. Averages of
+a randomised model take 0 for all attacks, and 1 and 2 where two of them are compared.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,8 @@ from robjax.checks import Bounds, check_count, check_labels
 from robjax.masking import probes, thresholds
 from robjax.masking.probes import Run
 from robjax.masking.report import CHECKS, MaskingReport
-from robjax.model import as_logits_fn, count_classes, mean_logits
+from robjax.masking.thresholds import Findings, Met
+from robjax.model import LogitsFn, as_logits_fn, count_classes, mean_logits
 from robjax.samples import fold_keys, sample_keys
 from robjax.traced import TracedCallable
 
@@ -25,22 +29,30 @@ _RESTARTS = 4
 
 
 def check(
-    logits_fn: Any,
+    logits_fn: LogitsFn,
     x: jax.Array,
     y: jax.Array,
     *,
     key: jax.Array,
     ball: Ball,
     bounds: Bounds = (0.0, 1.0),
-    surrogate: Any = None,
+    surrogate: LogitsFn | None = None,
     eot: int | None = None,
     queries: int = 300,
 ) -> MaskingReport:
     """Asks whether gradient attacks on this model can be trusted.
 
     Costs about 195 gradients and 600 forward passes an image (with `eot`, that many
-    times `eot`), and seven compiled programs, which new weights, images, ε and keys
-    reuse.
+    times `eot`). There are seven compiled programs, which new weights, images, ε and
+    keys reuse.
+
+    >>> from robjax.balls import L2
+    >>> x = jnp.linspace(0.1, 0.9, 16).reshape(8, 2)
+    >>> def hidden(x):  # the gradient is 0, since the way back is cut
+    ...     return 10 * jax.lax.stop_gradient(x)
+    >>> report = check(hidden, x, jnp.ones(8, int), key=jax.random.key(0), ball=L2(0.2))
+    >>> report.masked, report.raised[0]
+    (True, 'zero_gradient')
 
     Args:
       logits_fn: images [B, *S] -> logits [B, K]; any callable (`as_logits_fn`). With
@@ -50,9 +62,9 @@ def check(
       key: one key, or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε), ε > 0 a number or [B].
       bounds: lowest and highest pixel value.
-      surrogate: a second model whose adversarial images are tried on the first, as a
-        network trained on the same data or the same one without its defence; None: a
-        linear one, distilled from the logits around each image.
+      surrogate: a second model, whose adversarial images are tried on the first. Good
+        ones are a network trained on the same data, and the same network without its
+        defence. None: a linear one, distilled from the logits around each image.
       eot: for a model that declares its noise: draws to average over, static.
       queries: of Square, static.
 
@@ -67,55 +79,52 @@ def check(
         check_count("eot", eot)
     check_count("queries", queries)
     model = as_logits_fn(logits_fn)
-    problem = _check(model, x, ball, bounds)
-    x, size = problem.x, problem.x.shape[0]
+    problem = _check_problem(model, x, ball, bounds)
+    size = problem.x.shape[0]
     keys = sample_keys(key, size)
-    classes = count_classes(model, x, None if eot is None else keys)
+    classes = count_classes(model, problem.x, None if eot is None else keys)
     # through the host: labels that a sharded model predicted would compile anew
     y = jnp.asarray(np.asarray(check_labels(y, size, num_classes=classes)))
+    if surrogate is not None:
+        surrogate = _check_surrogate(surrogate, problem.x, classes)
     if eot is not None:
         problem = problem._replace(logits_fn=_average(model, keys, eot, 0))
-    if surrogate is not None:
-        surrogate = as_logits_fn(surrogate)
-        _check_surrogate(surrogate, x, classes)
 
-    columns = _Columns({}, {})
-    clean = _passes(columns, model, problem, keys, eot)
+    logits, findings = _passes(model, problem, keys, eot)
     if eot is not None:
-        _agreement(columns, model, problem, y, keys, eot)
+        findings = findings.joined(_agreement(model, problem.x, y, keys, eot))
     look = jax.device_get(probes.look(problem, y, fold_keys(keys, 1)))
-    columns.take(thresholds.outputs(look))
-    columns.take(thresholds.slopes(look))
+    findings = findings.joined(thresholds.outputs(look))
+    findings = findings.joined(thresholds.slopes(look))
     # differences mean nothing where the model does not repeat itself
-    for name in ("shattered", "gradient"):
-        columns.flags[name] &= ~columns.flags["random"]
-    margin = np.asarray(losses.margin(jnp.asarray(clean), y))
-    judged = (margin < 0) & np.isfinite(clean).all(axis=1)
-    done, notes = _attack(problem, y, keys, margin, surrogate, queries)
-    compared, numbers = thresholds.attacks(done, look)
-    columns.take(({name: flag & judged for name, flag in compared.items()}, numbers))
+    findings = findings.only(("shattered", "gradient"), ~findings.flags["random"])
+
+    margin = np.asarray(losses.margin(jnp.asarray(logits), y))
+    judged = (margin < 0) & np.isfinite(logits).all(axis=1)
+    met = _attack(problem, y, keys, margin, classes, surrogate, queries)
+    compared = thresholds.attacks(met, look)
+    findings = findings.joined(compared.only(compared.flags, judged))
+    notes = []
+    if met.square is None:
+        notes.append("square was left out: outside Linf it needs 3 × 3 pixels")
     if not judged.any():
         notes.append("no image is classified correctly, so no attacks were compared")
-    flags = {name: columns.flags[name] for name in CHECKS if name in columns.flags}
-    return MaskingReport(flags, columns.numbers, judged, tuple(notes))
+    return MaskingReport(
+        flags={name: findings.flags[name] for name in CHECKS if name in findings.flags},
+        numbers=findings.numbers,
+        judged=judged,
+        notes=tuple(notes),
+    )
 
 
-class _Columns(NamedTuple):
-    """Flags and numbers while the checks add to them."""
-
-    flags: dict[str, np.ndarray]
-    numbers: dict[str, np.ndarray]
-
-    def take(self, found: tuple[thresholds.Columns, thresholds.Columns]) -> None:
-        self.flags.update(found[0])
-        self.numbers.update(found[1])
-
-
-def _check(model, x, ball, bounds) -> Problem:
+def _check_problem(
+    model: TracedCallable, x: jax.Array, ball: Ball, bounds: Bounds
+) -> Problem:
+    """What is attacked, in float32 or better, with ε > 0."""
     problem = check_problem(model, x, ball, bounds)
     if np.any(np.asarray(problem.ball.eps) <= 0):
         raise ValueError(f"ball.eps must be above 0, got {ball.eps}")
-    # differences need float32 or better
+    # lower precision drowns differences
     dtype = jnp.promote_types(problem.x.dtype, jnp.float32)
     return problem._replace(
         x=problem.x.astype(dtype),
@@ -123,43 +132,51 @@ def _check(model, x, ball, bounds) -> Problem:
     )
 
 
-def _check_surrogate(surrogate: TracedCallable, x: jax.Array, classes: int) -> None:
+def _check_surrogate(surrogate: LogitsFn, x: jax.Array, classes: int) -> TracedCallable:
+    surrogate = as_logits_fn(surrogate)
     if (found := count_classes(surrogate, x)) != classes:
         raise ValueError(
             f"surrogate must have the {classes} classes of logits_fn, got {found}"
         )
+    return surrogate
 
 
-def _mean(model, keys, eot, x):
+def _mean(model: TracedCallable, keys: jax.Array, eot: int, x: jax.Array) -> jax.Array:
     return mean_logits(model, x, keys, eot)
 
 
-def _average(model, keys, eot: int, number: int) -> TracedCallable:
+def _average(
+    model: TracedCallable, keys: jax.Array, eot: int, number: int
+) -> TracedCallable:
     """The model averaged over `eot` draws that do not change: images -> logits."""
     return as_logits_fn(Partial(_mean, model, fold_keys(keys, number), eot))
 
 
-def _passes(columns: _Columns, model, problem: Problem, keys, eot) -> np.ndarray:
-    """Repeats the batch, and mixes it with its negatives; the logits [B, K]."""
-    x, (low, high) = problem.x, problem.bounds
+def _passes(
+    model: TracedCallable, problem: Problem, keys: jax.Array, eot: int | None
+) -> tuple[np.ndarray, Findings]:
+    """Logits [B, K], and whether repetition or another batch changes them."""
+    x = problem.x
+    low, high = problem.bounds
     keys = fold_keys(keys, 0)
     passes = [probes.logits(model, x, keys, eot) for _ in range(_PASSES)]
     # each image in another place, among other neighbours
     mixed = jnp.concatenate([(low + high) - x, x])[::-1]
     doubled = jnp.concatenate([keys, keys])[::-1]
     elsewhere = probes.logits(model, mixed, doubled, eot)[: len(x)][::-1]
-    passes, elsewhere = jax.device_get((jnp.stack(passes), elsewhere))
-    columns.take(thresholds.repeats(passes, elsewhere))
-    return passes[0]
+    stacked, elsewhere = jax.device_get((jnp.stack(passes), elsewhere))
+    return stacked[0], thresholds.repeats(stacked, elsewhere)
 
 
-def _agreement(columns: _Columns, model, problem: Problem, y, keys, eot: int) -> None:
+def _agreement(
+    model: TracedCallable, x: jax.Array, y: jax.Array, keys: jax.Array, eot: int
+) -> Findings:
     """Whether two averages over `eot` draws have gradients that point the same way."""
     one, other = (
-        np.asarray(probes.gradient(_average(model, keys, eot, n), problem.x, y))
-        for n in (1, 2)
+        np.asarray(probes.gradient(_average(model, keys, eot, number), x, y))
+        for number in (1, 2)
     )
-    columns.take(thresholds.agreement(one, other))
+    return thresholds.agreement(one, other)
 
 
 def _attack(
@@ -167,13 +184,11 @@ def _attack(
     y: jax.Array,
     keys: jax.Array,
     clean: np.ndarray,
-    surrogate: Any,
+    classes: int,
+    surrogate: TracedCallable | None,
     queries: int,
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Largest margin [B] that each attack met, and what was left out."""
-    model, x, ball, bounds = problem
-    notes = []
-    several = count_classes(model, x) > 2
+) -> Met:
+    """The largest margin that each attack met."""
     runs = [Run(probes.LOG_ODDS, seed=seed) for seed in range(_RESTARTS)]
     runs += [
         Run(probes.MARGIN),
@@ -182,27 +197,57 @@ def _attack(
         Run(probes.LOG_ODDS, radius=0, seed=_RESTARTS),
         Run(probes.MARGIN, radius=0, seed=_RESTARTS + 1),
     ]
-    runs += [Run(probes.DLR)] if several else []
+    if classes > 2:
+        runs.append(Run(probes.DLR))
     met = np.asarray(probes.climb(problem, y, fold_keys(keys, 2), probes.plan(runs)))
-    names = ("margin", "quarter", "one step")
-    done = dict(zip(names, met[_RESTARTS:], strict=False))
-    done |= {"clean": clean, "restarts": met[:_RESTARTS]}
-    done["whole"] = met[_RESTARTS + 3 : _RESTARTS + 5].max(axis=0)
-    if several:
-        done["dlr"] = met[-1]
-    common: dict[str, Any] = {"ball": ball, "bounds": bounds}
-    if isinstance(ball, Linf) or (x.ndim in (3, 4) and min(x.shape[1:3]) >= 3):
-        found = square(model, x, y, key=fold_keys(keys, 3), queries=queries, **common)
-        done["square"] = np.asarray(found.loss)
-    else:
-        notes.append("square was left out: outside Linf it needs 3 × 3 pixels")
+    margin, quarter, one_step, whole, whole_by_margin, *dlr = met[_RESTARTS:]
+    return Met(
+        clean=clean,
+        restarts=met[:_RESTARTS],
+        margin=margin,
+        quarter=quarter,
+        one_step=one_step,
+        whole=np.maximum(whole, whole_by_margin),
+        dlr=dlr[0] if dlr else None,
+        square=_square(problem, y, fold_keys(keys, 3), queries),
+        transfer=_transfer(problem, y, keys, surrogate),
+    )
+
+
+def _square(
+    problem: Problem, y: jax.Array, keys: jax.Array, queries: int
+) -> np.ndarray | None:
+    """Largest margin [B] that Square met; None where its squares do not fit."""
+    x = problem.x
+    has_room = x.ndim in (3, 4) and min(x.shape[1:3]) >= 3
+    if not (isinstance(problem.ball, Linf) or has_room):
+        return None
+    found = square(
+        problem.logits_fn,
+        x,
+        y,
+        key=keys,
+        ball=problem.ball,
+        bounds=problem.bounds,
+        queries=queries,
+    )
+    return np.asarray(found.loss)
+
+
+def _transfer(
+    problem: Problem, y: jax.Array, keys: jax.Array, surrogate: TracedCallable | None
+) -> np.ndarray:
+    """Margin [B] of the model at the images that an attack on a surrogate found."""
     if surrogate is None:
-        found = probes.linear_transfer(problem, y, fold_keys(keys, 4))
-        done["transfer"] = np.asarray(found)
-    else:
-        found = pgd(
-            surrogate, x, y, key=fold_keys(keys, 4), loss=losses.margin, **common
-        )
-        moved = probes.logits(model, found.x_adv, keys, None)
-        done["transfer"] = np.asarray(losses.margin(moved, y))
-    return done, notes
+        return np.asarray(probes.linear_transfer(problem, y, fold_keys(keys, 4)))
+    found = pgd(
+        surrogate,
+        problem.x,
+        y,
+        key=fold_keys(keys, 4),
+        ball=problem.ball,
+        bounds=problem.bounds,
+        loss=losses.margin,
+    )
+    logits = probes.logits(problem.logits_fn, found.x_adv, keys, None)
+    return np.asarray(losses.margin(logits, y))

@@ -1,21 +1,27 @@
-"""What the battery says: the meaning of each check, and the report."""
+"""What each check of the battery asks and advises, and the report."""
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from robjax.masking import thresholds
+from robjax.samples import is_concrete
 
 
 class Check(NamedTuple):
     """One question of the battery.
 
+    >>> CHECKS["square"].means
+    'a search without gradients beats attacks with them'
+
     Attributes:
       measures: what the number behind the flag is.
       means: what a flag says about the model.
       advice: what to do about it.
-      exact: one flagged sample is enough; otherwise chance is allowed for.
-      attacks: it compares attacks, which only images classified correctly undergo.
+      exact: one flagged sample is enough. Otherwise chance is allowed for.
+      attacks: the check compares attacks, so only images that are classified correctly
+        can be flagged.
     """
 
     measures: str
@@ -25,116 +31,148 @@ class Check(NamedTuple):
     attacks: bool = False
 
 
-CHECKS = {
+CHECKS: dict[str, Check] = {
     "finite": Check(
-        "share of points with finite logits and gradients",
-        "logits or input gradients are NaN or infinite",
-        "find the operation that overflows; attacks take such gradients for 0",
+        measures="share of points with finite logits and gradients",
+        means="logits or input gradients are NaN or infinite",
+        advice="find the operation that overflows; attacks take such gradients for 0",
         exact=True,
     ),
     "random": Check(
-        "change of the logits between passes, of their spread",
-        "the same images give other logits in another pass",
-        "give the model as logits_fn(images, keys) and use eot=20",
+        measures="change of the logits between passes, of their spread",
+        means="the same images give other logits in another pass",
+        advice="give the model as logits_fn(images, keys) and use eot=20",
         exact=True,
     ),
     "eot": Check(
-        "cosine between gradients of two averages",
-        "gradients averaged over eot draws still point anywhere",
-        "use a larger eot=",
+        measures="cosine between gradients of two averages",
+        means="gradients averaged over eot draws still point anywhere",
+        advice="use a larger eot=",
     ),
     "batch": Check(
-        "change of the logits in another batch, of their spread",
-        "the logits of an image depend on its neighbours or place in the batch",
-        "switch batch norm to inference mode and draw noise per image",
+        measures="change of the logits in another batch, of their spread",
+        means="the logits of an image depend on its neighbours or place in the batch",
+        advice="switch batch norm to inference mode and draw noise per image",
         exact=True,
     ),
     "probabilities": Check(
-        "distance of the outputs from probabilities",
-        "the outputs are probabilities, whose gradients vanish with confidence",
-        "attack the logits: return what goes into the softmax",
+        measures="distance of the outputs from probabilities",
+        means="the outputs are probabilities, whose gradients vanish with confidence",
+        advice="attack the logits: return what goes into the softmax",
         exact=True,
     ),
     "saturated": Check(
-        "gap between the two largest logits",
-        "the gap between logits is so large that the usual cross-entropy has "
-        "gradient 0",
-        "divide the logits by a constant, or use loss=losses.margin or losses.dlr",
+        measures="gap between the two largest logits",
+        means=(
+            "the gap between logits is so large that the usual cross-entropy has "
+            "gradient 0"
+        ),
+        advice=(
+            "divide the logits by a constant, or use loss=losses.margin or losses.dlr"
+        ),
     ),
     "flat": Check(
-        "spread of the logits",
-        "the softmax is uniform to 1 %, so the cross-entropy cannot tell classes apart",
-        "multiply the logits by a constant, or use loss=losses.margin or losses.dlr",
+        measures="spread of the logits",
+        means=(
+            "the softmax is uniform to 1 %, so the cross-entropy cannot tell classes "
+            "apart"
+        ),
+        advice=(
+            "multiply the logits by a constant, or use loss=losses.margin or losses.dlr"
+        ),
     ),
     "zero_gradient": Check(
-        "share of points with gradient 0",
-        "the input gradient is exactly 0",
-        "replace rounding, sign, arg max, look-ups and stop_gradient by a "
-        "differentiable stand-in on the way back (BPDA), and use attacks.square",
+        measures="share of points with gradient 0",
+        means="the input gradient is exactly 0",
+        advice=(
+            "replace rounding, sign, arg max, look-ups and stop_gradient by a "
+            "differentiable stand-in on the way back (BPDA), and use attacks.square"
+        ),
     ),
     "shattered": Check(
-        "change of the logits by a step of 1e-6, of their spread",
-        "a change of the size of rounding makes the logits jump: noise or a look-up "
-        "keyed by the image's bits",
-        "average over such noise (eot=), take the gradient without it (BPDA), and use "
-        "attacks.square",
+        measures="change of the logits by a step of 1e-6, of their spread",
+        means=(
+            "a change of the size of rounding makes the logits jump: noise or a "
+            "look-up keyed by the image's bits"
+        ),
+        advice=(
+            "average over such noise (eot=), take the gradient without it (BPDA), and "
+            "use attacks.square"
+        ),
     ),
     "gradient": Check(
-        "share of the measured slopes that the gradient misses",
-        "the gradient is not the slope of the loss: part of it is stopped, or "
-        "something on the way is rough",
-        "look for stop_gradient, rounding and custom derivatives; use BPDA and "
-        "attacks.square. A deliberate stand-in gradient (BPDA) is flagged as well",
+        measures="share of the measured slopes that the gradient misses",
+        means=(
+            "the gradient is not the slope of the loss: part of it is stopped, or "
+            "something on the way is rough"
+        ),
+        advice=(
+            "look for stop_gradient, rounding and custom derivatives; use BPDA and "
+            "attacks.square. A deliberate stand-in gradient (BPDA) is flagged as well"
+        ),
     ),
     "growth": Check(
-        "loss reached at ε less that at ε/4",
-        "a larger ball does not give gradient attacks a larger loss",
-        "do not trust gradient attacks here; use attacks.square and a surrogate",
+        measures="loss reached at ε less that at ε/4",
+        means="a larger ball does not give gradient attacks a larger loss",
+        advice="do not trust gradient attacks here; use attacks.square and a surrogate",
         attacks=True,
     ),
     "steps": Check(
-        "progress of one step less that of many",
-        "one large gradient step beats many small ones",
-        "the loss surface is rough near the images: use more restarts, larger steps "
-        "and attacks.square",
+        measures="progress of one step less that of many",
+        means="one large gradient step beats many small ones",
+        advice=(
+            "the loss surface is rough near the images: use more restarts, larger "
+            "steps and attacks.square"
+        ),
         attacks=True,
     ),
     "restarts": Check(
-        "progress of the best restart less the median",
-        "success hangs on the random start",
-        "use many restarts, as restarts=20, and attacks.square",
+        measures="progress of the best restart less the median",
+        means="success hangs on the random start",
+        advice="use many restarts, as restarts=20, and attacks.square",
         attacks=True,
     ),
     "losses": Check(
-        "progress with the worst loss, of that with the best",
-        "an attack with one loss does nothing where another works",
-        "use several losses: losses.cross_entropy, losses.margin and losses.dlr; DLR "
-        "is blind where the second and third logit tie",
+        measures="progress with the worst loss, of that with the best",
+        means="an attack with one loss does nothing where another works",
+        advice=(
+            "use several losses: losses.cross_entropy, losses.margin and losses.dlr; "
+            "DLR is blind where the second and third logit tie"
+        ),
         attacks=True,
     ),
     "square": Check(
-        "progress of Square less that of gradient attacks",
-        "a search without gradients beats attacks with them",
-        "report attacks.square with 5,000 queries, not gradient attacks alone",
+        measures="progress of Square less that of gradient attacks",
+        means="a search without gradients beats attacks with them",
+        advice="report attacks.square with 5,000 queries, not gradient attacks alone",
         attacks=True,
     ),
     "transfer": Check(
-        "progress of the surrogate's attack less that of gradient attacks",
-        "attacks on a surrogate beat attacks on the model's own gradient",
-        "report transfer attacks and attacks.square, not gradient attacks alone",
+        measures="progress of the surrogate's attack less that of gradient attacks",
+        means="attacks on a surrogate beat attacks on the model's own gradient",
+        advice="report transfer attacks and attacks.square, not gradient attacks alone",
         attacks=True,
     ),
     "full_box": Check(
-        "progress when every pixel may take any value",
-        "gradient attacks fail although they may replace the whole image",
-        "do not trust gradient attacks here; use attacks.square and a surrogate",
+        measures="progress when every pixel may take any value",
+        means="gradient attacks fail although they may replace the whole image",
+        advice="do not trust gradient attacks here; use attacks.square and a surrogate",
         attacks=True,
     ),
 }
 
 
 class MaskingReport(NamedTuple):
-    """Flags and what they rest on; arrays on the host.
+    """Flags and what they rest on, sample by sample; arrays on the host.
+
+    `print` shows the table of all checks.
+
+    >>> both = np.array([True, True])
+    >>> report = MaskingReport(
+    ...     flags={"flat": both}, numbers={"flat": np.zeros(2)}, judged=both, notes=()
+    ... )
+    >>> report.raised, report.masked
+    (('flat',), True)
 
     Attributes:
       flags: check -> bool [B]; the checks that ran, causes before consequences.
@@ -154,11 +192,12 @@ class MaskingReport(NamedTuple):
         return tuple(
             name
             for name, flags in self.flags.items()
-            if flags.sum() > (0 if CHECKS[name].exact else self._chance(name))
+            if flags.sum() > self._tolerated(name)
         )
 
-    def _chance(self, name: str) -> float:
-        return thresholds.tolerated(self._asked(name))
+    def _tolerated(self, name: str) -> float:
+        """How many flags of a check prove nothing."""
+        return 0 if CHECKS[name].exact else thresholds.tolerated(self._asked(name))
 
     def _asked(self, name: str) -> int:
         """How many images a check could flag."""
@@ -209,6 +248,12 @@ class MaskingReport(NamedTuple):
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        """The conclusion; not the arrays."""
+        if not all(map(is_concrete, [self.judged, *jax.tree.leaves(self.flags)])):
+            return "MaskingReport(traced)"
+        return f"MaskingReport({self.verdict})"
 
 
 def _sentence(text: str) -> str:

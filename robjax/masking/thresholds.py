@@ -1,17 +1,21 @@
 """From measurements to flags: every threshold of the battery, with its reason.
 
-Attacks are compared by *progress*: the share of the way from the clean margin to the
-decision boundary that an attack went, 1 once it fooled the model. What happens beyond
-the boundary says nothing about robustness, so it does not count.
+Attacks are compared by their *progress*. That is how far an attack went from the clean
+margin to the decision boundary, as a share of the whole way, and 1 once it fooled the
+model. What happens beyond the boundary says nothing about robustness, so it does not
+count.
+
+The *spread* of the logits of a sample is the highest less the lowest of them. Changes
+of the logits are given as shares of it.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from robjax.masking.probes import Look
-
-Columns = dict[str, np.ndarray]
 
 # AutoAttack's tolerance for "in [0, 1] and sums to 1".
 PROBABILITY = 1e-5
@@ -21,168 +25,274 @@ FLAT_SPREAD = 0.01
 # e^−gap is 0 in the arithmetic of the logits (float32: gap > 87): the cross-entropy as
 # usually written has the gradient 0, not just an inaccurate one.
 SATURATED_GAP = {dtype: -np.log(np.finfo(dtype).tiny) for dtype in ("f4", "f8")}
-# Of the spread of the logits. The same program on the same images repeats itself to
-# rounding (1e-6); a step of 1e-6 moves honest logits by 1e-4 of their spread at most.
+# A smaller change of the logits, as a share of their spread, is none. The same program
+# on the same images repeats itself to rounding (1e-6), and a step of 1e-6 moves honest
+# logits by 1e-4 of their spread at most.
 SAME = 1e-3
 # The same for images in another batch, which GPUs may compute in another way (TF32).
 SAME_IN_BATCH = 1e-2
-# Gradient and difference along the gradient: a factor of 3 at 0.1 % of ε, where only
-# kinks separate them; a factor of 10 at a quarter of ε, where curvature does too.
-RATIO_SMALL, RATIO_COARSE = 3.0, 10.0
+# Gradient and difference along the gradient may differ by a factor of 3 at 0.1 % of ε,
+# where only kinks separate them, and of 10 at ε/4, where curvature does too.
+RATIO_SMALL = 3.0
+RATIO_COARSE = 10.0
 # In random directions the gradient must explain 3/4 of the square of the differences,
 # so the rest may be √(1/4) long. A gradient that misses half the paths explains 1/2.
 RESIDUAL = 0.5
 # A difference counts if it is this many roundings of the largest logit.
 ROUNDINGS = 16
-# "Better" between two attacks: a quarter more progress and 5 points more, beyond what
-# finite steps and random starts do.
-BETTER, POINTS_BETTER = 1.25, 0.05
+# One attack is "better" than another if it makes a quarter more progress, and 5 points
+# more. Finite steps and random starts do less than that.
+BETTER = 1.25
+POINTS_BETTER = 0.05
 # The best of four restarts goes half as far again as the typical one.
 RESTARTS_BETTER = 1.5
 # An attack "does nothing" with a fifth of the progress of another.
 NOTHING = 0.2
-# DLR divides the margin by a spread of logits. Where its gradient is this much shorter
-# than the margin's gradient divided by that number, the two parts of it cancel.
+# DLR divides the margin by z_(1) − z_(3). Where its gradient is this much shorter than
+# the margin's gradient divided by the same number, the two parts of it cancel.
 CANCELLED = 1e-3
 # Gradients of two averages of the same size: below 1/2, noise outweighs the signal.
 AGREEMENT = 0.5
-# Share of samples that an honest model may have flagged by a check that compares
-# attacks or slopes (kinks, local maxima); three standard errors come on top.
+# Kinks and local maxima flag this share of the samples of an honest model, in checks
+# that compare attacks or slopes. Three standard errors come on top.
 CHANCE = 0.02
 
 
+class Findings(NamedTuple):
+    """What checks found, sample by sample.
+
+    Attributes:
+      flags: check -> bool [B], true where the check suspects the model.
+      numbers: check, or "check/detail" -> [B], what was measured.
+    """
+
+    flags: dict[str, np.ndarray]
+    numbers: dict[str, np.ndarray]
+
+    def joined(self, other: "Findings") -> "Findings":
+        """Both together."""
+        return Findings(self.flags | other.flags, self.numbers | other.numbers)
+
+    def only(self, checks: Iterable[str], where: np.ndarray) -> "Findings":
+        """Takes back the flags of some checks outside the samples `where` [B]."""
+        kept = {name: self.flags[name] & where for name in checks}
+        return self._replace(flags=self.flags | kept)
+
+
+class Met(NamedTuple):
+    """The largest margin max_{i≠y} z_i − z_y that each attack met.
+
+    Attributes:
+      clean: [B] of the image itself.
+      restarts: [R, B] of PGD on the cross-entropy from R random starts.
+      margin: [B] of PGD on the margin.
+      quarter: [B] of PGD on the cross-entropy in a ball of radius ε/4.
+      one_step: [B] of one gradient step of length ε from the image.
+      whole: [B] of PGD that may give each pixel any value.
+      transfer: [B] of an attack on a surrogate.
+      dlr: [B] of PGD on DLR; None for two classes, where there is no DLR.
+      square: [B] of Square; None where it was left out.
+    """
+
+    clean: np.ndarray
+    restarts: np.ndarray
+    margin: np.ndarray
+    quarter: np.ndarray
+    one_step: np.ndarray
+    whole: np.ndarray
+    transfer: np.ndarray
+    dlr: np.ndarray | None = None
+    square: np.ndarray | None = None
+
+
 def tolerated(samples: int) -> float:
-    """Flags that chance explains among `samples`: mean and 3 standard errors."""
-    return CHANCE * samples + 3 * np.sqrt(CHANCE * samples)
+    """How many of `samples` chance may flag: the mean and three standard errors.
+
+    >>> round(tolerated(100), 2)
+    6.24
+    """
+    return CHANCE * samples + 3 * float(np.sqrt(CHANCE * samples))
 
 
-def progress(margin: Any, clean: np.ndarray) -> np.ndarray:
-    """Share of the way to the boundary, at most 1; margins [..., B], clean [B] < 0."""
+def progress(margin: ArrayLike, clean: np.ndarray) -> np.ndarray:
+    """The share of the way to the boundary that an attack went, at most 1.
+
+    >>> progress(np.array([-1.0, 3.0, -2.0]), clean=np.full(3, -2.0)).tolist()
+    [0.5, 1.0, 0.0]
+
+    Args:
+      margin: [..., B] that the attack met.
+      clean: [B] margin of the image; where it is not below 0, progress is 0.
+    """
     way = np.where(clean < 0, -clean, np.inf)
     return np.where(clean < 0, np.minimum((np.asarray(margin) - clean) / way, 1), 0)
 
 
-def outputs(look: Look) -> tuple[Columns, Columns]:
-    """Checks that read the logits [P, B, K] alone."""
+def outputs(look: Look) -> Findings:
+    """Checks of the logits alone: finite, no probabilities, not saturated, not flat.
+
+    >>> z = np.array([[[0.2, 0.8], [0.0, 5.0]]])  # one point, two samples
+    >>> nothing = dict.fromkeys(Look._fields)
+    >>> look = Look(**nothing | {"logits": z, "finite": np.ones((1, 2), bool)})
+    >>> outputs(look).flags["probabilities"].tolist()
+    [True, False]
+    """
     z = np.asarray(look.logits)
+    finite = np.asarray(look.finite)
     spread = np.ptp(z, axis=2).max(axis=0)
-    top = np.sort(z[0], axis=1)
-    gap = top[:, -1] - top[:, -2]
+    rising = np.sort(z[0], axis=1)
+    gap = rising[:, -1] - rising[:, -2]
     off_one = np.abs(z.sum(axis=2) - 1)
     beyond = np.maximum(-z, z - 1).max(axis=2)
     off_simplex = np.maximum(off_one, beyond).max(axis=0)
     limit = SATURATED_GAP["f8" if z.dtype == np.float64 else "f4"]
     flags = {
-        "finite": ~look.finite.all(axis=0),
+        "finite": ~finite.all(axis=0),
         "probabilities": off_simplex <= PROBABILITY,
         "saturated": gap > limit,
         "flat": spread < FLAT_SPREAD,
     }
     numbers = {
-        "finite": look.finite.mean(axis=0),
+        "finite": finite.mean(axis=0),
         "probabilities": off_simplex,
         "saturated": gap,
         "flat": spread,
     }
-    return flags, numbers
+    return Findings(flags, numbers)
 
 
-def repeats(passes: np.ndarray, elsewhere: np.ndarray):
-    """Passes over the same batch [R, B, K], and one [B, K] in another batch."""
-    spread = _spread(passes[0])
+def repeats(passes: np.ndarray, elsewhere: np.ndarray) -> Findings:
+    """Checks that the logits of an image are the same in every pass and batch.
+
+    >>> passes = np.array([[[0.0, 1.0]], [[0.0, 1.1]]])
+    >>> found = repeats(passes, elsewhere=passes[0])
+    >>> found.flags["random"].tolist(), found.numbers["random"].round(3).tolist()
+    ([True], [0.1])
+
+    Args:
+      passes: [R, B, K] logits of R passes over one batch.
+      elsewhere: [B, K] logits of the same images in another batch.
+    """
+    spread = _logit_spread(passes[0])
     random = np.abs(passes - passes[0]).max(axis=(0, 2)) / spread
     batch = np.abs(elsewhere - passes[0]).max(axis=1) / spread
     # a model that never repeats itself shows nothing by differing elsewhere
-    flags = {"random": random > SAME, "batch": (batch > SAME_IN_BATCH)}
-    flags["batch"] &= ~flags["random"]
-    return flags, {"random": random, "batch": batch}
+    alone = (batch > SAME_IN_BATCH) & ~(random > SAME)
+    flags = {"random": random > SAME, "batch": alone}
+    return Findings(flags, {"random": random, "batch": batch})
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> tuple[Columns, Columns]:
-    """Compares two gradients [B, *S] of the same points."""
-    a, b = (g.reshape(len(g), -1) for g in (one, other))
-    length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosine = (a * b).sum(axis=1) / np.where(length > 0, length, 1)
-    return {"eot": cosine < AGREEMENT}, {"eot": cosine}
+def agreement(one: np.ndarray, other: np.ndarray) -> Findings:
+    """Checks that two gradients [B, *S] of the same images point the same way.
+
+    >>> right = np.array([[1.0, 0.0]])
+    >>> agreement(right, other=np.array([[0.0, 1.0]])).flags["eot"].tolist()
+    [True]
+    """
+    a = one.reshape(len(one), -1)
+    b = other.reshape(len(other), -1)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+    return Findings({"eot": cosine < AGREEMENT}, {"eot": cosine})
 
 
-def slopes(look: Look) -> tuple[Columns, Columns]:
-    """Checks that compare the gradient with differences."""
+def slopes(look: Look) -> Findings:
+    """Checks that the gradient is the slope that differences of the margin show.
+
+    >>> change = np.ones((4, 11, 1))  # 4 points, 11 steps, one sample
+    >>> nothing = dict.fromkeys(Look._fields)
+    >>> look = Look(**nothing | {
+    ...     "logits": np.array(4 * [[[0.0, 1.0]]]), "zero": np.zeros((4, 1), bool),
+    ...     "predicted": 9 * change, "measured": change, "jump": 0 * change,
+    ... })
+    >>> found = slopes(look)
+    >>> found.flags["gradient"].tolist(), found.numbers["gradient"].round(2).tolist()
+    ([True], [0.89])
+    """
     z = np.asarray(look.logits)
+    zero = np.asarray(look.zero)
+    predicted = np.asarray(look.predicted)
+    measured = np.asarray(look.measured)
     rounding = ROUNDINGS * np.finfo(z.dtype).eps * np.abs(z).max(axis=2)  # [P, B]
-    predicted, measured = np.asarray(look.predicted), np.asarray(look.measured)
-    coarse, small = (_ratio(predicted[:, j], measured[:, j], rounding) for j in (0, 1))
-    p, m, floor = predicted[:, 3:], measured[:, 3:], rounding[:, None]
-    off = np.maximum(np.abs(m - p) - floor, 0)
-    long = np.maximum(_length(p), _length(m))
-    residual = np.median(_length(off) / np.where(long > 0, long, 1), axis=0)
-    jump = np.median(look.jump[:, 2] / np.stack([_spread(each) for each in z]), axis=0)
+    coarse = _ratio(predicted[:, 0], measured[:, 0], rounding)
+    small = _ratio(predicted[:, 1], measured[:, 1], rounding)
+    residual = _residual(predicted[:, 3:], measured[:, 3:], rounding)
+    spread = np.stack([_logit_spread(each) for each in z])
+    jump = np.median(np.asarray(look.jump)[:, 2] / spread, axis=0)
     flags = {
-        "zero_gradient": look.zero.any(axis=0),
+        "zero_gradient": zero.any(axis=0),
         "shattered": jump > SAME,
         "gradient": _beyond(small, RATIO_SMALL)
         | _beyond(coarse, RATIO_COARSE)
         | (residual > RESIDUAL),
     }
     numbers = {
-        "zero_gradient": look.zero.mean(axis=0),
+        "zero_gradient": zero.mean(axis=0),
         "shattered": jump,
         "gradient": residual,
         "gradient/ratio at 0.001 ε": small,
         "gradient/ratio at 0.25 ε": coarse,
     }
-    return flags, numbers
+    return Findings(flags, numbers)
 
 
-def attacks(done: dict[str, np.ndarray], look: Look) -> tuple[Columns, Columns]:
-    """Checks that compare attacks; margins [B], of the restarts [R, B].
+def attacks(met: Met, look: Look) -> Findings:
+    """Checks that attacks which ought to be stronger are stronger.
 
-    done: "clean", "restarts", "margin", "quarter", "one step", "whole", and where they
-    ran "dlr", "square", "transfer".
+    >>> nothing = np.array([-2.0])  # the margin of the clean image
+    >>> met = Met(clean=nothing, restarts=np.stack(4 * [nothing]), margin=nothing,
+    ...     quarter=nothing, one_step=nothing, whole=nothing, transfer=np.array([1.0]))
+    >>> look = Look(**dict.fromkeys(Look._fields))._replace(dlr=np.ones((4, 1)))
+    >>> found = attacks(met, look)
+    >>> [name for name, flag in found.flags.items() if flag]
+    ['growth', 'full_box', 'transfer']
     """
-    clean = done["clean"]
-    restarts = progress(done["restarts"], clean)
-    typical, luckiest = np.median(restarts, axis=0), restarts.max(axis=0)
-    by_loss = {"cross-entropy": restarts[0], "margin": progress(done["margin"], clean)}
-    if "dlr" in done:
-        by_loss["dlr"] = progress(done["dlr"], clean)
+    clean = met.clean
+    restarts = progress(met.restarts, clean)
+    typical = np.median(restarts, axis=0)
+    luckiest = restarts.max(axis=0)
+    by_loss = {"cross-entropy": restarts[0], "margin": progress(met.margin, clean)}
+    if met.dlr is not None:
+        by_loss["dlr"] = progress(met.dlr, clean)
+    worst_loss = np.min(list(by_loss.values()), axis=0)
     white = np.maximum(luckiest, np.max(list(by_loss.values()), axis=0))
-    best, worst = white, np.min(list(by_loss.values()), axis=0)
-    one_step = progress(done["one step"], clean)
-    whole = progress(done["whole"], clean)
-    growth = done["restarts"][0] - done["quarter"]
+    one_step = progress(met.one_step, clean)
+    whole = progress(met.whole, clean)
+    growth = met.restarts[0] - met.quarter
+    dlr_length = _median_known(look.dlr)
+    blind = (worst_loss < NOTHING * white) & (white > POINTS_BETTER)
     flags = {
         "growth": growth <= 0,
         "steps": _better(one_step, restarts[0]),
         "restarts": _better(luckiest, typical, RESTARTS_BETTER),
-        "losses": ((worst < NOTHING * best) & (best > POINTS_BETTER))
-        | (_middle(look.dlr) < CANCELLED),
+        "losses": blind | (dlr_length < CANCELLED),
         "full_box": whole < 1,
     }
     numbers = {
         "growth": growth,
         "steps": one_step - restarts[0],
         "restarts": luckiest - typical,
-        "losses": worst / np.where(best > 0, best, 1),
+        "losses": worst_loss / np.where(white > 0, white, 1),
         "full_box": whole,
-        "losses/gradient of dlr": _middle(look.dlr),
+        "losses/gradient of dlr": dlr_length,
         "white-box": white,
     }
     numbers |= {f"losses/{name}": each for name, each in by_loss.items()}
-    for name in ("square", "transfer"):
-        if name in done:
-            black = progress(done[name], clean)
+    for name, margin in (("square", met.square), ("transfer", met.transfer)):
+        if margin is not None:
+            black = progress(margin, clean)
             flags[name] = _better(black, white)
             numbers[name] = black - white
             numbers[f"{name}/progress"] = black
-    return flags, numbers
+    return Findings(flags, numbers)
 
 
 def _better(one: np.ndarray, other: np.ndarray, factor: float = BETTER) -> np.ndarray:
     return one > factor * np.maximum(other, 0) + POINTS_BETTER
 
 
-def _spread(z: np.ndarray) -> np.ndarray:
+def _logit_spread(z: np.ndarray) -> np.ndarray:
+    """Highest less lowest of the logits [B, K]; 1 where they are equal."""
     spread = np.ptp(z, axis=1)
     return np.where(spread > 0, spread, 1)
 
@@ -192,19 +302,31 @@ def _length(v: np.ndarray) -> np.ndarray:
     return np.sqrt((v**2).sum(axis=1))
 
 
-def _ratio(predicted, measured, rounding) -> np.ndarray:
+def _residual(
+    predicted: np.ndarray, measured: np.ndarray, rounding: np.ndarray
+) -> np.ndarray:
+    """The part of the slopes [P, J, B] that the gradient misses, median over points."""
+    off = np.maximum(np.abs(measured - predicted) - rounding[:, None], 0)
+    longer = np.maximum(_length(predicted), _length(measured))
+    return np.median(_length(off) / np.where(longer > 0, longer, 1), axis=0)
+
+
+def _ratio(
+    predicted: np.ndarray, measured: np.ndarray, rounding: np.ndarray
+) -> np.ndarray:
     """Median over the points of measured / predicted, [B]; NaN where rounding rules."""
     visible = np.maximum(np.abs(predicted), np.abs(measured)) > rounding
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(visible, measured / predicted, np.nan)
-    return _middle(ratio)
+    return _median_known(ratio)
 
 
-def _middle(values: Any) -> np.ndarray:
+def _median_known(values: ArrayLike) -> np.ndarray:
     """Median [B] of the entries of [P, B] that are not NaN; NaN if all are."""
     none = np.isnan(values).all(axis=0)
     return np.where(none, np.nan, np.nanmedian(np.where(none, 0, values), axis=0))
 
 
 def _beyond(ratio: np.ndarray, factor: float) -> np.ndarray:
+    """Whether a ratio is known and outside [1/factor, factor]."""
     return (ratio < 1 / factor) | (ratio > factor)

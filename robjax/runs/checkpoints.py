@@ -1,8 +1,8 @@
-"""Checkpoints of a training run: arrays in Orbax's format, and what vouches for them.
+"""Checkpoints of a training run: arrays in Orbax's format, with checksums.
 
-A checkpoint is a folder `step_<number>`. It is written beside its destination and
-renamed, so it is whole or not there. Its manifest holds the config, the versions and
-the SHA-256 of every file.
+A checkpoint is a folder `step_<number>`. It is written beside its destination and then
+renamed, so it is either whole or not there. Its manifest holds the config, the versions
+and the SHA-256 of every file.
 
 One process writes: with several hosts call `save_checkpoint` in process 0 only. The
 training state is replicated, so that process holds all of it.
@@ -12,7 +12,7 @@ import hashlib
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +28,35 @@ from robjax.runs.files import (
 )
 from robjax.runs.provenance import versions
 
+State = TypeVar("State")
+
 
 def save_checkpoint(
-    folder: PathLike, step: int, state: Any, *, config: Any = None, keep: int = 2
+    folder: PathLike, step: int, state: Any, *, config: object = None, keep: int = 2
 ) -> pathlib.Path:
     """Saves a pytree of arrays as `folder/step_<step>`.
 
-    Killed at any moment it leaves the earlier checkpoints as they were.
+    If it is killed, at any moment, the earlier checkpoints stay as they were.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(folder, 3, {"w": jnp.array([1.0, 2.0])})
+    ...     restored = load_checkpoint(path, like={"w": jnp.zeros(2)})
+    >>> path.name, restored["w"].tolist()
+    ('step_0000000003', [1.0, 2.0])
 
     Args:
-        folder: the checkpoints of one run; created if needed.
-        step: number of updates behind the state, >= 0.
-        state: pytree of arrays, numbers and PRNG keys.
-        config: stored in the manifest; see `plain`.
-        keep: how many of the latest checkpoints to leave, >= 1.
+      folder: the checkpoints of one run; created if needed.
+      step: number of updates behind the state, >= 0.
+      state: pytree of arrays, numbers and PRNG keys.
+      config: stored in the manifest; see `plain`.
+      keep: how many of the latest checkpoints to leave, >= 1.
+
+    Returns:
+      The folder of the checkpoint.
 
     Raises:
-        ValueError: `step` or `keep` is out of range, or the folder is not writable.
+      ValueError: `step` or `keep` is out of range, or the folder is not writable.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step={step} must be >= 0 and keep={keep} must be >= 1")
@@ -75,20 +87,40 @@ def save_checkpoint(
 
 
 def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
-    """The checkpoints of a run, earliest first; `[]` if there is no folder."""
+    """The checkpoints of a run, earliest first; `[]` if there is no folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for step in (10, 20, 30):
+    ...         _ = save_checkpoint(folder, step, {"w": 1.0}, keep=2)
+    ...     [path.name for path in list_checkpoints(folder)]
+    ['step_0000000020', 'step_0000000030']
+    """
     return sorted(pathlib.Path(folder).glob("step_" + "[0-9]" * 10))
 
 
 def load_manifest(path: PathLike) -> dict[str, Any]:
-    """The manifest of a checkpoint: step, config, versions, leaves and files.
+    """Reads the manifest of a checkpoint and checks its files.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(folder, 3, {"w": np.ones(2)}, config={"lr": 0.1})
+    ...     manifest = load_manifest(path)
+    >>> manifest["step"], manifest["config"], manifest["leaves"]
+    (3, {'lr': 0.1}, {"['w']": 'float64[2]'})
+
+    Returns:
+      The step, config, versions, leaves (dtype and shape by name) and files (SHA-256 by
+      name).
 
     Raises:
-        ValueError: `path` is no checkpoint, or a file is missing or altered.
+      ValueError: `path` is no checkpoint, or a file is missing or altered.
     """
     path = pathlib.Path(path)
     try:
         manifest = load_json(path / "manifest.json")
-        expected, found = manifest["files"], _checksums(path)
+        expected = manifest["files"]
+        found = _checksums(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {path} has no readable manifest") from error
     damaged = [name for name in expected if found.get(name) != expected[name]]
@@ -100,18 +132,25 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
     return manifest
 
 
-def load_checkpoint(path: PathLike, like: Any) -> Any:
+def load_checkpoint(path: PathLike, like: State) -> State:
     """Restores a checkpoint, bit for bit.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(folder, 0, {"key": jax.random.key(7)})
+    ...     restored = load_checkpoint(path, like={"key": jax.random.key(0)})
+    >>> bool(restored["key"] == jax.random.key(7))
+    True
+
     Args:
-        path: one of `list_checkpoints`.
-        like: state of the same structure; gives shapes, dtypes and the devices.
+      path: one of `list_checkpoints`.
+      like: state of the same structure; gives shapes, dtypes and the devices.
 
     Returns:
-        The saved values in the structure of `like`, placed where its leaves are.
+      The saved values in the structure of `like`, placed where its leaves are.
 
     Raises:
-        ValueError: the checkpoint is corrupt, or its arrays are not those of `like`.
+      ValueError: the checkpoint is corrupt, or its arrays do not fit those of `like`.
     """
     path = pathlib.Path(path).absolute()
     saved = load_manifest(path)["leaves"]
@@ -130,10 +169,11 @@ def load_checkpoint(path: PathLike, like: Any) -> Any:
 
 
 def _checkpointer() -> Any:
+    """Orbax's checkpointer for this process, to be used in a `with` block."""
     # Orbax takes a third of a second to import, and most users never checkpoint.
     import orbax.checkpoint as ocp
 
-    # Each process acts alone: saving is process 0's, and all hold the same state.
+    # Each process acts alone: process 0 saves, and all hold the same state.
     process = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}
@@ -141,7 +181,7 @@ def _checkpointer() -> Any:
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: object) -> bool:
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
@@ -150,7 +190,8 @@ def _to_host(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _place_like(value: Any, like: Any) -> Any:
+def _place_like(value: np.ndarray, like: Any) -> Any:
+    """A restored leaf as the key, array or number that `like` is, on its device."""
     if _is_key(like):
         key_data = jnp.asarray(value)
         value = jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(like))
@@ -160,12 +201,16 @@ def _place_like(value: Any, like: Any) -> Any:
 
 
 def _describe(arrays: Any) -> dict[str, str]:
+    """Dtype and shape of each leaf, by its path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    return {jax.tree_util.keystr(p): f"{a.dtype}{list(a.shape)}" for p, a in leaves}
+    return {
+        jax.tree_util.keystr(path): f"{array.dtype}{list(array.shape)}"
+        for path, array in leaves
+    }
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder` but the manifest, flushed to disk."""
+    """SHA-256 of every file below a folder but the manifest; flushes all to disk."""
     sums = {}
     for path in sorted(folder.rglob("*")):
         sync(path)

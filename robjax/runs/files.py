@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 PathLike = str | os.PathLike[str]
 
@@ -26,8 +27,15 @@ PathLike = str | os.PathLike[str]
 def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
     """Opens a binary file that takes the name `path` only if the block succeeds.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(f"{folder}/a.txt") as file:
+    ...         _ = file.write(b"whole")
+    ...     pathlib.Path(folder, "a.txt").read_text()
+    'whole'
+
     Raises:
-        OSError: the folder does not exist or cannot be written.
+      OSError: the folder does not exist or cannot be written.
     """
     path = pathlib.Path(path)
     temporary = temporary_beside(path)
@@ -44,33 +52,75 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
 
 
 def save_text(path: PathLike, text: str) -> None:
-    """Writes `text` as UTF-8."""
+    """Writes a text as UTF-8.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_text(f"{folder}/a.txt", "ε")
+    ...     pathlib.Path(folder, "a.txt").read_text("utf-8")
+    'ε'
+    """
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def save_json(path: PathLike, value: Any) -> None:
-    """Writes JSON that any reader accepts; see `plain` for what `value` may hold."""
+def save_json(path: PathLike, value: object) -> None:
+    """Writes JSON that any reader accepts; see `plain` for what `value` may hold.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/a.json", {"eps": (0.5, math.inf)})
+    ...     load_json(f"{folder}/a.json")
+    {'eps': [0.5, None]}
+    """
     save_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def load_json(path: PathLike) -> Any:
-    """Reads a JSON file; a damaged one is a ValueError that names it."""
+    """Reads a JSON file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json(f"{folder}/a.json", [1, 2])
+    ...     load_json(f"{folder}/a.json")
+    [1, 2]
+
+    Raises:
+      ValueError: the file is damaged; the message names it.
+    """
     try:
         return json.loads(pathlib.Path(path).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is not valid JSON: {error}") from error
 
 
-def save_npz(path: PathLike, arrays: Mapping[str, Any]) -> None:
-    """Writes named arrays to a compressed `.npz` file."""
+def save_npz(path: PathLike, arrays: Mapping[str, ArrayLike]) -> None:
+    """Writes named arrays to a compressed `.npz` file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_npz(f"{folder}/a.npz", {"x": [1, 2], "y": 3})
+    ...     load_npz(f"{folder}/a.npz")["x"].tolist()
+    [1, 2]
+    """
     with atomic_write(path) as file:
-        arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        on_host = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez_compressed(file, allow_pickle=False, **on_host)
 
 
 def load_npz(path: PathLike) -> dict[str, np.ndarray]:
-    """Reads every array of an `.npz` file; a damaged one is a ValueError."""
+    """Reads every array of an `.npz` file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_npz(f"{folder}/a.npz", {"x": np.ones(3)})
+    ...     load_npz(f"{folder}/a.npz")["x"].shape
+    (3,)
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged; the message names it.
+    """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -81,7 +131,17 @@ def load_npz(path: PathLike) -> dict[str, np.ndarray]:
 
 
 def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
-    """Appends one record to a JSON-lines file, dropping a line torn by a crash."""
+    """Appends one record to a JSON-lines file.
+
+    If a crash left half a line at the end, that is dropped.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     append_json_line(f"{folder}/a.jsonl", {"step": 1})
+    ...     append_json_line(f"{folder}/a.jsonl", {"step": 2})
+    ...     load_json_lines(f"{folder}/a.jsonl")
+    [{'step': 1}, {'step': 2}]
+    """
     line = json.dumps(plain(record), allow_nan=False) + "\n"
     with open(path, "ab+") as file:
         size = file.tell()
@@ -93,7 +153,14 @@ def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
 
 
 def load_json_lines(path: PathLike) -> list[dict[str, Any]]:
-    """Reads the complete lines of a JSON-lines file; `[]` if there is no file."""
+    """Reads the complete lines of a JSON-lines file; `[]` if there is no file.
+
+    >>> load_json_lines("nowhere.jsonl")
+    []
+
+    Raises:
+      ValueError: a line is not JSON; the message names the file and the line.
+    """
     path = pathlib.Path(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = []
@@ -106,16 +173,28 @@ def load_json_lines(path: PathLike) -> list[dict[str, Any]]:
 
 
 def save_json_lines(path: PathLike, records: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces a JSON-lines file, say by its records up to the step resumed from."""
+    """Replaces a JSON-lines file, say by its records up to the step resumed from.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_json_lines(f"{folder}/a.jsonl", [{"step": 1}, {"step": 2}])
+    ...     pathlib.Path(folder, "a.jsonl").read_text().splitlines()
+    ['{"step": 1}', '{"step": 2}']
+    """
     lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
     save_text(path, "".join(lines))
 
 
-def plain(value: Any) -> Any:
-    """Converts to what strict JSON can hold.
+def plain(value: object) -> Any:
+    """Converts a value to what strict JSON can hold.
 
-    Dataclasses and NamedTuples become objects; arrays, tuples and sets lists; paths
-    and other objects strings; NaN and infinities null.
+    * Dataclasses and NamedTuples become objects.
+    * Arrays, tuples and sets become lists.
+    * NaN and infinities become null.
+    * Paths and other objects become strings.
+
+    >>> plain({"eps": np.array([0.5, np.nan]), "folder": pathlib.Path("runs")})
+    {'eps': [0.5, None], 'folder': 'runs'}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
@@ -138,14 +217,22 @@ def plain(value: Any) -> Any:
 
 
 def writable_folder(folder: PathLike, name: str = "results") -> pathlib.Path:
-    """Creates `folder` if needed and proves that files can be made in it.
+    """Creates a folder if needed and proves that files can be made in it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     writable_folder(f"{folder}/runs").name
+    'runs'
 
     Args:
-        folder: the folder that results will go to.
-        name: the caller's argument, for the message.
+      folder: the folder that results will go to.
+      name: what the caller calls `folder`, for the message.
+
+    Returns:
+      The folder as a path.
 
     Raises:
-        ValueError: the folder cannot be created or written.
+      ValueError: the folder cannot be created or written.
     """
     path = pathlib.Path(folder)
     try:

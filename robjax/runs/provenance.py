@@ -1,7 +1,9 @@
 """What decides the result of a run, in words, and whether two runs are the same.
 
-A run that is taken up again must be the run that was begun: same model, data, options.
-Each keeps a description, a flat JSON object made of the pieces below.
+A run that is taken up again must be the run that was begun, with the same model, data
+and options. So every run keeps a description on disk, a flat JSON object. Its pieces
+come from `describe` (functions and options) and `checksum` (arrays). `check_same_run`
+compares it with the description of the present run. `versions` is stored beside it.
 """
 
 import importlib.metadata
@@ -21,13 +23,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.runs.files import plain
+from robjax.runs.files import PathLike, plain
 
 _PACKAGES = ("robjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint")
 
 
 def versions() -> dict[str, Any]:
-    """What a result depends on: Python, packages, devices and the code's git state."""
+    """What a result depends on: Python, packages, devices and the code's git state.
+
+    >>> found = versions()
+    >>> found["packages"]["jax"] == jax.__version__
+    True
+
+    Returns:
+      Strings, numbers and dictionaries that JSON can hold. ``git`` is the commit of the
+      checkout that robjax runs from, with "-dirty" if that was changed, or None.
+    """
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -41,13 +52,42 @@ def versions() -> dict[str, Any]:
     }
 
 
-def describe(value: Any, *, within: tuple = ()) -> str:
-    """A function with what is bound to it or held by it, or any value; no addresses.
+def describe(value: Any, *, within: tuple[object, ...] = ()) -> str:
+    """Puts a function or any value into words, without memory addresses.
 
-    Functions are followed through jit, vmap and other wrappers, methods and objects
-    without a text of their own into what they hold, pytrees into their leaves. Arrays
-    of more than one number are given as shape and checksum. `within` holds what is
-    being described, which may refer to itself.
+    **Covered.** Values that differ in these have different descriptions:
+
+    * a function: its module and name, the values in its closure and its default values;
+    * what is bound to it, by `functools.partial`, a Partial or as a method's object;
+    * the function inside jit, vmap, checkpoint and other wrappers that keep it as
+      ``__wrapped__`` or ``fun`` (not `functools.cache`, see below);
+    * a pytree: the types of its nodes, their static parts, its leaves;
+    * an object whose class has no ``__repr__``: its type and its attributes;
+    * an array of more than one number: dtype, shape and `checksum`;
+    * anything else: its ``repr``.
+
+    **Not covered.** A change of these goes unnoticed:
+
+    * the code of a function, and the functions and global variables that it refers to;
+    * default values of keyword-only arguments, and attributes set on a function;
+    * what an object leaves out of its own ``__repr__``;
+    * ``__slots__``, class attributes, and names that start with two underscores;
+    * the module of a class;
+    * the function inside `functools.cache` or `functools.lru_cache`;
+    * whether a sequence is a list or a tuple.
+
+    **Unstable.** Values whose ``repr`` changes from process to process look different
+    though they are the same, for example a set of strings or a NumPy generator.
+
+    >>> describe(partial(max, 3, key=None))
+    'max(3, key=None)'
+    >>> describe({"w": np.zeros(3)}) == describe({"w": np.ones(3)})
+    False
+
+    Args:
+      value: anything.
+      within: the values around it, since a value may contain itself; callers leave
+        this out.
     """
     if any(value is outer for outer in within):
         return "..."
@@ -69,12 +109,13 @@ def describe(value: Any, *, within: tuple = ()) -> str:
         node = value.node_data()
         if node is None:
             return "*"
-        parts = [inner(child) for child in value.children()]
-        return _node(node[0], node[1], parts, inner)
-    node = jax.tree_util.default_registry.flatten_one_level(value)
+        kind, static = node
+        return _node(kind, static, [inner(child) for child in value.children()], inner)
+    level = jax.tree_util.default_registry.flatten_one_level(value)
     # a static value is a node around itself
-    if node is not None and value is not None and node[1] is not value:
-        return _node(type(value), node[1], [inner(child) for child in node[0]], inner)
+    if level is not None and value is not None and level[1] is not value:
+        children, static = level
+        return _node(type(value), static, [inner(child) for child in children], inner)
     if type(value).__repr__ is object.__repr__:
         return f"{type(value).__qualname__}({', '.join(_attributes(value, inner))})"
     for name in ("__wrapped__", "fun"):  # where jit and a Partial of a Partial keep it
@@ -85,7 +126,7 @@ def describe(value: Any, *, within: tuple = ()) -> str:
 
 
 def _function(value: FunctionType | MethodType, inner: Callable[[Any], str]) -> str:
-    """Module and name of a function, with its cells and default values."""
+    """A function as module and name, with the values of its cells and its defaults."""
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{inner(value.__func__)}"
     name = f"{value.__module__}.{value.__qualname__}"
@@ -94,8 +135,8 @@ def _function(value: FunctionType | MethodType, inner: Callable[[Any], str]) -> 
     return f"{name}[{', '.join(map(inner, held))}]" if held else name
 
 
-def _attributes(value: Any, inner: Callable[[Any], str]) -> list[str]:
-    """What an object holds, less what it copied from the function that it wraps."""
+def _attributes(value: object, inner: Callable[[Any], str]) -> list[str]:
+    """The attributes of an object, without those copied from a function it wraps."""
     copied = getattr(getattr(value, "__wrapped__", None), "__dict__", {})
     return [
         f"{name}={inner(item)}"
@@ -104,8 +145,10 @@ def _attributes(value: Any, inner: Callable[[Any], str]) -> list[str]:
     ]
 
 
-def _node(kind: Any, static: Any, parts: list[str], inner: Callable[[Any], str]) -> str:
-    """A pytree node, its children in words: Linf(0.1), (1, 2), {'w': 3}."""
+def _node(
+    kind: type, static: Any, parts: list[str], inner: Callable[[Any], str]
+) -> str:
+    """A pytree node whose children are in words: Linf(0.1), (1, 2), {'w': 3}."""
     if kind in (tuple, list):
         return f"({', '.join(parts)})"
     if kind is dict:
@@ -117,7 +160,16 @@ def _node(kind: Any, static: Any, parts: list[str], inner: Callable[[Any], str])
 
 
 def checksum(tree: Any) -> str:
-    """CRC-32 of all arrays of a tree, PRNG keys among them."""
+    """CRC-32 of all arrays of a tree, one after the other, PRNG keys among them.
+
+    It covers the bytes of the arrays. It does not cover their shapes, their dtypes and
+    the structure of the tree.
+
+    >>> checksum({"w": np.arange(3)}) == checksum([np.arange(3)])
+    True
+    >>> checksum(np.arange(3)) == checksum(np.arange(3)[::-1])
+    False
+    """
     crc = 0
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(
@@ -130,22 +182,32 @@ def checksum(tree: Any) -> str:
 
 
 def check_same_run(
-    folder: str | os.PathLike[str],
+    folder: PathLike,
     then: Mapping[str, Any],
     now: Mapping[str, Any],
     *,
     versions_then: Mapping[str, Any],
 ) -> None:
-    """Compares the description of the run in `folder` with that of the present one.
+    """Compares the description of the run in a folder with that of the present run.
+
+    Other versions than when the run was begun are a warning, not an error. The git
+    state is not compared.
+
+    >>> now = {"model": "linear", "eps": 0.1}
+    >>> check_same_run("runs/a", now, now, versions_then=versions())
+    >>> check_same_run("runs/a", now | {"eps": 0.2}, now, versions_then=versions())
+    Traceback (most recent call last):
+        ...
+    ValueError: run_dir='runs/a' holds a run with another eps: 0.2 there, 0.1 here
 
     Args:
       folder: as the caller knows it, for the message.
       then: the description in the folder.
-      now: the present one.
-      versions_then: `versions` when the run was begun; others now are a warning.
+      now: the description of the present run.
+      versions_then: `versions` when the run was begun.
 
     Raises:
-      ValueError: they differ; the message names the first field that does.
+      ValueError: the descriptions differ; the message names the first such field.
     """
     now = plain(now)
     for name in sorted(then.keys() | now.keys()):

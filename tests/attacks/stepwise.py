@@ -9,7 +9,7 @@ from robjax.attacks.apgd import step_rule, step_rule_l1
 from robjax.attacks.apgd.attack import begin
 from robjax.attacks.apgd.plan import Options, make_plan
 from robjax.attacks.minimal_norm.boundary import Boundary
-from robjax.attacks.minimal_norm.fab import Walk, approach
+from robjax.attacks.minimal_norm.fab import Constants, approach
 from robjax.attacks.problem import check_problem
 from robjax.balls import L1
 from robjax.samples import per_sample
@@ -71,7 +71,7 @@ def fab_path(model, x, y, classes, ball, path, slopes=None):
     rounding error, which would decide about the way back, bool [2, steps, B].
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
-    walk = Walk(*(jnp.asarray(c, x.dtype) for c in (0.1, 1.05, 0.9)))
+    constants = Constants(*(jnp.asarray(c, x.dtype) for c in (0.1, 1.05, 0.9)))
     problem = check_problem(model, x, ball, (0.0, 1.0))
     rows = jnp.arange(len(x))
 
@@ -84,9 +84,9 @@ def fab_path(model, x, y, classes, ball, path, slopes=None):
     def step(v, slope=None):
         w, f = jax.grad(total, has_aux=True)(v)
         w = w if slope is None else slope
-        moved = approach(Boundary(f=f, w=w, c=classes), v, problem, walk)
+        moved = approach(Boundary(f=f, w=w, c=classes), v, problem, constants)
         margin = losses.margin(model(moved), y)
-        back = x + walk.beta * (moved - x)
+        back = x + constants.beta * (moved - x)
         moved = jnp.where(per_sample(margin > 0, x), back, moved)
         return moved, jnp.abs(margin) > 1e-6
 

@@ -42,7 +42,7 @@ def test_all_pairs_equal_brute_force(batch_size):
 
 
 def test_several_blocks_of_partners_and_a_convolutional_net(monkeypatch):
-    monkeypatch.setattr("robjax.metrics.kl.pairwise._BLOCK", 5 * 4 * 3)
+    monkeypatch.setattr("robjax.metrics.kl.pair_sums._BLOCK", 5 * 4 * 3)
     model = flax_models.CNN(5, blocks=((4,),), hidden=8)
     x = _images(shape=(8, 8, 1)) + 10  # a large mean costs no accuracy
     fn = models.flax(model, x)

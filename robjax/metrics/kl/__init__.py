@@ -2,6 +2,7 @@
 
 components.py   of a pair of images, along a path, to class means
 pairwise.py     of a data set: means over pairs of images, and over class pairs
+pair_sums.py    the sums over all pairs that those means are made of
 """
 
 from robjax.metrics.kl.components import (

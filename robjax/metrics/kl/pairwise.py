@@ -3,49 +3,61 @@
 Shi et al., arXiv 1906.02494: M = E over pairs (x_i, x_j), c(x_i) ≠ c(x_j), of
 D_KL(p(·|x_i) ‖ p(·|x_j)), and the mean of each part (see `robjax.metrics.kl`).
 
-**All pairs.** J_i(x_j − x_i) = J_i x_j − J_i x_i, so the Jacobian J_i of each anchor
-(K backward passes) and one matrix product give the linear change of the logits of
-every pair: N·K backward passes, N forward passes and N²·K·d multiply-adds, instead of
-N² forward-mode passes. Images are centred on their mean first, which keeps the
-difference accurate.
+In a pair, x_i is the *anchor* and x_j its *partner*. Sums over all pairs are made by
+`pair_sums`, far more cheaply than pair by pair.
 
-**Standard error.** Pairs share images, so they are not independent. With kernel
-values k_ij, weights w_ij (1 for each pair used), W = Σ w_ij and residuals
-e_ij = w_ij (k_ij − M)/W, the influence of image i is ψ_i = Σ_j (e_ij + e_ji), as
-anchor and as partner, and
+**Standard error.** It says how much the mean would move on other images from the same
+source. Pairs share images, so they are not independent. Let
 
-    stderr² = N/(N − 1) Σ_i ψ_i²              all pairs (U-statistic, first order)
-    stderr² = Σ_i ψ_i² − Σ_pairs e_ij²        sampled pairs: those that share an image
-                                              count once, a pair with itself not twice
+    k_ij                            the KL divergence of a pair, or a part of it
+    w_ij, W = Σ w_ij                its weight, 1 for each pair used
+    e_ij = w_ij (k_ij − M)/W        its residual
+    ψ_i = Σ_j (e_ij + e_ji)         the influence of image i, as anchor and as partner
 
-(at least Σ e_ij², the value for independent pairs). It says how much the mean would
-move on other images from the same source. A share is a ratio of two means, and by the
-delta method its influence is (ψ_part − share · ψ_total) / M.
+Then, to first order,
+
+    stderr² = N/(N − 1) Σ_i ψ_i²              over all pairs (a U-statistic)
+    stderr² = Σ_i ψ_i² − Σ_pairs e_ij²        over sampled pairs
+
+In the second form, pairs that share an image count once, and a pair with itself not
+twice. It is at least Σ e_ij², the value for independent pairs. A share is a ratio of
+two means, and by the delta method its influence is (ψ_part − share · ψ_total) / M.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from robjax import lowering
 from robjax.checks import check_count, check_images, check_labels
-from robjax.metrics.fisher import logits_and_jacobian
-from robjax.metrics.kl.components import KLComponents, kl_components, split_kl
-from robjax.model import as_logits_fn
-from robjax.numerics import map_batched
-from robjax.samples import sample_keys
+from robjax.metrics.kl.components import (
+    KLComponents,
+    is_known,
+    kl_components,
+)
+from robjax.metrics.kl.pair_sums import chunks, sum_pairs
+from robjax.model import LogitsFn, as_logits_fn
+from robjax.samples import is_concrete, sample_keys
+from robjax.traced import TracedCallable
 
-# Logits of pairs held at a time: a few arrays of this size stay in a CPU's cache.
-_BLOCK = 2**17
+_PARTS = ("fisher", "softmax", "network")
 
 
 class PairwiseKL(NamedTuple):
-    """Means over pairs in nats, with standard errors; `mean` is the metric M.
+    """Means over pairs in nats, with their standard errors; Python numbers.
 
     mean = fisher + softmax + network. Shares are ratios of means: fisher / mean.
+
+    Attributes:
+      mean: the metric M.
+      stderr: of `mean`; so `fisher_stderr` and the like are of the mean of each part,
+        and `fisher_share_stderr` and the like of its share in M.
+      fisher: mean of the non-robust component.
+      softmax: mean of the curvature of the log-partition.
+      network: mean of the curvature of the network.
+      pairs: how many there are.
     """
 
     mean: float
@@ -64,19 +76,21 @@ class PairwiseKL(NamedTuple):
 
     def __repr__(self) -> str:
         """M and the shares of its parts in words, mean ± s.e.; not every field."""
-        parts = ("fisher", "softmax", "network")
-        shares = (
-            (part, *(100 * value for value in self.share(part))) for part in parts
-        )
-        text = ", ".join(f"{part} {mean:.3g} ± {se:.2g} %" for part, mean, se in shares)
+        if not all(map(is_known, self)):
+            return "PairwiseKL(traced)"
+        shares = ", ".join(self._share_in_words(part) for part in _PARTS)
         return (
             f"PairwiseKL({self.mean:.4g} ± {self.stderr:.2g} nats over {self.pairs} "
-            f"pairs: {text})"
+            f"pairs: {shares})"
         )
+
+    def _share_in_words(self, part: str) -> str:
+        share, stderr = self.share(part)
+        return f"{part} {100 * share:.3g} ± {100 * stderr:.2g} %"
 
     def share(self, part: str) -> tuple[float, float]:
         """Share of "fisher", "softmax" or "network" in the mean, and its stderr."""
-        if part not in ("fisher", "softmax", "network"):
+        if part not in _PARTS:
             raise ValueError(
                 f"part must be 'fisher', 'softmax' or 'network', got {part!r}"
             )
@@ -95,11 +109,17 @@ class PairwiseKL(NamedTuple):
 
 
 class ClassPairKL(NamedTuple):
-    """Means [C, C] over pairs by the labels of x and x′, nats.
+    """Means over the pairs of any two classes, in nats.
 
-    `labels`: [C], those that occur. `mean`: the four parts; entry (a, b) is the mean of
-    KL(p(x) ‖ p(x′)) over x of label a and x′ of label b (for a = b over different
-    images), NaN where there is no pair. `stderr`: in the same form. `pairs`: how many.
+    Entry (a, b) of a matrix is about the pairs of an x of label a with an x′ of label
+    b, and for a = b about pairs of different images.
+
+    Attributes:
+      labels: [C], those that occur.
+      mean: of KL(p(x) ‖ p(x′)) and its three parts, [C, C] each; NaN where there is no
+        pair.
+      stderr: standard errors of the means, in the same form.
+      pairs: [C, C], how many there are.
     """
 
     labels: np.ndarray
@@ -107,11 +127,25 @@ class ClassPairKL(NamedTuple):
     stderr: KLComponents
     pairs: np.ndarray
 
+    def __repr__(self) -> str:
+        """The mean over pairs of one class, and of two; not the matrices."""
+        if not (is_concrete(self.pairs) and is_concrete(self.mean.total)):
+            return "ClassPairKL(traced)"
+        pairs = np.asarray(self.pairs)
+        sums = np.where(pairs > 0, np.asarray(self.mean.total), 0) * pairs
+        alike = np.trace(pairs)
+        within = np.trace(sums) / max(alike, 1)
+        between = (sums.sum() - np.trace(sums)) / max(pairs.sum() - alike, 1)
+        return (
+            f"ClassPairKL({len(pairs)} classes: mean KL {between:.4g} nats between "
+            f"classes, {within:.4g} within)"
+        )
+
 
 def pairwise_kl(
-    logits_fn,
+    logits_fn: LogitsFn,
     x: jax.Array,
-    y: jax.Array | np.ndarray,
+    y: ArrayLike,
     *,
     partners: int | None = None,
     key: jax.Array | None = None,
@@ -121,23 +155,28 @@ def pairwise_kl(
 
     Loops on the host, so it is not for use inside jit.
 
+    >>> x = jnp.array([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    >>> found = pairwise_kl(lambda x: x, x, jnp.array([0, 0, 1]))
+    >>> found.pairs, abs(found.network) < 1e-6  # the model is linear
+    (4, True)
+
     Args:
-        logits_fn: images [B, *S] -> logits [B, K].
-        x: [N, *S] images.
-        y: [N] integer labels.
-        partners: None takes every ordered pair; a number draws that many partners
-            for each image, with replacement, uniformly from the other labels. Images
-            then count in proportion to their number of possible partners, so that
-            the expectation is the mean over all pairs.
-        key: PRNG key of the draws, or one per image [N]; needed with `partners`.
-        batch_size: images per chunk; bounds the memory together with K·d.
+      logits_fn: images [B, *S] -> logits [B, K].
+      x: [N, *S] images.
+      y: [N] integer labels.
+      partners: None takes every ordered pair. A number draws that many partners for
+        each image, with replacement, uniformly from the other labels. Images then count
+        in proportion to their number of possible partners, so that the expectation is
+        the mean over all pairs.
+      key: PRNG key of the draws, or one per image [N]; needed with `partners`.
+      batch_size: images per chunk; bounds the memory together with K·d.
 
     Returns:
-        PairwiseKL of Python numbers.
+      PairwiseKL of Python numbers.
 
     Raises:
-        ValueError: images not floating or not finite; labels not integer, not one
-            per image, or all equal; `key` given without `partners` or the reverse.
+      ValueError: images not floating or not finite; labels not integer, not one per
+        image, or all equal; `key` given without `partners` or the reverse.
     """
     x, labels, batch_size = _check(x, y, batch_size)
     if (partners is None) != (key is None):
@@ -145,50 +184,73 @@ def pairwise_kl(
             "partners and key go together (sampled pairs), got "
             f"partners={partners!r}, key={key!r}"
         )
-    logits_fn = as_logits_fn(logits_fn)
+    model = as_logits_fn(logits_fn)
     if partners is None:
-        return _all_pairs(logits_fn, x, labels, batch_size)
+        return _all_pairs(model, x, labels, batch_size)
     partners = check_count("partners", partners)
     keys = sample_keys(key, x.shape[0])
     drawn = _draw(keys, labels, partners)
-    return _sampled_pairs(logits_fn, x, labels, drawn, batch_size)
+    return _sampled_pairs(model, x, labels, drawn, batch_size)
 
 
 def class_pair_kl(
-    logits_fn, x: jax.Array, y: jax.Array | np.ndarray, *, batch_size: int = 64
+    logits_fn: LogitsFn, x: jax.Array, y: ArrayLike, *, batch_size: int = 64
 ) -> ClassPairKL:
-    """The metric and its parts class pair by class pair, over all ordered pairs.
+    """The mean KL divergence and its parts, class pair by class pair.
 
-    Tells which classes a network keeps apart by its non-robust part. Costs as much as
-    `pairwise_kl` over all pairs; M is the mean of the entries off the diagonal by
-    `pairs`. The standard error treats the images of each label as a sample of their
-    own: Var_i(mean over x′) / n_a + Var_j(mean over x) / n_b for a two-sample
-    U-statistic, to first order; NaN for a class of one image (on the diagonal, of two).
+    It tells which classes a network keeps apart by its non-robust part. It costs as
+    much as `pairwise_kl` over all pairs, whose M is the mean of the entries off the
+    diagonal, weighted by `pairs`.
 
-    Args, Raises: as in `pairwise_kl`.
+    The standard error treats the images of each label as a sample of their own:
+    stderr² = Var_i(mean over x′) / n_a + Var_j(mean over x) / n_b for a two-sample
+    U-statistic, to first order. It is NaN for a class of one image, and on the diagonal
+    also for a class of two.
+
+    >>> x = jnp.array([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    >>> found = class_pair_kl(lambda x: x, x, jnp.array([3, 3, 7]))
+    >>> found.labels.tolist(), found.pairs.tolist()
+    ([3, 7], [[2, 2], [2, 0]])
+    >>> float(abs(found.mean.total[0, 0])) < 1e-6  # equal images
+    True
+
+    Args:
+      logits_fn, x, y, batch_size: as in `pairwise_kl`.
+
+    Raises:
+      ValueError: as in `pairwise_kl`.
     """
     x, labels, batch_size = _check(x, y, batch_size)
     present, labels = np.unique(labels, return_inverse=True)
-    counts, classes = np.bincount(labels), len(present)
-    logits_fn = as_logits_fn(logits_fn)
-    rows, columns = _sums(logits_fn, x, labels, batch_size, classes)
+    counts = np.bincount(labels)
+    classes = len(present)
+    model = as_logits_fn(logits_fn)
+    sums = sum_pairs(model, x, labels, batch_size, classes)
     pairs = np.outer(counts, counts) - np.diag(counts)
-    means, errors = np.full((2, 4, classes, classes), np.nan)
+    means = np.full((4, classes, classes), np.nan)
+    errors = np.full((4, classes, classes), np.nan)
     for a, b in np.argwhere(pairs):
-        row, column = rows[:, labels == a, b], columns[:, labels == b, a]
+        row = sums.by_anchor[:, labels == a, b]
+        column = sums.by_partner[:, labels == b, a]
         means[:, a, b] = row.sum(1) / pairs[a, b]
         if a == b:
-            influences, least = [(row + column) / (counts[a] - 1)], 3
+            influences = [(row + column) / (counts[a] - 1)]
+            least = 3
         else:
-            influences, least = [row / counts[b], column / counts[a]], 2
+            influences = [row / counts[b], column / counts[a]]
+            least = 2
         if min(values.shape[1] for values in influences) >= least:
-            errors[:, a, b] = np.sqrt(
-                sum(v.var(1, ddof=1) / v.shape[1] for v in influences)
-            )
-    return ClassPairKL(present, KLComponents(*means), KLComponents(*errors), pairs)
+            variance = sum(v.var(1, ddof=1) / v.shape[1] for v in influences)
+            errors[:, a, b] = np.sqrt(variance)
+    return ClassPairKL(
+        labels=present,
+        mean=KLComponents._make(means),
+        stderr=KLComponents._make(errors),
+        pairs=pairs,
+    )
 
 
-def _check(x, y, batch_size):
+def _check(x: object, y: object, batch_size: int) -> tuple[jax.Array, np.ndarray, int]:
     x = check_images(x)
     labels = np.asarray(check_labels(y, x.shape[0]))
     batch_size = check_count("batch_size", batch_size)
@@ -199,100 +261,18 @@ def _check(x, y, batch_size):
     return x, labels, batch_size
 
 
-def _all_pairs(logits_fn, x, y, batch_size):
-    rows, columns = _sums(logits_fn, x, y, batch_size, None)
+def _all_pairs(
+    logits_fn: TracedCallable, x: jax.Array, y: np.ndarray, batch_size: int
+) -> PairwiseKL:
+    sums = sum_pairs(logits_fn, x, y, batch_size, None)
     possible = len(y) - np.bincount(y)[y]
     pairs = int(possible.sum())
-    means = rows.sum(1) / pairs
-    influence = rows + columns - 2 * possible[None] * means[:, None]
+    means = sums.by_anchor.sum(1) / pairs
+    influence = sums.by_anchor + sums.by_partner - 2 * possible[None] * means[:, None]
     return _summary(means, influence / pairs, pairs, None)
 
 
-def _sums(logits_fn, x, y, batch_size, classes):
-    """Sums of the four parts over x′ for each x, and over x for each x′.
-
-    Over other labels, [4, N] both; with a number of classes, over each label apart
-    [4, N, C], an image with itself (0) included.
-    """
-    size, batch_size = x.shape[0], min(batch_size, x.shape[0])
-    flat = x.reshape(size, -1)
-    flat = flat - jnp.mean(flat, 0)[None]
-    logits = _logits(logits_fn, x, batch_size)
-    width = min(size, max(1, _BLOCK // (batch_size * logits.shape[1])))
-    shape = (4, size) if classes is None else (4, size, classes)
-    row_sums, column_sums = np.zeros((2, *shape))
-    for anchors, real_anchors in _chunks(size, batch_size):
-        z, jacobian = _jacobian(logits_fn, x[anchors])
-        jacobian = (jacobian, _matvec(jacobian, flat[anchors]))
-        anchor_labels = np.where(real_anchors, y[anchors], -1)
-        blocks = [
-            (
-                chosen,
-                real,
-                _block(
-                    z,
-                    *jacobian,
-                    anchor_labels,
-                    logits[chosen],
-                    flat[chosen],
-                    np.where(real, y[chosen], -1),
-                    classes,
-                ),
-            )
-            for chosen, real in _chunks(size, width)
-        ]
-        for chosen, real, (rows, columns) in blocks:
-            row_sums[:, anchors[real_anchors]] += np.asarray(rows)[:, real_anchors]
-            column_sums[:, chosen[real]] += np.asarray(columns)[:, real]
-    return row_sums, column_sums
-
-
-def _chunks(size, width):
-    """Index arrays of equal length, with a mask that is False on the padding."""
-    for start in range(0, size, width):
-        index = np.arange(start, start + width)
-        yield np.minimum(index, size - 1), index < size
-
-
-@jax.jit
-def _jacobian(logits_fn, x):
-    return lowering.fast(lambda x: logits_and_jacobian(logits_fn, x))(x)
-
-
-@jax.jit
-def _matvec(jacobian, flat):
-    return jnp.einsum("akd,ad->ka", jacobian, flat, precision="highest")
-
-
-def _logits(logits_fn, x, batch_size):
-    return map_batched(lowering.fast(logits_fn, forward=True), x, batch_size)
-
-
-_logits = jax.jit(_logits, static_argnums=2)
-
-
-@functools.partial(jax.jit, static_argnums=7)
-def _block(z, jacobian, own, labels, z_prime, flat, labels_prime, classes):
-    """Sums over a block of pairs, by anchor and by partner; label −1 is padding."""
-    # class axis first: reductions over it then run along contiguous pairs
-    change = jnp.einsum("akd,pd->kap", jacobian, flat, precision="highest")
-    parts = split_kl(
-        z.T[:, :, None], change - own[:, :, None], z_prime.T[:, None, :], axis=0
-    )
-    used = (labels >= 0)[:, None] & (labels_prime >= 0)[None, :]
-    if classes is None:
-        used = used & (labels[:, None] != labels_prime[None, :])
-    values = jnp.where(used[None], jnp.stack(parts), 0)
-    if classes is None:
-        return values.sum(2), values.sum(1)
-    member, member_prime = (
-        jax.nn.one_hot(y, classes, dtype=values.dtype) for y in (labels, labels_prime)
-    )
-    rows = jnp.einsum("qap,pc->qac", values, member_prime, precision="highest")
-    return rows, jnp.einsum("qap,ac->qpc", values, member, precision="highest")
-
-
-def _draw(keys, y, partners):
+def _draw(keys: jax.Array, y: np.ndarray, partners: int) -> np.ndarray:
     """Partner indices [N, partners] with labels other than the anchor's own."""
     order = np.argsort(y, kind="stable")
     counts = np.bincount(y)
@@ -307,11 +287,19 @@ def _draw(keys, y, partners):
     return order[ranks + skipped]
 
 
-def _sampled_pairs(logits_fn, x, y, drawn, batch_size):
+def _sampled_pairs(
+    logits_fn: TracedCallable,
+    x: jax.Array,
+    y: np.ndarray,
+    drawn: np.ndarray,
+    batch_size: int,
+) -> PairwiseKL:
+    """The means over drawn pairs; `drawn` [N, partners] as made by `_draw`."""
     size, partners = drawn.shape
-    anchors, chosen = np.repeat(np.arange(size), partners), drawn.reshape(-1)
+    anchors = np.repeat(np.arange(size), partners)
+    chosen = drawn.reshape(-1)
     parts = []
-    for index, real in _chunks(len(anchors), batch_size):
+    for index, real in chunks(len(anchors), batch_size):
         block = kl_components(logits_fn, x[anchors[index]], x[chosen[index]])
         parts.append(np.asarray(block, np.float64)[:, real])
     values = np.concatenate(parts, axis=1)
@@ -325,11 +313,23 @@ def _sampled_pairs(logits_fn, x, y, drawn, batch_size):
     return _summary(means, influence, len(anchors), residuals)
 
 
-def _summary(means, influence, pairs, residuals):
+def _summary(
+    means: np.ndarray, influence: np.ndarray, pairs: int, residuals: np.ndarray | None
+) -> PairwiseKL:
+    """Means with the standard errors of the module's docstring.
+
+    Args:
+      means: [4] of the total and its parts.
+      influence: [4, N] ψ of each.
+      pairs: how many there are.
+      residuals: [4, pairs] e of sampled pairs; None: all pairs.
+    """
+
     def stderr(combine):
+        """Of the sum of means with the weights `combine` [4]."""
         psi = combine @ influence
         variance = psi @ psi
-        if len(psi) < 3:  # both have the same influence, whatever the spread
+        if len(psi) < 3:  # both have the same influence, whatever the values
             return float("nan")
         if residuals is None:
             return float(np.sqrt(variance * len(psi) / (len(psi) - 1)))
