@@ -1,4 +1,17 @@
-"""Attacks: (logits_fn, x, y, *, key, ball, …) -> AttackResult, per sample."""
+"""Attacks look for an image near x that the model misclassifies.
+
+    attack(logits_fn, x, y, *, key, ball, bounds, …) -> AttackResult
+
+Every sample is attacked on its own. Each algorithm has one file; families of algorithms
+are packages.
+
+    fgsm.py, pgd.py, mi_fgsm.py, kl_pgd.py   steepest ascent of a loss (ascent.py)
+    apgd/                                    steepest ascent that sets its own step size
+    square/                                  random search without gradients
+    minimal_norm/                            the nearest misclassified image
+    autoattack.py                            several of them, one after the other
+    problem.py, result.py                    what they are given, what they give back
+"""
 
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.autoattack import AutoAttackResult, autoattack, suite

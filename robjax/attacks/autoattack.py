@@ -1,8 +1,9 @@
-"""AutoAttack: an ensemble of parameter-free attacks, each on what is still robust.
+"""AutoAttack: several attacks, each on the samples that are still robust.
 
-Croce & Hein, ICML 2020 (L1: ICML 2021). Every attack starts from the clean images that
-no attack before it has turned. What it returns is judged by a fresh forward pass.
-`robjax.evaluation` gathers the survivors into batches and gives the verdicts.
+Croce & Hein, ICML 2020 (L1: ICML 2021). None of the attacks has a step size to tune.
+Every attack starts from the clean images of the samples that no attack before it has
+fooled. `robjax.evaluation` gathers these samples into batches, and judges what an
+attack returns by a fresh forward pass.
 """
 
 import functools
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from robjax import losses
 from robjax.attacks.apgd import apgd, apgd_targeted
@@ -22,8 +24,10 @@ from robjax.checks import Bounds
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.loop import Outcome, run_attacks
+from robjax.evaluation.sharding import Device
 from robjax.model import LogitsFn
 from robjax.runs.files import PathLike
+from robjax.samples import is_concrete
 
 _RAND_EOT = 20
 
@@ -32,19 +36,21 @@ class AutoAttackResult(NamedTuple):
     """What the ensemble did to each of B samples, on the host.
 
     Attributes:
-      x_adv: [B, *S] the fooling images; the clean image where nothing fooled.
+      x_adv: [B, *S] the first image that fooled; the clean image where nothing fooled.
       success: [B] bool, whether `x_adv` fools the model.
-      loss: [B] margin max_{i≠y} z_i − z_y of the image that an attack returned, as the
-        verdict measured it: of `x_adv` where it fools, else the largest among the clean
-        image and the allowed images that the attacks returned.
-      first_success: [B] int32 as counted by the attack that fooled (0 for a clean
-        image that is misclassified), −1 where nothing fooled.
-      distance: [B] ‖x_adv − x‖ in the ball's norm; 0 where nothing fooled, for there
-        `x_adv` is the clean image.
-      queries: [B] int32, images evaluated for this sample: clean, by all attacks, and
-        one more for the verdict on each; −1 where an attack does not say.
-      fooled_by: [B] int32 index into `attacks` of the first that fooled, −1 if robust.
-      broken: [A, B] bool, what each of `attacks` fooled among the samples it was given.
+      loss: [B] margin max_{i≠y} z_i − z_y, as the verdict measured it.
+        * Where `x_adv` fools: that of `x_adv`.
+        * Elsewhere: the largest of the clean image and of the images inside box and
+          ball that the attacks returned.
+      first_success: [B] int32, when the attack that fooled first did so, as it counts
+        itself. 0: the clean image is misclassified; −1: nothing fooled.
+      distance: [B] ‖x_adv − x‖ in the ball's norm; 0 where nothing fooled, because
+        there `x_adv` is the clean image.
+      queries: [B] int32, images evaluated for this sample, by all attacks and all
+        verdicts, that on the clean image among them; −1: an attack does not say.
+      fooled_by: [B] int32, index into `attacks` of the first that fooled; −1: robust.
+      broken: [A, B] bool, which samples each of `attacks` fooled; false where it did
+        not see the sample.
       attacks: names in the order they ran; the first, "clean", is the clean image.
       warnings: reasons to distrust the numbers, in words; empty if there are none.
     """
@@ -61,7 +67,9 @@ class AutoAttackResult(NamedTuple):
     warnings: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """Robust accuracy after each attack, and the warnings; not the arrays."""
+        """Shows robust accuracy after each attack and the warnings; no arrays."""
+        if not is_concrete(self.fooled_by):
+            return "AutoAttackResult(traced)"
         shares = (f"{k} {100 * v:.2f} %" for k, v in self.robust_accuracy.items())
         robust = f"AutoAttackResult({len(self.success)} images: {', '.join(shares)}"
         return "; ".join((robust, *self.warnings)) + ")"
@@ -80,13 +88,26 @@ def suite(
     eot: int | None = None,
     reference_quirks: bool = False,
 ) -> dict[str, Attack]:
-    """The attacks of a version by name, in order, with `ball` and their options bound.
+    """Lists the attacks of a version of AutoAttack, by name and in their order.
 
-    standard, individual: apgd-ce, apgd-t, fab-t, square; for L1 the two Auto-PGDs begin
-    with larger radii, and have five restarts and five targets. plus: apgd-ce, apgd-dlr,
-    fab, square, apgd-t, fab-t. rand: apgd-ce and apgd-dlr with `eot` draws a point, 20
-    if it is None. With `reference_quirks` each attack follows the reference's code
-    where that departs from the paper.
+    * standard, individual: apgd-ce, apgd-t, fab-t, square. For L1 apgd-ce and apgd-t
+      begin with larger radii; apgd-ce has five restarts, apgd-t five targets.
+    * plus: apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t.
+    * rand: apgd-ce, apgd-dlr, with `eot` draws for each evaluation.
+
+    >>> from robjax.balls import Linf
+    >>> list(suite("standard", Linf(8 / 255)))
+    ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+
+    Args:
+      version: "standard", "individual", "plus" or "rand".
+      ball: threat model, bound to each attack.
+      eot: draws for "rand", 20 if None; else None.
+      reference_quirks: each attack does as the code of its reference does, where that
+        departs from the paper.
+
+    Returns:
+      Name -> attack with its options bound, as `evaluate` takes it.
 
     Raises:
       ValueError: there is no such version, or its attacks know no `eot`.
@@ -96,25 +117,30 @@ def suite(
             f"eot must be None for version {version!r}, whose attacks call the model "
             f"without keys, got {eot!r}; version 'rand' averages over draws"
         )
-    common: dict[str, Any] = {"ball": ball, "reference_quirks": reference_quirks}
-    bind = functools.partial(functools.partial, **common)
+
+    def bind(attack: Attack, **options: Any) -> Attack:
+        return functools.partial(
+            attack, ball=ball, reference_quirks=reference_quirks, **options
+        )
+
     sparse = isinstance(ball, L1)
-    square_ = bind(square, queries=5000)
+    random_search = bind(square, queries=5000)
     fab_t = bind(fab, targets=9, early_exit=True)
     if version in ("standard", "individual"):
-        restarts, targets = (5, 5) if sparse else (1, 9)
+        restarts = 5 if sparse else 1
+        targets = 5 if sparse else 9
         return {
             "apgd-ce": bind(apgd, restarts=restarts, large_reps=sparse),
             "apgd-t": bind(apgd_targeted, targets=targets, large_reps=sparse),
             "fab-t": fab_t,
-            "square": square_,
+            "square": random_search,
         }
     if version == "plus":
         return {
             "apgd-ce": bind(apgd, restarts=5),
             "apgd-dlr": bind(apgd, loss=losses.dlr, restarts=5),
             "fab": bind(fab, restarts=5, early_exit=True),
-            "square": square_,
+            "square": random_search,
             "apgd-t": bind(apgd_targeted),
             "fab-t": fab_t,
         }
@@ -143,53 +169,74 @@ def autoattack(
     eot: int | None = None,
     reference_quirks: bool = False,
     batch_size: int | None = None,
-    dtype: jax.typing.DTypeLike | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    dtype: DTypeLike | None = None,
+    devices: Sequence[Device] | None = None,
     run_dir: PathLike | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> AutoAttackResult:
-    """Runs the attacks of a version, one after the other, on the samples still robust.
+    """Runs several attacks one after the other, each on the samples still robust.
+
+    Here ε = 0.15 closes the gap between the pixels of the first image, not that of the
+    second:
+
+    >>> from robjax import attacks
+    >>> from robjax.balls import Linf
+    >>> autoattack(
+    ...     lambda x: x,
+    ...     np.array([[0.2, 0.4], [0.9, 0.1]], np.float32),
+    ...     np.array([1, 0]),
+    ...     key=jax.random.key(0),
+    ...     ball=Linf(0.15),
+    ...     version="custom",
+    ...     attacks={"pgd": functools.partial(attacks.pgd, steps=5)},
+    ... )
+    AutoAttackResult(2 images: clean 100.00 %, pgd 50.00 %)
 
     Args:
-      logits_fn: images [B, *S] -> logits [B, K]; any callable (`as_logits_fn`). With
-        `eot`, or version="rand", (images, keys [B]) -> logits.
+      logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) -> logits with
+        `eot` or version="rand"; any callable (`as_logits_fn`).
       x: [B, *S] images inside `bounds`, any number of them.
       y: [B] integer labels.
       key: one key (sample i draws from ``fold_in(key, i)``), or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
       bounds: lowest and highest pixel value.
-      version: "standard", "plus", "rand", "custom", or "individual": the attacks of
-        standard, each on every sample that is classified correctly.
-      attacks: for "custom", name -> attack, as ``{"pgd": partial(pgd, steps=40)}``,
-        which is called with (logits_fn, x, y, key=, ball=, bounds=).
-      eot: for "rand", draws over which the attacks and the verdicts on a randomised
-        model are averaged, 20 if None; for "custom", those of the verdicts, as each
-        attack has an `eot` of its own. Else None: these attacks know no draws.
-      reference_quirks: the attacks follow the reference's code where that departs from
-        the paper (`apgd`, `fab`, `square`). A custom attack has an option of its own.
-      batch_size: most images at a time, over all devices together (rounded up to a
-        multiple of them); default: 64 on a CPU, else 256.
-      dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
-        of the model. Verdicts always come from the model as it is. A success that they
-        deny is attacked again in the model's own precision; a failure is not.
+      version: which attacks run (`suite`): "standard", "plus", "rand", "custom" or
+        "individual". The last runs the attacks of standard, each on every sample that
+        is classified correctly.
+      attacks: for "custom", name -> attack, for example ``{"pgd": partial(pgd,
+        steps=40)}``. It is called as attack(logits_fn, x, y, key=, ball=, bounds=).
+      eot: draws over which a randomised model is averaged.
+        * "rand": by the attacks and the verdicts; 20 if None.
+        * "custom": by the verdicts. Each attack has an `eot` of its own.
+        * Other versions: None, since their attacks call the model without keys.
+      reference_quirks: the attacks do as the code of their references does, where that
+        departs from the paper (`apgd`, `fab`, `square`). False for "custom", whose
+        attacks have options of their own.
+      batch_size: most images at a time, over all devices together; rounded up to a
+        multiple of the device count. By default 64 on a CPU, else 256.
+      dtype: precision in which the attacks run the model, for example `jnp.bfloat16`;
+        None: that of the model. Verdicts always come from the model in its own
+        precision. Where a verdict denies a success that an attack claims, the sample is
+        attacked again in the precision of the model. A sample on which the attack
+        claims no success is not attacked again.
       devices: devices that share each batch; default: all local ones.
-      run_dir: folder for what every batch gave, images included, as it is done.
+      run_dir: folder in which each batch is kept when it is done, images included.
       resume: go on with the run in `run_dir`, which must be this very one.
       progress: show a bar for each attack, with the robust accuracy so far.
 
     Returns:
-      AutoAttackResult. A returned image that is outside the box, or outside the ball by
-      more than rounding (`verdicts`), counts as not fooling; logits that are not finite
-      as fooling.
+      AutoAttackResult. An image outside the box, or outside the ball by more than
+      rounding, counts as not fooling (`robjax.evaluation.verdicts`). Logits that are
+      not finite count as fooling.
 
     Raises:
-      ValueError: an argument is malformed, the message names it; `run_dir` holds a run
-        and `resume` is False, or it holds another run.
+      ValueError: an argument is malformed; the message names it. Or `run_dir` holds a
+        run and `resume` is False, or it holds another run.
     """
     problem = check_problem(logits_fn, x, ball, bounds)
     if version == "custom":
-        named = _custom(attacks, ball, reference_quirks)
+        named = _bind_ball(attacks, ball, reference_quirks)
     elif attacks is None:
         named = suite(version, ball, eot=eot, reference_quirks=reference_quirks)
     else:
@@ -217,7 +264,7 @@ def autoattack(
     return _summarise(outcome)
 
 
-def _custom(
+def _bind_ball(
     attacks: Mapping[str, Attack] | None, ball: Ball, reference_quirks: bool
 ) -> dict[str, Attack]:
     if not attacks:
@@ -227,6 +274,7 @@ def _custom(
             "reference_quirks must be False for version 'custom', whose attacks have "
             "options of their own, got True"
         )
+    # what is not callable is left to `check_attack`, whose message has the name
     return {
         name: functools.partial(attack, ball=ball) if callable(attack) else attack
         for name, attack in attacks.items()
@@ -234,12 +282,14 @@ def _custom(
 
 
 def _summarise(outcome: Outcome) -> AutoAttackResult:
+    """Reads the result off the record of a run."""
     columns = list(outcome.verdicts.values())
     fooled_by = outcome.fooled_by
     success = fooled_by >= 0
     rows = np.arange(len(fooled_by))
 
     def of_winner(field: str) -> np.ndarray:
+        # [B] as the first that fooled has it; arbitrary where nothing fooled
         return np.stack([getattr(column, field) for column in columns])[fooled_by, rows]
 
     highest = np.max([column.margin for column in columns], axis=0)

@@ -22,10 +22,28 @@ def fgsm(
     loss: Loss = losses.cross_entropy,
     targeted: bool = False,
 ) -> AttackResult:
-    """One steepest step of length ε from x: P(x + ε · steepest(∇ loss)).
+    """Takes one step of length ε from x, in the direction that raises the loss most.
 
-    In L∞ that is x + ε sign(∇_x loss), clipped to the box; in L2 the step along the
-    gradient. Arguments and errors as in `pgd`; `key` is not used.
+        x_adv = P( x + ε · steepest(∇_x loss) )
+
+    P projects onto ball ∩ box. In L∞ this is x + ε sign(∇_x loss), clipped to the box.
+    In L2 the step goes along the gradient.
+
+    >>> import jax.numpy as jnp
+    >>> from robjax.balls import Linf
+    >>> x = jnp.array([[0.375, 0.5]])
+    >>> fgsm(lambda x: x, x, jnp.array([1]), ball=Linf(0.125)).x_adv.tolist()
+    [[0.5, 0.375]]
+
+    Args:
+      logits_fn, x, y, ball, bounds, loss, targeted: as in `pgd`.
+      key: not used.
+
+    Returns:
+      AttackResult; one gradient and one forward pass.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
     """
     del key
     return pgd(

@@ -33,24 +33,33 @@ def kl_pgd(
     reference: str = "natural",
     keep_best: bool = True,
 ) -> AttackResult:
-    """Steepest ascent of D_KL(p(x_ref) ‖ p(·)) inside ball ∩ box.
+    """Looks for the image whose prediction differs most from a reference prediction.
 
-    The divergence and its gradient vanish at x_ref itself, so the ascent always
-    starts from a random point of the ball.
+    Steepest ascent of D_KL(p(x_ref) ‖ p(·)) inside ball ∩ box. The divergence and its
+    gradient vanish at x_ref. So the ascent always starts from a random point of the
+    ball.
+
+    >>> from robjax.balls import Linf
+    >>> x = jnp.array([[0.375, 0.5]])
+    >>> result = kl_pgd(lambda x: x, x, key=jax.random.key(0), ball=Linf(0.125))
+    >>> result.distance.tolist(), bool(result.loss[0] > 0)
+    ([0.125], True)
 
     Args:
       logits_fn, x, ball, bounds, keep_best: as in `pgd`.
       key: one key, or one for each sample.
       steps: k ≥ 1, static.
       step_size: α, a number or [B]; by default 2.5 ε/k.
-      reference: "natural": x_ref = x. "start": x_ref = the random start, as in the
-        code of arXiv 1906.02494; there the first gradient is rounding noise, here the
-        first step has random signs of its own, which is the same in distribution.
+      reference: which image is x_ref.
+        * "natural": x.
+        * "start": the random start, as in the code of arXiv 1906.02494. In that code
+          the first gradient is rounding noise. Here the first step goes in a random
+          direction of its own instead, which has the same distribution.
 
     Returns:
-      AttackResult; `loss` is the divergence in nats, `success` means that the
-      prediction differs from the one at x_ref; `first_success` 0 is the start. k
-      gradients (from "start" k − 1) and two forward passes, one of them at x_ref.
+      AttackResult. `loss` is the divergence in nats. `success` means that the predicted
+      class differs from the one at x_ref. `first_success` 0 is the start. The cost is k
+      gradients (k − 1 with "start") and two forward passes, one of them at x_ref.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -60,12 +69,11 @@ def kl_pgd(
     check_count("steps", steps)
     if reference not in ("natural", "start"):
         raise ValueError(f"reference must be 'natural' or 'start', got {reference!r}")
-    if step_size is None:
-        step_size = 2.5 * problem.ball.eps / steps
+    alpha = 2.5 * problem.ball.eps / steps if step_size is None else step_size
     return _kl_pgd(
         problem,
         sample_keys(key, x.shape[0]),
-        check_step_size(step_size, problem.x),
+        check_step_size(alpha, problem.x),
         steps=steps,
         reference=reference,
         keep_best=bool(keep_best),
@@ -82,6 +90,7 @@ def _kl_pgd(
     reference: str,
     keep_best: bool,
 ) -> AttackResult:
+    # for whoever differentiates around the attack, its result is a constant
     problem, step_size = jax.lax.stop_gradient((problem, step_size))
     logits_fn, x, ball, bounds = problem
     pairs = jax.vmap(jax.random.split)(keys)
@@ -96,7 +105,7 @@ def _kl_pgd(
         start = ball.project(moved, x, bounds)
     reference_logits = lowering.fast(logits_fn, forward=True)(x_ref)
 
-    def objective(v):
+    def objective(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(v)
         changed = losses.misclassified(logits, jnp.argmax(reference_logits, axis=1))
         return losses.kl(reference_logits, logits), changed

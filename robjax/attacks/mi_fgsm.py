@@ -2,9 +2,11 @@
 
     v_{i+1} = μ v_i + ∇J(x_i) / ‖∇J(x_i)‖₁,    x_{i+1} = x_i + α · steepest(v_{i+1})
 
-from x_0 = x, v_0 = 0 with α = ε/k: k steps end inside the ball, and the last point
-is the answer. `pgd` divides by the mean of |∇J| instead of its sum, which scales every
-v alike and changes no step.
+from x_0 = x and v_0 = 0, with the loss J, the momentum μ and α = ε/k. So k steps end
+inside the ball. The last point is the answer.
+
+The loop (`ascent`) divides by the mean of |∇J| instead of its sum. That scales every v
+alike and changes no step.
 """
 
 import jax
@@ -32,10 +34,17 @@ def mi_fgsm(
     loss: Loss = losses.cross_entropy,
     targeted: bool = False,
 ) -> AttackResult:
-    """k steps of length ε/k from x along gradients that add up; the last iterate.
+    """Takes k steps of length ε/k from x along a running sum of gradients.
 
-    Made for images that fool models other than `logits_fn`: the momentum keeps the
-    path from following what is peculiar to this one.
+    The attack is made for images that also fool other models. The sum keeps the path
+    from following gradients that are peculiar to `logits_fn`.
+
+    >>> import jax.numpy as jnp
+    >>> from robjax.balls import Linf
+    >>> x = jnp.array([[0.375, 0.5]])
+    >>> result = mi_fgsm(lambda x: x, x, jnp.array([1]), ball=Linf(0.125), steps=4)
+    >>> result.x_adv.tolist()
+    [[0.5, 0.375]]
 
     Args:
       logits_fn, x, y, ball, bounds, loss, targeted: as in `pgd`.
@@ -44,7 +53,7 @@ def mi_fgsm(
       momentum: decay factor μ ≥ 0, static; 0 is iterative FGSM.
 
     Returns:
-      AttackResult; k gradients and one forward pass.
+      AttackResult for the last iterate; k gradients and one forward pass.
 
     Raises:
       ValueError: an argument is malformed; the message names it.

@@ -24,7 +24,7 @@ from robjax.samples import fold_keys, sample_keys
 
 
 class Options(NamedTuple):
-    """What PGD compiles for; every field is static and explained in `pgd`."""
+    """The static options of PGD, which it compiles for; `pgd` explains them."""
 
     steps: int
     restarts: int = 1
@@ -53,7 +53,22 @@ def pgd(
     keep_best: bool = True,
     early_exit: bool = False,
 ) -> AttackResult:
-    """Steepest ascent of `loss` inside ball ∩ box, k steps from a random start.
+    """Raises the loss in k steps of steepest ascent, from a random point of the ball.
+
+        x_{i+1} = P( x_i + α · steepest(∇_x loss(x_i)) )
+
+    P projects onto ball ∩ box. In L∞ steepest(g) = sign(g), in L2 it is g / ‖g‖₂.
+
+    >>> import jax.numpy as jnp
+    >>> from robjax.balls import Linf
+    >>> x = jnp.array([[0.375, 0.5]])
+    >>> result = pgd(
+    ...     lambda x: x, x, jnp.array([1]), key=jax.random.key(0), ball=Linf(0.125)
+    ... )
+    >>> result.x_adv.tolist()
+    [[0.5, 0.375]]
+    >>> result
+    AttackResult(1 of 1 fooled at a median distance of 0.125)
 
     Args:
       logits_fn: images [B, *S] -> logits [B, K]; any callable (`as_logits_fn`).
@@ -64,20 +79,21 @@ def pgd(
       bounds: lowest and highest pixel value.
       steps: k ≥ 1, static.
       step_size: α, a number or [B]; by default 2.5 ε/k.
-      restarts: independent random starts, static; the best of all is kept.
-      random_start: uniform in the ball, then projected; otherwise from x.
+      restarts: independent random starts, static; the best point of all is kept.
+      random_start: start uniformly in the ball, then project; otherwise start at x.
       loss: (logits, labels) -> [B] to be maximised (minimised if `targeted`), static.
       targeted: success means reaching y instead of leaving it.
-      momentum: μ, static; v_i = μ v_{i−1} + g_i / mean|g_i| replaces the gradient. (The
-        attack of Dong et al., CVPR 2018, with its step size and start, is `mi_fgsm`.)
-      keep_best: return the best point (fooling first, then highest loss), x among them,
-        rather than the last one.
+      momentum: μ ≥ 0, static; v_i = μ v_{i−1} + g_i / mean|g_i| replaces the gradient.
+        `mi_fgsm` is the attack of Dong et al., CVPR 2018, with its step size and start.
+      keep_best: return the best of x and all iterates (fooling first, then highest
+        loss), rather than the last iterate.
       early_exit: return the first iterate that fools, and stop once all samples are
-        solved; off, every step runs and the fooling iterate of highest loss wins.
+        solved. Otherwise every step runs, and of the iterates that fool the one of
+        highest loss is returned.
 
     Returns:
-      AttackResult; k gradients and one forward pass for each restart, and one for x
-      where it is not the start itself.
+      AttackResult. The cost is k gradients and one forward pass for each restart. With
+      a random start, and `keep_best`, x costs another forward pass.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -104,7 +120,25 @@ def pgd(
 def check_pgd(
     problem: Problem, y: jax.Array, step_size: ArrayLike | None, options: Options
 ) -> tuple[jax.Array, jax.Array, Options]:
-    """Checks labels, step size (None: 2.5 ε/k) and options, for `run_pgd`.
+    """Checks the labels, step size and options of PGD, for `run_pgd`.
+
+    >>> import jax.numpy as jnp
+    >>> from robjax.balls import Linf
+    >>> problem = check_problem(
+    ...     lambda x: x, jnp.full((1, 2), 0.5), Linf(0.5), (0.0, 1.0)
+    ... )
+    >>> _, step_size, _ = check_pgd(problem, jnp.array([1]), None, Options(steps=5))
+    >>> float(step_size)
+    0.25
+
+    Args:
+      problem: made by `check_problem`.
+      y: [B] integer labels.
+      step_size: α, a number or [B]; None: 2.5 ε/k.
+      options: as in `pgd`.
+
+    Returns:
+      Labels [B] int32, step size [] or [B], options.
 
     Raises:
       ValueError: one of them is malformed; the message names it.
@@ -113,10 +147,9 @@ def check_pgd(
     check_count("steps", options.steps)
     check_count("restarts", options.restarts)
     check_number("momentum", options.momentum, minimum=0)
-    if step_size is None:
-        step_size = 2.5 * problem.ball.eps / options.steps
-    step_size = check_step_size(step_size, problem.x)
-    return y, step_size, options._replace(momentum=float(options.momentum))
+    alpha = 2.5 * problem.ball.eps / options.steps if step_size is None else step_size
+    options = options._replace(momentum=float(options.momentum))
+    return y, check_step_size(alpha, problem.x), options
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -127,24 +160,42 @@ def run_pgd(
     step_size: jax.Array,
     options: Options,
 ) -> AttackResult:
-    """PGD, compiled; what it is given is checked.
+    """Runs PGD on checked arguments; the compiled part of `pgd`.
 
-    keys: [B] of the random starts; None: it starts at x.
+    >>> import jax.numpy as jnp
+    >>> from robjax.balls import Linf
+    >>> problem = check_problem(
+    ...     lambda x: x, jnp.array([[0.375, 0.5]]), Linf(0.125), (0.0, 1.0)
+    ... )
+    >>> checked = check_pgd(problem, jnp.array([1]), None, Options(steps=5))
+    >>> y, step_size, options = checked
+    >>> run_pgd(problem, y, None, step_size, options).x_adv.tolist()
+    [[0.5, 0.375]]
+
+    Args:
+      problem: made by `check_problem`.
+      y: [B] int32 labels.
+      keys: [B] of the random starts; None: start at x.
+      step_size: α, [] or [B].
+      options: as in `pgd`, static.
+
+    Returns:
+      AttackResult as in `pgd`.
     """
     # for whoever differentiates around the attack, its result is a constant
     problem, step_size = lax.stop_gradient((problem, step_size))
     logits_fn, x, ball, bounds = problem
-    # same direction as the cross-entropy, without its saturation
+    # log_odds gives the direction of the cross-entropy, without its saturation
     saturates = options.loss is losses.cross_entropy
     climbed = losses.log_odds if saturates else options.loss
 
-    def objective(v):
+    def objective(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(v)
         wrong = losses.misclassified(logits, y)
         value = climbed(logits, y)
         return (-value, ~wrong) if options.targeted else (value, wrong)
 
-    def run(restart, best):
+    def run(restart: ArrayLike, best: Best) -> Best:
         start = x
         if keys is not None:
             drawn = ball.sample(fold_keys(keys, restart), x)

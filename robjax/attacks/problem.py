@@ -1,4 +1,4 @@
-"""What every attack is given, checked and ready for a compiled body."""
+"""The arguments that every attack takes, checked and ready for a compiled body."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from robjax.traced import TracedCallable
 
 
 class Problem(NamedTuple):
-    """A model, images and where they may move to.
+    """A model, images and where they may move to; made by `check_problem`.
 
     Attributes:
       logits_fn: made by `as_logits_fn`.
       x: [B, *S] images inside `bounds`.
-      ball: the threat model; ε an array of the dtype of x, a number or [B].
+      ball: the threat model; its ε is an array of the dtype of x, [] or [B].
       bounds: lowest and highest pixel value.
     """
 
@@ -35,14 +35,23 @@ def check_problem(
     bounds: Bounds,
     kinds: tuple[type, ...] = (),
 ) -> Problem:
-    """Checks what every attack takes.
+    """Checks the arguments that every attack takes.
+
+    >>> problem = check_problem(
+    ...     lambda x: 2 * x, jnp.array([[0.25, 0.5]]), Linf(0.1), (0.0, 1.0)
+    ... )
+    >>> problem.logits_fn(problem.x).tolist()
+    [[0.5, 1.0]]
 
     Args:
-      logits_fn: any model.
+      logits_fn: any model (`as_logits_fn`).
       x: [B, *S] images.
       ball: the threat model.
       bounds: lowest and highest pixel value.
       kinds: the balls that the attack knows; by default all with a steepest step.
+
+    Returns:
+      Problem, whose ε has the dtype of x.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -50,7 +59,8 @@ def check_problem(
     logits_fn = as_logits_fn(logits_fn)
     bounds = check_bounds(bounds)
     x = check_images(x, bounds=bounds)
-    if not (isinstance(ball, kinds) if kinds else hasattr(ball, "steepest")):
+    known = isinstance(ball, kinds) if kinds else hasattr(ball, "steepest")
+    if not known:
         *names, last = (f"{kind.__name__}(eps)" for kind in kinds or (Linf, L2, L1))
         allowed = f"{', '.join(names)} or {last}" if names else last
         raise ValueError(f"ball must be {allowed}, got {ball!r}")
@@ -65,10 +75,17 @@ def check_classes(
 ) -> tuple[jax.Array, int]:
     """Checks labels against the classes of the model.
 
+    >>> problem = check_problem(
+    ...     lambda x: x, jnp.full((2, 3), 0.5), Linf(0.1), (0.0, 1.0)
+    ... )
+    >>> labels, num_classes = check_classes(problem, jnp.array([2, 0]))
+    >>> num_classes
+    3
+
     Args:
       problem: made by `check_problem`.
       y: [B] integer labels.
-      keys: [B] of a randomised model, else None.
+      keys: [B] for a randomised model, else None.
 
     Returns:
       The labels [B] as int32, and the number of classes K.
@@ -82,13 +99,17 @@ def check_classes(
 
 
 def check_step_size(step_size: ArrayLike, x: jax.Array) -> jax.Array:
-    """Returns α ≥ 0, a number or one for each sample, as an array of the dtype of x.
+    """Checks a step size, and makes it an array of the dtype of x.
 
     >>> float(check_step_size(0.5, jnp.ones((2, 3))))
     0.5
 
+    Args:
+      step_size: α ≥ 0, a number or [B].
+      x: [B, *S] images.
+
     Raises:
-      ValueError: not a finite number of at least 0, nor [B] of them.
+      ValueError: `step_size` is not a finite number of at least 0, nor [B] of them.
     """
     check_number("step_size", step_size, minimum=0, batch_size=x.shape[0])
     return jnp.asarray(step_size, x.dtype)

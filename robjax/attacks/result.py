@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from robjax.balls import Ball
-from robjax.samples import mask_samples
+from robjax.samples import is_concrete, mask_samples
 
 
 class AttackResult(NamedTuple):
@@ -18,9 +18,9 @@ class AttackResult(NamedTuple):
       x_adv: [B, *S] adversarial images, inside ball and bounds.
       success: [B] bool, whether `x_adv` fools the model.
       loss: [B] the loss at `x_adv`.
-      first_success: [B] int32, number of the evaluation that first fooled the model,
-        −1 if none did. 0 is x, unless the attack starts elsewhere and does not look at
-        it; minimal-norm attacks count steps.
+      first_success: [B] int32, number of the evaluation that first fooled the model;
+        −1 if none did. Number 0 is the first image that the attack evaluates: x, or its
+        own start if it does not evaluate x. Minimal-norm attacks count steps instead.
       distance: [B] ‖x_adv − x‖ in the ball's norm.
       queries: [B] int32, images evaluated for this sample.
     """
@@ -33,8 +33,8 @@ class AttackResult(NamedTuple):
     queries: jax.Array
 
     def __repr__(self) -> str:
-        """How many were fooled and how far away; not the arrays."""
-        if isinstance(self.success, jax.core.Tracer):
+        """Says how many were fooled and how far away; shows no arrays."""
+        if not (is_concrete(self.success) and is_concrete(self.distance)):
             return "AttackResult(traced)"
         success = np.asarray(self.success)
         text = f"{success.sum()} of {success.size} fooled"
@@ -45,7 +45,28 @@ class AttackResult(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best point seen so far: fooling before not fooling, then by loss."""
+    """The best point that an attack has evaluated so far, for each sample.
+
+    A point that fools is better than one that does not. Between two that fool, or two
+    that do not, the higher loss is better.
+
+    >>> x = jnp.zeros((1, 2))
+    >>> no = jnp.array([False])
+    >>> yes = jnp.array([True])
+    >>> best = Best.none(x, jnp.float32)
+    >>> best = best.update(x, jnp.array([3.0]), no, freeze=False, replace=False)
+    >>> best = best.update(x + 1, jnp.array([2.0]), yes, freeze=False, replace=False)
+    >>> best.x_adv.tolist(), best.first_success.tolist()
+    ([[1.0, 1.0]], [1])
+
+    Attributes:
+      x_adv: [B, *S] that point.
+      success: [B] bool, whether it fools the model.
+      loss: [B] its loss.
+      first_success: [B] int32, number of the first evaluation that fooled, from 0; −1
+        if none did.
+      queries: [B] int32, evaluations so far.
+    """
 
     x_adv: jax.Array
     success: jax.Array
@@ -54,8 +75,8 @@ class Best(NamedTuple):
     queries: jax.Array
 
     @classmethod
-    def none(cls, x: jax.Array, loss_dtype: jax.typing.DTypeLike) -> "Best":
-        """Before any point was evaluated."""
+    def none(cls, x: jax.Array, loss_dtype: DTypeLike) -> "Best":
+        """Returns the state before any point was evaluated; every point is better."""
         batch = x.shape[0]
         return cls(
             x_adv=x,
@@ -76,8 +97,12 @@ class Best(NamedTuple):
     ) -> "Best":
         """Takes in an evaluated point.
 
-        freeze: a sample once fooled stays as it is and counts no more queries.
-        replace: the newest point wins, as in training.
+        Args:
+          x: [B, *S] the point.
+          loss: [B] its loss.
+          success: [B] bool, whether it fools.
+          freeze: a sample once fooled stays as it is and counts no more queries.
+          replace: the newest point wins, whether it is better or not.
         """
         open_ = ~self.success if freeze else jnp.ones_like(success)
         better = (success & ~self.success) | (
@@ -96,7 +121,7 @@ class Best(NamedTuple):
         )
 
     def result(self, x: jax.Array, ball: Ball) -> AttackResult:
-        """What the attack on the images x returns."""
+        """Returns what an attack on the images x gives back."""
         return AttackResult(
             x_adv=self.x_adv,
             success=self.success,

@@ -1,7 +1,7 @@
-"""Robust accuracy that can be trusted; knows no attack, is given them.
+"""Robust accuracy that can be trusted, under attacks that the caller names.
 
     evaluate               clean and robust accuracy over a data set, sample by sample
-    robust_accuracy_curve  the same for many radii
+    robust_accuracy_curve  robust accuracy for many radii
 
 An evaluation goes through these files, in this order:
 
@@ -9,9 +9,9 @@ An evaluation goes through these files, in this order:
     batches.py    what is attacked, and how it makes up batches
     loop.py       the loop over attacks and batches, which can be killed and resumed
     store.py      the files of a run: which batches are done
-    attack.py     what an attack is: how it is called, what it gives back
+    attack.py     what an attack is: how it is called, what it returns
     verdicts.py   one attack on one batch, and what counts as fooled
-    sharding.py   how devices share a batch
+    sharding.py   how several devices divide a batch
     warnings.py   reasons to distrust the result
     tables.py     the result
     curves.py     robust accuracy over the radius

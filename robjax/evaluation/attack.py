@@ -1,19 +1,20 @@
-"""What an evaluation knows of an attack: how it is called and what it gives back.
+"""What an evaluation knows of an attack: how it is called and what it returns.
 
     attack(logits_fn, x, y, *, key, ball, bounds, …) -> result
 
 * `logits_fn`: images [b, *S] -> logits [b, K]; x: [b, *S] images; y: [b] labels.
 * `key`: an array of b keys, one for each sample. The sample with index i in the data
-  set gets ``fold_in(key, i)`` of the evaluation's key. An attack that draws from the
-  key of a sample alone, by ``jax.vmap`` over keys, gives the same images in any batch,
-  in any order and on any number of devices. (Users may pass one key; attacks call
-  `robjax.samples.sample_keys`, which takes both.)
-* `ball`, if it was bound to the attack: with ε of this batch. `bounds`: (low, high).
+  set gets ``fold_in(key, i)`` of the evaluation's key. An attack should draw for each
+  sample from the key of that sample alone, by ``jax.vmap`` over keys. Then it gives the
+  same images in any batch, in any order and on any number of devices.
+* `ball`: only if one was bound to the attack; its ε is that of the batch, [] or [b].
+* `bounds`: (low, high).
 * result: the images x_adv [b, *S] alone, or an object with `x_adv` and any of the
-  other fields of `AttackResult`. What is missing is filled in by the verdict.
+  other fields of `AttackResult`. The verdict fills in what is missing.
 
-The attack is called inside `jax.jit`; arrays bound to it are traced, other options are
-static.
+The attack is called inside `jax.jit`. Arrays bound to it are traced, other options are
+static. Where users call an attack themselves, `key` may also be one key: attacks call
+`robjax.samples.sample_keys`, which takes both.
 """
 
 import functools
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from robjax.balls import Ball
 from robjax.checks import Bounds
@@ -35,10 +37,10 @@ _Attack = TypeVar("_Attack", bound=Attack)
 
 
 def gradient_free(attack: _Attack) -> _Attack:
-    """Marks an attack that uses no gradients, as a decorator.
+    """Decorates an attack that uses no gradients.
 
-    Where such an attack fools a model that attacks with gradients do not, an evaluation
-    warns that gradients may be masked.
+    An evaluation warns that gradients may be masked, where such an attack fools the
+    model and attacks with gradients do not.
 
     >>> @gradient_free
     ... def noise(logits_fn, x, y, *, key, ball, bounds):
@@ -51,7 +53,7 @@ def gradient_free(attack: _Attack) -> _Attack:
 
 
 def uses_gradients(attack: Attack) -> bool:
-    """Whether an attack, options bound or not, is not marked as `gradient_free`.
+    """Tells whether an attack uses gradients: all do that are not `gradient_free`.
 
     >>> uses_gradients(lambda logits_fn, x, y, *, key, bounds: x)
     True
@@ -60,7 +62,19 @@ def uses_gradients(attack: Attack) -> bool:
 
 
 class BoundAttack:
-    """An attack cut for compilation: its options, traced or static, and its ball.
+    """An attack cut for compilation: into its options, traced or static, and its ball.
+
+    >>> from robjax.balls import Linf
+    >>> def brighten(logits_fn, x, y, *, key, ball, bounds):
+    ...     return ball.project(x + 1, x, bounds)
+    >>> attack = functools.partial(brighten, ball=Linf(np.array([0.25, 0.5])))
+    >>> bound = BoundAttack(attack, (0.0, 1.0))
+    >>> bound.ball_of(np.array([1]), np.float32).eps.tolist()
+    [0.5]
+
+    Args:
+      attack: with its options bound.
+      bounds: lowest and highest pixel value.
 
     Attributes:
       call: (logits_fn, x, y, *, key[, ball]) -> result; see `robjax.traced`.
@@ -74,11 +88,11 @@ class BoundAttack:
         call = functools.partial(bound.func, *bound.args, **options, bounds=bounds)
         self.call: TracedCallable = traced(call, name="attack")
 
-    def ball_of(self, index: np.ndarray, dtype: jax.typing.DTypeLike) -> Ball | None:
-        """The ball with ε of the samples in `index`, as an array of this dtype."""
+    def ball_of(self, index: np.ndarray, dtype: DTypeLike) -> Ball | None:
+        """Returns the ball of the samples in `index`, its ε an array of this dtype."""
 
-        def radius(eps):
-            eps = np.asarray(eps)
-            return jnp.asarray(eps[index] if eps.ndim else eps, dtype)
+        def radius(eps: ArrayLike) -> jax.Array:
+            radii = np.asarray(eps)
+            return jnp.asarray(radii[index] if radii.ndim else radii, dtype)
 
         return jax.tree.map(radius, self.ball)

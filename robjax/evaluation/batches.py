@@ -1,12 +1,13 @@
-"""What an evaluation attacks: a model and N images, and how they make up batches."""
+"""What an evaluation attacks: a model and N images, and the batches they make up."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike, DTypeLike
 
 from robjax.checks import Bounds, check_count, check_labels
 from robjax.data import to_float
@@ -21,17 +22,27 @@ _SMALLEST = 8  # a smaller batch saves less than its compilation takes
 
 
 class Task(NamedTuple):
-    """What is attacked, checked. The arrays hold all N samples, on the host.
+    """A model and all N samples on which it is attacked; checked by `make`.
+
+    >>> task = Task.make(
+    ...     lambda x: x, np.ones((20, 2), np.float32), np.zeros(20, int),
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0), batch_size=16,
+    ...     devices=jax.local_devices()[:1],
+    ... )
+    >>> [(len(batch), real) for batch, real in task.batches(np.arange(20))]
+    [(16, 16), (8, 4)]
 
     Attributes:
       model: images (and keys, with `eot`) -> logits, on every device.
-      attacked: the same in the precision that attacks compute in.
-      images: [N, *S], floating or, with `scale`, integers to be divided by it.
+      attacked: the same model in the precision that attacks compute in.
+      images: [N, *S] on the host; floating or, with `scale`, integers to be divided by
+        it.
       labels: [N] int32.
       keys: [N] PRNG keys.
       bounds: lowest and highest pixel value.
       scale: None for floating images.
-      eot: draws that a verdict on a randomised model is averaged over, or None.
+      eot: draws that a verdict on a randomised model is averaged over; None:
+        deterministic.
       batch_size: most images at a time, a multiple of the device count.
       mesh: the devices that share a batch.
     """
@@ -52,24 +63,26 @@ class Task(NamedTuple):
         cls,
         logits_fn: LogitsFn,
         images: np.ndarray,
-        labels: Any,
+        labels: ArrayLike | Sequence[int],
         *,
         key: jax.Array,
         bounds: Bounds,
         scale: float | None = None,
         eot: int | None = None,
         batch_size: int | None = None,
-        devices: Sequence[jax.Device] | None = None,
-        dtype: jax.typing.DTypeLike | None = None,
+        devices: Sequence[sharding.Device] | None = None,
+        dtype: DTypeLike | None = None,
         name: str = "y",
     ) -> "Task":
-        """Checks all that depends on the model; images and bounds are checked already.
+        """Checks the arguments that depend on the model, and puts it on the devices.
 
         Args:
-          logits_fn: as in `evaluate`, and so are the arguments not listed here.
-          images: [N, *S], checked.
+          logits_fn: as in `evaluate`.
+          images: [N, *S], checked already.
           labels: [N].
-          scale: None for floating images.
+          key, eot, batch_size, devices, dtype: as in `evaluate`.
+          bounds: lowest and highest pixel value, checked already.
+          scale: what integer images are divided by; None for floating images.
           name: what the caller calls the labels, for messages.
 
         Raises:
@@ -102,23 +115,27 @@ class Task(NamedTuple):
             mesh=mesh,
         )
 
-    def take(self, index: np.ndarray) -> tuple[jax.Array, np.ndarray, jax.Array]:
-        """Floating images, labels and keys of a batch."""
+    def take(self, index: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns floating images, labels and keys of a batch."""
         x = to_images(self.images[index], self.scale)
-        return x, self.labels[index], self.keys[index]
+        return x, jnp.asarray(self.labels[index]), self.keys[index]
 
     def batches(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Splits an index into batches of few different sizes.
 
-        * All batches but the last ones have `batch_size` samples.
-        * The rest goes into one batch, whose size is the next power of two (made a
-          multiple of the device count). It is filled up with copies of its first
-          sample.
-        * On a CPU a copy costs as much as any other sample. Where copies would be more
-          than a quarter, the rest is split into half that size and a smaller batch.
+        * Batches have `batch_size` samples, as long as so many are left.
+        * The rest goes into one batch. Its size is the next power of two, at least 8,
+          rounded up to a multiple of the device count. Copies of its first sample fill
+          it up.
+        * On a CPU a copy costs as much as any other sample. If more than a quarter of
+          the batch were copies, the rest is split: into a batch of half the size, and a
+          smaller one for what is then left.
+
+        Args:
+          index: [n] samples.
 
         Yields:
-          (batch, how many of it are real).
+          A batch: [b] samples with the copies last, and how many are no copies.
         """
         start = 0
         while start < len(index):
@@ -143,10 +160,14 @@ def _platform(mesh: Mesh) -> str:
 
 
 def to_images(images: jax.Array | np.ndarray, scale: float | None) -> jax.Array:
-    """Images [B, *S] as floats of at least float32; see `Task.scale`.
+    """Makes images floats of at least float32.
 
     >>> to_images(np.array([[0, 255]], np.uint8), 255.0).tolist()
     [[0.0, 1.0]]
+
+    Args:
+      images: [B, *S].
+      scale: what integer images are divided by; None for floating images.
     """
     if scale is not None:
         return to_float(images, scale)

@@ -1,19 +1,20 @@
-"""Robust accuracy as a function of the radius ε, for many ε at the price of few.
+"""Robust accuracy as a function of the radius ε.
 
-An image that fools the model at a distance of ε does so in every larger ball. So each
-attack runs from the smallest ε upwards, each time on the samples that are still robust,
-and a sample broken once is broken for good: the curve falls by construction. ε is
-traced and the samples left are gathered into batches whose sizes are powers of two;
-nothing compiles for a new ε. Attacks that look for the nearest misclassified image give
-the whole curve in one run.
+An image that fools the model at a distance of ε lies in every larger ball, too. So an
+attack runs from the smallest ε upwards, each time only on the samples that are still
+robust. A sample that was broken once stays broken, and the curve can only fall.
 
-As in `robjax.evaluation`, verdicts come from a fresh forward pass of the images that an
-attack returned, and of those inside box and ball only.
+A new ε compiles nothing: ε is traced, and the samples left are gathered into batches of
+few sizes (`Task.batches`). An attack that looks for the nearest misclassified image
+gives the whole curve in one run.
+
+Verdicts are those of `robjax.evaluation`: a fresh forward pass judges the images that
+an attack returned, and images outside box or ball do not count.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,8 +24,13 @@ from robjax.balls import Ball, Linf
 from robjax.checks import Bounds, check_bounds, check_images
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
+from robjax.evaluation.sharding import Device
+from robjax.evaluation.tables import Estimate
 from robjax.evaluation.verdicts import Verdicts, attack_and_judge
 from robjax.model import LogitsFn
+from robjax.samples import is_concrete
+
+_ROWS = 4
 
 
 class Curve(NamedTuple):
@@ -32,11 +38,11 @@ class Curve(NamedTuple):
 
     Attributes:
       epsilons: [E] the radii, increasing.
-      broken: [E, N] bool, the sample is misclassified somewhere in the ball of radius ε
-        (or as it is); never turns false as ε grows.
-      accuracy: [E] share of samples not broken.
-      stderr: [E] its binomial standard error.
-      smallest: [N] the smallest ε of the grid that breaks the sample, inf if none does.
+      broken: [E, N] bool, the sample is misclassified as it is, or somewhere in the
+        ball of radius ε; never turns false as ε grows.
+      accuracy: [E] share of samples that are not broken.
+      stderr: [E] binomial standard error of `accuracy`.
+      smallest: [N] the smallest ε of the grid that breaks the sample; inf if none does.
     """
 
     epsilons: np.ndarray
@@ -44,6 +50,19 @@ class Curve(NamedTuple):
     accuracy: np.ndarray
     stderr: np.ndarray
     smallest: np.ndarray
+
+    def __repr__(self) -> str:
+        """Shows the accuracy at a few radii, from the smallest to the largest."""
+        if not all(map(is_concrete, self)):
+            return "Curve(traced)"
+        count = len(self.epsilons)
+        shown = np.linspace(0, count - 1, min(count, _ROWS)).round().astype(int)
+        radii = "1 radius" if count == 1 else f"{count} radii"
+        lines = [f"robust accuracy on {len(self.smallest)} images, {radii}"]
+        for i in shown:
+            rate = Estimate(float(self.accuracy[i]), float(self.stderr[i]))
+            lines.append(f"  ε = {self.epsilons[i]:<8.4g} {rate}")
+        return "\n".join(lines)
 
 
 def robust_accuracy_curve(
@@ -54,29 +73,46 @@ def robust_accuracy_curve(
     *,
     epsilons: ArrayLike | Sequence[float],
     key: jax.Array,
-    ball: Callable[[Any], Ball] = Linf,
+    ball: Callable[[float], Ball] = Linf,
     bounds: Bounds = (0.0, 1.0),
     batch_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     minimal_norm: bool = False,
 ) -> Curve:
-    """Robust accuracy under one attack for every ε of a grid.
+    """Measures robust accuracy under one attack for every ε of a grid.
+
+    The two classes of this model tie where both pixels have moved by half of their
+    difference, here 0.1 and 0.4:
+
+    >>> from robjax import attacks
+    >>> x = np.array([[0.2, 0.4], [0.1, 0.9]], np.float32)
+    >>> robust_accuracy_curve(
+    ...     lambda x: x, x, np.array([1, 1]), functools.partial(attacks.pgd, steps=5),
+    ...     epsilons=[0.05, 0.15, 0.45], key=jax.random.key(0),
+    ... )
+    robust accuracy on 2 images, 3 radii
+      ε = 0.05     100.00 ± 0.00 %
+      ε = 0.15      50.00 ± 35.36 %
+      ε = 0.45       0.00 ± 0.00 %
 
     Args:
       logits_fn: images [B, *S] -> logits [B, K]; any callable (`as_logits_fn`).
       x: [N, *S] images inside `bounds`.
       y: [N] integer labels.
-      attack: with all its options bound except the ball, `partial(pgd, steps=40)`;
-        called as attack(logits_fn, x, y, key=, ball=, bounds=). Untargeted.
+      attack: untargeted, with all its options bound except the ball, for example
+        ``partial(pgd, steps=40)``. It is called as attack(logits_fn, x, y, key=, ball=,
+        bounds=).
       epsilons: [E] radii ≥ 0, strictly increasing. At 0 no attack runs.
-      key: one key, or one for each sample; a sample has the same draws for every ε.
-      ball: the kind of ball, ε -> Ball: Linf, L2, L1 or say partial(L1, density=0.0).
+      key: one key, or one for each sample. A sample has the same draws for every ε.
+      ball: the kind of ball, a function ε -> Ball: Linf, L2, L1, or for example
+        ``partial(L1, density=0.0)``.
       bounds: lowest and highest pixel value.
-      batch_size: most images at a time, over all devices together (rounded up to a
-        multiple of them); default: 64 on a CPU, else 256.
+      batch_size: most images at a time, over all devices together; rounded up to a
+        multiple of the device count. By default 64 on a CPU, else 256.
       devices: devices that share each batch; default: all local ones.
       minimal_norm: the attack looks for the nearest misclassified image, whatever ε, as
-        `fab` does. It runs once, with the largest ε, and the distances make the curve.
+        `fab` does. Then it runs once, with the largest ε, and the distances of its
+        images give the curve.
 
     Returns:
       Curve.
@@ -84,7 +120,7 @@ def robust_accuracy_curve(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    epsilons = check_epsilons(epsilons)
+    grid = check_epsilons(epsilons)
     bounds = check_bounds(bounds)
     images = np.asarray(check_images(x, bounds=bounds))
     _check_attack(attack)
@@ -100,46 +136,64 @@ def robust_accuracy_curve(
     )
     clean = _run(task, None, np.arange(len(images)))
     distances = np.where(clean.fooled, 0, np.inf)
-    for epsilon in epsilons[-1:] if minimal_norm else epsilons:
+    for epsilon in grid[-1:] if minimal_norm else grid:
         left = np.flatnonzero(np.isinf(distances))
         if epsilon == 0 or not len(left):
             continue
-        verdicts = _run(
-            task, functools.partial(attack, ball=ball(float(epsilon))), left
-        )
+        with_ball = functools.partial(attack, ball=ball(float(epsilon)))
+        verdicts = _run(task, with_ball, left)
         reached = verdicts.distance if minimal_norm else epsilon
         distances[left] = np.where(verdicts.fooled, reached, np.inf)
-    return curve_from_distances(distances, epsilons)
+    return curve_from_distances(distances, grid)
 
 
-def curve_from_distances(distances: Any, epsilons: Any) -> Curve:
-    """The curve of samples that are misclassified from known distances on.
+def curve_from_distances(
+    distances: ArrayLike | Sequence[float], epsilons: ArrayLike | Sequence[float]
+) -> Curve:
+    """Makes the curve of samples whose distance to a misclassified image is known.
+
+    A sample is broken where its distance is at most ε, exactly.
+
+    >>> curve = curve_from_distances([0.0, 0.2, np.inf, 0.1], [0.1, 0.2])
+    >>> curve.accuracy.tolist(), curve.smallest.tolist()
+    ([0.5, 0.25], [0.1, 0.2, inf, 0.1])
 
     Args:
-      distances: [N] to the nearest misclassified image found, as `fab` returns it: 0
-        where the image is misclassified as it is, inf where none was found.
-      epsilons: [E] radii ≥ 0, strictly increasing. A sample is broken where its
-        distance is at most ε, exactly.
+      distances: [N] to the nearest misclassified image that was found, as `fab` returns
+        it. 0: the image is misclassified as it is; inf: none was found.
+      epsilons: [E] radii ≥ 0, strictly increasing.
 
     Raises:
       ValueError: a distance is negative or NaN, or `epsilons` is no such grid.
     """
-    epsilons = check_epsilons(epsilons)
+    grid = check_epsilons(epsilons)
     distances = np.asarray(distances, np.float64)
     if distances.ndim != 1 or not len(distances) or not (distances >= 0).all():
         raise ValueError(
             "distances must be one number of at least 0 for each sample [N], got "
             f"{distances}"
         )
-    broken = distances[None] <= epsilons[:, None]
+    broken = distances[None] <= grid[:, None]
     accuracy = 1 - broken.mean(axis=1)
-    stderr = np.sqrt(accuracy * (1 - accuracy) / len(distances))
-    smallest = np.append(epsilons, np.inf)[np.searchsorted(epsilons, distances)]
-    return Curve(epsilons, broken, accuracy, stderr, smallest)
+    return Curve(
+        epsilons=grid,
+        broken=broken,
+        accuracy=accuracy,
+        stderr=np.sqrt(accuracy * (1 - accuracy) / len(distances)),
+        smallest=np.append(grid, np.inf)[np.searchsorted(grid, distances)],
+    )
 
 
-def check_epsilons(epsilons: Any) -> np.ndarray:
-    """The grid as float64 [E]; ValueError unless ≥ 0, finite, strictly increasing."""
+def check_epsilons(epsilons: object) -> np.ndarray:
+    """Checks a grid of radii, and returns it as float64 [E].
+
+    >>> check_epsilons([0, 0.5, 2]).tolist()
+    [0.0, 0.5, 2.0]
+
+    Raises:
+      ValueError: `epsilons` is not [E], E ≥ 1, of finite numbers ≥ 0 that strictly
+        increase.
+    """
     grid = np.asarray(epsilons)
     real = np.issubdtype(grid.dtype, np.number) and not np.iscomplexobj(grid)
     if not real or grid.ndim != 1 or not len(grid):
@@ -152,7 +206,7 @@ def check_epsilons(epsilons: Any) -> np.ndarray:
     return grid
 
 
-def _check_attack(attack: Any) -> None:
+def _check_attack(attack: object) -> None:
     if not callable(attack):
         raise ValueError(f"attack must be callable, got {attack!r}")
     keywords = functools.partial(attack).keywords
@@ -165,15 +219,15 @@ def _check_attack(attack: Any) -> None:
         raise ValueError(f"attack must be untargeted, got {attack!r}")
 
 
-def _check_ball(ball: Any) -> None:
+def _check_ball(ball: object) -> None:
     if not callable(ball) or not hasattr(ball(1.0), "eps"):
         raise ValueError(f"ball must be a kind of ball (Linf, L2 or L1), got {ball!r}")
 
 
-def _run(task: Task, attack: Any, index: np.ndarray) -> Verdicts:
-    """One attack (None: no change) on the samples of `index`, in batches."""
-    columns = []
+def _run(task: Task, attack: Attack | None, index: np.ndarray) -> Verdicts:
+    """Runs one attack (None: no change) on the samples of `index`, in batches."""
+    parts = []
     for batch, real in task.batches(index):
         verdicts, _ = attack_and_judge(task, attack, batch, None)
-        columns.append([np.asarray(values)[:real] for values in verdicts])
-    return Verdicts(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
+        parts.append(verdicts.first(real))
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

@@ -4,24 +4,25 @@
     evaluate(logits_fn, test, attacks.suite("standard", ball), key=key, cascade=True)
 
 The first judges every attack on its own. The second is AutoAttack: each attack gets
-what is still robust.
+the samples that are still robust.
 
-Sample i always draws from ``fold_in(key, i)``, i its index in the data set. So the
+The sample with index i in the data set always draws from ``fold_in(key, i)``. So the
 table does not depend on the batch size, the padding of the last batch or the number of
 devices, up to floating-point reassociation.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from robjax.checks import Bounds, check_bounds, check_images, check_labels
 from robjax.data import Dataset
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.loop import Outcome, run_attacks
+from robjax.evaluation.sharding import Device
 from robjax.evaluation.tables import AttackTable, Evaluation
 from robjax.model import LogitsFn
 from robjax.runs.files import PathLike
@@ -29,7 +30,7 @@ from robjax.runs.files import PathLike
 
 def evaluate(
     logits_fn: LogitsFn,
-    data: Dataset | tuple[Any, Any],
+    data: Dataset | tuple[ArrayLike, ArrayLike | Sequence[int]],
     attacks: Mapping[str, Attack],
     *,
     key: jax.Array,
@@ -37,15 +38,18 @@ def evaluate(
     batch_size: int | None = None,
     bounds: Bounds = (0.0, 1.0),
     eot: int | None = None,
-    dtype: jax.typing.DTypeLike | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    dtype: DTypeLike | None = None,
+    devices: Sequence[Device] | None = None,
     run_dir: PathLike | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Measures clean and robust accuracy, sample by sample.
 
-    >>> import functools, jax.numpy as jnp
+    Here ε = 0.15 closes the gap between the pixels of the first image, not that of the
+    second:
+
+    >>> import functools
     >>> from robjax import attacks
     >>> from robjax.balls import Linf
     >>> x = np.array([[0.2, 0.4], [0.9, 0.1]], np.float32)
@@ -59,35 +63,40 @@ def evaluate(
       PGD-5   50.00 ± 35.36 %
 
     Args:
-      logits_fn: images [B, *S] -> logits [B, K]; with `eot` (images, keys [B]).
+      logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) -> logits with
+        `eot`; any callable (`as_logits_fn`).
       data: a `robjax.data.Dataset`, or (images [N, *S] floating, labels int [N]).
-      attacks: name -> attack with its options bound, for example
-        ``{"pgd": functools.partial(attacks.pgd, ball=Linf(0.3), steps=40)}``. Only
-        untargeted attacks; an empty mapping measures clean accuracy alone. Arrays and
-        the ε of a ball, a number or [N], are traced, so another ε does not recompile;
-        other options are static.
-      key: one key; sample i draws from ``fold_in(key, i)``.
-      cascade: give each attack only what no attack before it fooled, and draws of its
-        own. Otherwise each gets all that is classified correctly, with the same draws.
-      batch_size: images at a time, over all devices together (rounded up to a multiple
-        of them); default: 64 on a CPU, else 256.
-      bounds: lowest and highest value of an image.
-      eot: draws over which verdicts on a randomised model are averaged.
-      dtype: precision that the attacks run the model in, say `jnp.bfloat16`; None: that
-        of the model. Verdicts always come from the model as it is. A success that they
-        deny is attacked again in the model's own precision; a failure is not.
+      attacks: name -> untargeted attack with its options bound, for example
+        ``{"pgd": functools.partial(attacks.pgd, ball=Linf(0.3), steps=40)}``. An empty
+        mapping measures clean accuracy alone. Arrays are traced, and so is the ε of a
+        ball, a number or [N]: another ε compiles nothing. Other options are static.
+      key: one key, or one for each sample. Of one key, sample i draws from
+        ``fold_in(key, i)``.
+      cascade: give each attack only the samples that no attack before it fooled, and
+        draws of its own. Otherwise each gets all samples that are classified correctly,
+        with the same draws.
+      batch_size: most images at a time, over all devices together; rounded up to a
+        multiple of the device count. By default 64 on a CPU, else 256.
+      bounds: lowest and highest pixel value.
+      eot: draws over which verdicts on a randomised model are averaged; None: the model
+        is deterministic.
+      dtype: precision in which the attacks run the model, for example `jnp.bfloat16`;
+        None: that of the model. Verdicts always come from the model in its own
+        precision. Where a verdict denies a success that an attack claims, the sample is
+        attacked again in the precision of the model. A sample on which the attack
+        claims no success is not attacked again.
       devices: devices that share each batch; default: all local ones.
-      run_dir: folder for what every batch gave, images included, as it is done.
-      resume: go on with the evaluation in `run_dir`, which must be this very one.
+      run_dir: folder in which each batch is kept when it is done, images included.
+      resume: go on with the run in `run_dir`, which must be this very one.
       progress: show a bar for each attack, with the robust accuracy so far.
 
     Returns:
       The per-sample table, on the host.
 
     Raises:
-      ValueError: an argument has a wrong shape, type or value: the message names it,
-        and the model has not been compiled by then. Or `run_dir` holds a run and
-        `resume` is False, or it holds another run.
+      ValueError: an argument is malformed; the message names it, and the model has not
+        been compiled by then. Or `run_dir` holds a run and `resume` is False, or it
+        holds another run.
     """
     bounds = check_bounds(bounds)
     images, labels, scale = _check_data(data, bounds)
@@ -116,7 +125,7 @@ def evaluate(
 
 
 def _assemble(labels: np.ndarray, outcome: Outcome, cascade: bool) -> Evaluation:
-    """Reads the record of a run: who was robust before and after each attack."""
+    """Makes the table from the record of a run."""
     clean = outcome.verdicts["clean"]
     robust = ~clean.fooled
     tables = {}
@@ -144,9 +153,12 @@ def _assemble(labels: np.ndarray, outcome: Outcome, cascade: bool) -> Evaluation
 
 
 def _check_data(
-    data: Dataset | tuple[Any, Any], bounds: Bounds
+    data: object, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Images [N, *S] and int labels [N] on the host; the scale of integer images."""
+    """Returns images [N, *S] and labels [N] on the host, and what divides the images.
+
+    The last is None for floating images.
+    """
     if isinstance(data, Dataset):
         images = np.asarray(data.images)
         scale = data.scale

@@ -1,12 +1,14 @@
 """The loop over attacks and batches; it can be killed and resumed.
 
-`evaluate` and `attacks.autoattack` are two readings of what `run_attacks` records. It
-works on the host: the clean images first, then each attack on the samples that it is
-to see, in the batches of `Task.batches`. Their sizes are few, so an attack compiles a
-few times only. A sample's draws depend on its own key alone.
+`run_attacks` works on the host. It judges the clean images first, then runs each attack
+on the samples that the attack is to see. `evaluate` and `attacks.autoattack` both read
+their results off its record.
+
+Batches have few sizes (`Task.batches`), so an attack compiles a few times only. The
+draws of a sample depend on its own key alone.
 
 With a folder, every batch is a file (`Store`). A run that was killed skips the batches
-that have one, and ends with what it would have ended with, bit for bit.
+that have a file. Its result is that of a run that was never killed, bit for bit.
 """
 
 from collections.abc import Mapping
@@ -29,9 +31,9 @@ class Outcome(NamedTuple):
     """What a run recorded.
 
     Attributes:
-      verdicts: by name, "clean" first, then the attacks in their order.
-      x_adv: [N, *S] the first fooling image of each sample, the clean image where
-        nothing fooled; None unless asked for.
+      verdicts: by name; "clean" first, then the attacks in their order.
+      x_adv: [N, *S] the first image of each sample that fooled; the clean image where
+        nothing fooled. None unless asked for.
       warnings: reasons to distrust the verdicts.
     """
 
@@ -39,9 +41,14 @@ class Outcome(NamedTuple):
     x_adv: np.ndarray | None
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Shows the verdicts in one line each; no images."""
+        lines = [f"{name}: {verdicts}" for name, verdicts in self.verdicts.items()]
+        return "\n".join(["Outcome", *lines, *self.warnings])
+
     @property
     def fooled_by(self) -> np.ndarray:
-        """[N] int32: number of the first of `verdicts` that fooled, −1 if none did."""
+        """[N] int32, number of the first of `verdicts` that fooled; −1 if none did."""
         fooled = np.stack([verdicts.fooled for verdicts in self.verdicts.values()])
         return np.where(fooled.any(axis=0), fooled.argmax(axis=0), -1).astype(np.int32)
 
@@ -56,17 +63,30 @@ def run_attacks(
     resume: bool = False,
     progress: bool = False,
 ) -> Outcome:
-    """Runs `attacks` in their order.
+    """Runs attacks one after the other, and records what they did to each sample.
+
+    The second image is misclassified as it is, the first once it is mirrored:
+
+    >>> import jax
+    >>> task = Task.make(
+    ...     lambda x: x, np.array([[0.9, 0.2], [0.1, 0.5]], np.float32), [0, 0],
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0),
+    ... )
+    >>> def mirror(logits_fn, x, y, *, key, bounds):
+    ...     return x[:, ::-1]
+    >>> outcome = run_attacks(task, {"mirror": mirror}, cascade=True)
+    >>> list(outcome.verdicts), outcome.fooled_by.tolist()
+    (['clean', 'mirror'], [1, 0])
 
     Args:
-      task: what they attack.
-      attacks: name -> attack with its options bound, `ball` among them. One without a
-        ball is judged by the box alone.
-      cascade: each attack sees only what no attack before it fooled, and has draws of
-        its own. Otherwise each sees all that is classified correctly, with the same
-        draws.
+      task: what is attacked.
+      attacks: name -> attack with its options bound, `ball` among them. The images of
+        an attack without a ball have to be inside the box only.
+      cascade: each attack sees only the samples that no attack before it fooled, and
+        has draws of its own. Otherwise each sees all samples that are classified
+        correctly, with the same draws.
       keep_images: hold the fooling images in memory.
-      folder: where the batches are kept, or None.
+      folder: where the batches are kept; None: nowhere.
       resume: `folder` may hold the beginning of this very run.
       progress: show a bar for each attack, with the share of samples still robust.
 
@@ -80,7 +100,10 @@ def run_attacks(
     x_adv = _clean_images(task) if keep_images else None
     record: dict[str, Verdicts] = {}
     robust = np.ones(len(task.labels), bool)
-    for number, (name, attack) in enumerate({"clean": None, **attacks}.items()):
+    runners: dict[str, Attack | None] = {"clean": None, **attacks}
+    for number, (name, attack) in enumerate(runners.items()):
+        label = f"{number:02d}-{name}"
+        salt = number if cascade else None
         correct = ~record["clean"].fooled if record else robust
         todo = np.flatnonzero(robust if cascade else correct)
         record[name] = Verdicts.empty(len(task.labels))
@@ -88,12 +111,11 @@ def run_attacks(
         bar.set_postfix_str(_percent(robust))
         for batch, (padded, real) in enumerate(task.batches(todo)):
             index = padded[:real]
-            done = store.load(f"{number:02d}-{name}", batch, index)
+            done = store.load(label, batch, index)
             if done is None:
-                salt = number if cascade else None
-                verdicts, images = attack_and_judge(task, attack, padded, salt)
-                done = verdicts.first(real), images[:real]
-                store.save(f"{number:02d}-{name}", batch, index, *done)
+                judged, images = attack_and_judge(task, attack, padded, salt)
+                done = (judged.first(real), images[:real])
+                store.save(label, batch, index, *done)
             verdicts, images = done
             record[name].put(index, verdicts)
             won = verdicts.fooled & robust[index]
@@ -107,6 +129,7 @@ def run_attacks(
 
 
 def _clean_images(task: Task) -> np.ndarray:
+    """All images as floats, converted in parts to spare the memory of the device."""
     parts = [
         np.asarray(to_images(task.images[start : start + _IMAGES_AT_ONCE], task.scale))
         for start in range(0, len(task.images), _IMAGES_AT_ONCE)

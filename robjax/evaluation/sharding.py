@@ -1,10 +1,11 @@
-"""How a batch is shared by several devices.
+"""How several devices divide a batch among them.
 
-Each device attacks its own samples and waits for no other: there is no communication.
+Each device attacks its own samples. Devices never communicate, so none waits for
+another.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -16,17 +17,23 @@ SHARED = PartitionSpec()
 SPLIT = PartitionSpec("batch")
 """Every device has its own samples: arrays [B, …]."""
 
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]
+"""A device as `jax.devices` lists them; jaxlib tells type checkers nothing of it."""
+
 Tree = TypeVar("Tree")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
-    """The devices that share each batch; None: all local ones.
+def make_mesh(devices: Sequence[Device] | None) -> Mesh:
+    """Makes a mesh of the devices that share each batch.
 
     >>> make_mesh(jax.local_devices()[:1]).size
     1
 
+    Args:
+      devices: None: all local ones.
+
     Raises:
-      ValueError: there is none.
+      ValueError: `devices` is empty.
     """
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
@@ -35,11 +42,16 @@ def make_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
 
 
 def place(tree: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
-    """Puts arrays where the devices of `mesh` expect them: `SHARED` or `SPLIT`.
+    """Copies arrays to the devices of `mesh`.
 
     >>> mesh = make_mesh(jax.local_devices()[:2])
     >>> place(np.ones((4, 3)), mesh, SPLIT).shape
     (4, 3)
+
+    Args:
+      tree: pytree of arrays.
+      mesh: the devices.
+      spec: `SHARED`: all of it to every device; `SPLIT`: to each its own samples.
     """
     return jax.device_put(tree, NamedSharding(mesh, spec))
 
@@ -47,7 +59,7 @@ def place(tree: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
 def over_devices(
     function: Callable[..., Tree], mesh: Mesh, specs: tuple[PartitionSpec, ...]
 ) -> Callable[..., Tree]:
-    """Runs `function` on every device, on the device's own samples.
+    """Makes `function` run on every device, with the device's own samples.
 
     >>> mesh = make_mesh(jax.local_devices()[:2])
     >>> double = over_devices(lambda x: 2 * x, mesh, (SPLIT,))

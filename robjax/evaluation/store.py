@@ -1,6 +1,6 @@
 """The batches of a run as files, so that a killed run goes on where it was.
 
-    <run_dir>/run.json                      what the run is, and with which versions
+    <run_dir>/run.json                      what the run is, and the versions used
     <run_dir>/<number>-<attack>/<batch>.npz verdicts and images of a batch
 
 Every file is written when its batch is done, whole or not at all.
@@ -21,7 +21,14 @@ from robjax.runs import files, provenance
 
 
 class Store(NamedTuple):
-    """The files of one run; keeps nothing and finds nothing without a folder."""
+    """The files of one run. Without a folder it keeps nothing and finds nothing.
+
+    >>> Store(None).load("01-pgd", 0, np.arange(2)) is None
+    True
+
+    Attributes:
+      folder: the `run_dir` of the run, or None.
+    """
 
     folder: pathlib.Path | None
 
@@ -36,6 +43,10 @@ class Store(NamedTuple):
         resume: bool,
     ) -> "Store":
         """Begins a run in `folder`, or goes on with the one that is there.
+
+        Args:
+          folder: `run_dir`; None: the store keeps nothing.
+          task, attacks, cascade, resume: as in `run_attacks`.
 
         Raises:
           ValueError: `folder` holds a run and `resume` is False, it holds another run,
@@ -66,12 +77,12 @@ class Store(NamedTuple):
     def load(
         self, attack: str, batch: int, index: np.ndarray
     ) -> tuple[Verdicts, np.ndarray] | None:
-        """Verdicts and images of a batch that is done; None if it is not.
+        """Reads verdicts and images of a batch; returns None if it is not done.
 
         Args:
-          attack: its number and name.
+          attack: number and name of the attack.
           batch: number of the batch.
-          index: [b] its samples.
+          index: [b] samples of the batch.
 
         Raises:
           ValueError: the file is damaged or holds other samples.
@@ -93,7 +104,7 @@ class Store(NamedTuple):
         verdicts: Verdicts,
         images: np.ndarray,
     ) -> None:
-        """Writes what `load` gives back."""
+        """Writes the verdicts and images of a batch, as `load` reads them."""
         path = self._path(attack, batch)
         if path is not None:
             path.parent.mkdir(exist_ok=True)
@@ -109,7 +120,7 @@ class Store(NamedTuple):
 def _description(
     task: Task, attacks: Mapping[str, Attack], cascade: bool
 ) -> dict[str, Any]:
-    """Everything that decides the result."""
+    """What decides the result of a run, so that two runs can be compared."""
     leaves, tree = jax.tree.flatten(task.attacked)
     images = provenance.checksum((task.images, task.labels))
     return {
@@ -122,5 +133,7 @@ def _description(
         "batch_size": task.batch_size,
         "devices": task.mesh.size,
         "cascade": cascade,
-        "attacks": [f"{name}: {provenance.describe(a)}" for name, a in attacks.items()],
+        "attacks": [
+            f"{name}: {provenance.describe(attack)}" for name, attack in attacks.items()
+        ],
     }

@@ -5,10 +5,15 @@ from typing import NamedTuple
 import numpy as np
 
 from robjax.runs import files
+from robjax.samples import is_concrete
 
 
 class Estimate(NamedTuple):
-    """A proportion and its binomial standard error, both in [0, 1]."""
+    """A proportion and its binomial standard error, both in [0, 1].
+
+    >>> print(Estimate(0.5, 0.05))
+     50.00 ± 5.00 %
+    """
 
     mean: float
     stderr: float
@@ -18,10 +23,15 @@ class Estimate(NamedTuple):
 
 
 def proportion(verdicts: np.ndarray) -> Estimate:
-    """The share of true entries in a bool array [N], with its standard error.
+    """Estimates how often a verdict is true, from N samples.
+
+    The mean is the share p of true entries; its standard error √(p (1 − p) / N).
 
     >>> print(proportion(np.array([True, True, True, False])))
      75.00 ± 21.65 %
+
+    Args:
+      verdicts: [N] bool.
     """
     mean = float(np.mean(verdicts))
     return Estimate(mean, float(np.sqrt(mean * (1 - mean) / len(verdicts))))
@@ -31,15 +41,19 @@ class AttackTable(NamedTuple):
     """What one attack did to each of the N samples.
 
     Attributes:
-      robust: bool [N], classified correctly before *and* after the attack. In a cascade
-        that means after the attacks before it, too.
-      margin: [N], max_{i≠y} z_i − z_y at the image it returned; −inf where it saw none.
-      first_success: int [N], first step that fooled the model, as the attack counts. 0
-        is the start, or an image misclassified as it is. −1 means that the verdict is
-        "not fooled", or that the attack does not say.
-      distance: [N], size of the perturbation in the norm of the attack's ball.
-      queries: int [N], images evaluated for the sample, that of the verdict among them;
-        −1 where the attack does not say.
+      robust: [N] bool, classified correctly before *and* after the attack. In a cascade
+        also after all attacks before it.
+      margin: [N] max_{i≠y} z_i − z_y at the image that the attack returned; −inf where
+        it did not see the sample.
+      first_success: [N] int32, when the attack first fooled the model, as it counts
+        itself (see its `AttackResult`).
+        * 0: the first image that it evaluated fooled, or the clean image is
+          misclassified.
+        * −1: the verdict is "not fooled", or the attack does not say.
+      distance: [N] ‖x_adv − x‖ in the norm of the attack's ball. Without a ball it is
+        what the attack says, or 0.
+      queries: [N] int32, images evaluated for the sample, that of the verdict among
+        them; −1: the attack does not say.
     """
 
     robust: np.ndarray
@@ -49,6 +63,8 @@ class AttackTable(NamedTuple):
     queries: np.ndarray
 
     def __repr__(self) -> str:
+        if not is_concrete(self.robust):
+            return "AttackTable(traced)"
         return f"AttackTable(robust {proportion(self.robust)} of {len(self.robust)})"
 
 
@@ -56,12 +72,13 @@ class Evaluation(NamedTuple):
     """The table of an evaluation, one row for each of N samples; print it.
 
     Attributes:
-      labels: int [N].
-      predictions: int [N], class of the unperturbed image; −1 where a logit is not
-        finite, which counts as wrong.
+      labels: [N] int32.
+      predictions: [N] int32, class of the clean image; −1 where a logit is not finite,
+        which counts as wrong.
       attacks: the table of each attack, by name.
-      fooled_by: int [N], number of the first attack that fooled the model, in the order
-        of `attacks`, from 1; 0: the clean image is misclassified, −1: robust.
+      fooled_by: [N] int32, number of the first attack that fooled the model, counted
+        from 1 in the order of `attacks`. 0: the clean image is misclassified; −1:
+        robust.
       warnings: reasons to distrust the numbers, in words; empty if there are none.
     """
 
@@ -73,17 +90,17 @@ class Evaluation(NamedTuple):
 
     @property
     def correct(self) -> np.ndarray:
-        """Bool [N]: the unperturbed image is classified correctly."""
+        """[N] bool, the clean image is classified correctly."""
         return self.predictions == self.labels
 
     @property
     def robust(self) -> np.ndarray:
-        """Bool [N]: correct under every attack (the pointwise worst case)."""
+        """[N] bool, classified correctly under every attack (the worst case)."""
         return self.fooled_by < 0
 
     @property
     def accuracy(self) -> Estimate:
-        """Accuracy on the unperturbed images."""
+        """Accuracy on the clean images."""
         return proportion(self.correct)
 
     def robust_accuracy(self, attack: str | None = None) -> Estimate:
@@ -92,7 +109,7 @@ class Evaluation(NamedTuple):
         return proportion(robust)
 
     def table(self) -> str:
-        """The accuracies (mean ± standard error) and warnings as plain text."""
+        """Returns accuracies (mean ± standard error) and warnings as plain text."""
         rows = {"clean": self.accuracy}
         rows |= {name: self.robust_accuracy(name) for name in self.attacks}
         if len(self.attacks) > 1:
@@ -103,7 +120,7 @@ class Evaluation(NamedTuple):
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
     def __repr__(self) -> str:
-        return self.table()
+        return self.table() if is_concrete(self.predictions) else "Evaluation(traced)"
 
     def save(self, path: files.PathLike) -> None:
         """Writes the per-sample table as an npz file, all or nothing.

@@ -1,17 +1,17 @@
 """What counts as fooled: one attack on one batch, and the verdict on what it returned.
 
-A verdict never trusts an attack. The images that it returned are judged by a fresh
-forward pass, in the precision of the images (at least float32, on accelerators too). A
-sample is fooled if its image is misclassified and is
+A verdict never trusts an attack. A fresh forward pass judges the images that the attack
+returned, in the precision of the images (at least float32, on accelerators too). A
+sample is fooled if its image is misclassified and lies
 
-    in the box      exactly
-    in the ball     up to 1e-7 max(1, |bounds|) (L∞) or a relative 1e-6 plus 1e-7 (L2,
-                    L1), with the norm taken in float64.
+* in the box, exactly;
+* in the ball, up to 1e-7 max(1, |bounds|) (L∞) or 1e-6 ε + 1e-7 (L2, L1, L0). The norm
+  is computed in float64.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,29 +25,34 @@ from robjax.evaluation.attack import Attack, BoundAttack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SHARED, SPLIT, over_devices, place
 from robjax.model import mean_logits
-from robjax.samples import fold_keys
+from robjax.samples import fold_keys, is_concrete
 from robjax.traced import TracedCallable
 
-_PROBABILITY = 1e-5
+_PROBABILITY = 1e-5  # how far the sum of probabilities may be from 1
 _FIELDS = ("success", "first_success", "queries", "distance")
 _JUDGE = 2**32 - 1  # what the keys of a verdict fold in; no attack has this number
 
 
 class Verdicts(NamedTuple):
-    """What one attack did to N samples; initial values where it did not see a sample.
+    """What one attack did to N samples.
+
+    Where the attack did not see a sample, the values are those of `empty`.
 
     Attributes:
       tried: [N] bool, the attack saw the sample.
-      fooled: [N] bool, the image it returned is allowed and misclassified.
-      predicted: [N] int32, class of that image, −1 where a logit is not finite.
-      margin: [N] max_{i≠y} z_i − z_y of that image; −inf if it is not allowed, inf if
-        a logit is not finite.
-      first_success: [N] int32, as the attack counts; −1: never, or it does not say.
-      distance: [N] ‖x_adv − x‖ in the norm of the attack's ball; 0 without a ball.
+      fooled: [N] bool, the image that it returned is misclassified, and inside box and
+        ball.
+      predicted: [N] int32, class of that image; −1 where a logit is not finite.
+      margin: [N] max_{i≠y} z_i − z_y of that image. −inf: it is outside box or ball;
+        inf: a logit is not finite.
+      first_success: [N] int32, when the attack first fooled the model, as it counts
+        itself. −1: never, or the attack does not say.
+      distance: [N] ‖x_adv − x‖ in the norm of the attack's ball. Without a ball it is
+        what the attack says, or 0.
       queries: [N] int32, images evaluated, that of the verdict among them; −1: the
         attack does not say.
-      outside: [N] bool, the image is not allowed.
-      claimed: [N] bool, what the attack says of its success.
+      outside: [N] bool, the image is outside box or ball.
+      claimed: [N] bool, the attack says that it fooled the model.
     """
 
     tried: np.ndarray
@@ -60,9 +65,15 @@ class Verdicts(NamedTuple):
     outside: np.ndarray
     claimed: np.ndarray
 
+    def __repr__(self) -> str:
+        """Says how many samples were fooled; shows no arrays."""
+        if not (is_concrete(self.fooled) and is_concrete(self.tried)):
+            return "Verdicts(traced)"
+        return f"Verdicts({self.fooled.sum()} of {self.tried.sum()} fooled)"
+
     @classmethod
     def empty(cls, count: int) -> "Verdicts":
-        """Of an attack that has seen none of `count` samples."""
+        """Returns the verdicts on an attack that has seen none of `count` samples."""
         return cls(
             tried=np.zeros(count, bool),
             fooled=np.zeros(count, bool),
@@ -76,11 +87,11 @@ class Verdicts(NamedTuple):
         )
 
     def first(self, count: int) -> "Verdicts":
-        """Of the first `count` samples: of a batch without its padding."""
+        """Returns the first `count` verdicts: those on a batch without its copies."""
         return Verdicts(*(values[:count] for values in self))
 
     def put(self, index: np.ndarray, other: "Verdicts") -> None:
-        """Writes the verdicts of a batch to the places of its samples."""
+        """Writes the verdicts on a batch to the places `index` of its samples."""
         for values, new in zip(self, other, strict=True):
             values[index] = new
 
@@ -90,11 +101,22 @@ def attack_and_judge(
 ) -> tuple[Verdicts, np.ndarray]:
     """Runs one attack on one batch and judges the images that it returns.
 
+    >>> task = Task.make(
+    ...     lambda x: x, np.array([[0.9, 0.2], [0.1, 0.5]], np.float32), [0, 0],
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
+    ... )
+    >>> def mirror(logits_fn, x, y, *, key, bounds):
+    ...     return x[:, ::-1]
+    >>> verdicts, images = attack_and_judge(task, mirror, np.arange(2), None)
+    >>> verdicts.fooled.tolist()
+    [True, False]
+
     Args:
-      task: model and data.
+      task: what is attacked.
       attack: with its options bound; None leaves the images as they are.
-      index: [B] samples of the batch, padding too.
-      salt: what the keys of the samples fold in before the attack gets them.
+      index: [B] samples of the batch, with its copies.
+      salt: what the keys of the samples are folded with before the attack gets them;
+        None: the attack gets them as they are.
 
     Returns:
       The verdicts, and the images [B, *S] that they are about.
@@ -123,7 +145,11 @@ def _attack_again(
     verdicts: Verdicts,
     x_adv: np.ndarray,
 ) -> tuple[Verdicts, np.ndarray]:
-    """Attacks what was claimed in a lower precision only, in that of the model."""
+    """Attacks the samples `denied` again, in the precision of the model.
+
+    denied: places in the batch of false claims, made in a lower precision.
+    verdicts, x_adv: of the whole batch so far.
+    """
     verdicts = Verdicts(*(np.array(values) for values in verdicts))
     x_adv = np.array(x_adv)
     full = task._replace(attacked=task.model)
@@ -138,9 +164,25 @@ def _attack_again(
 
 
 def check_attack(name: str, attack: Attack, task: Task) -> None:
-    """Traces an attack as it will run, so that it judges its options; compiles nothing.
+    """Traces an attack as it will run, so that it checks its own options.
 
-    Traces are kept: what has run once with the same options costs nothing.
+    Nothing is compiled. JAX keeps traces, so an attack that has run once with the same
+    options costs nothing.
+
+    >>> task = Task.make(
+    ...     lambda x: x, np.ones((2, 2), np.float32), [0, 0],
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
+    ... )
+    >>> check_attack("mirror", lambda f, x, y, *, key, bounds: x[:, ::-1], task)
+    >>> check_attack("mirror", None, task)
+    Traceback (most recent call last):
+      ...
+    ValueError: attacks['mirror'] must be callable, got None
+
+    Args:
+      name: what the caller calls the attack.
+      attack: with its options bound.
+      task: what it is to attack.
 
     Raises:
       ValueError: `attack` is no untargeted attack, or does not like its options.
@@ -161,7 +203,7 @@ def check_attack(name: str, attack: Attack, task: Task) -> None:
     x, y, keys = task.take(index)
     ball = bound.ball_of(index, x.dtype)
     try:
-        if jax.tree.leaves(bound.call):  # arrays can be judged while they are concrete
+        if jax.tree.leaves(bound.call):  # bound arrays have values outside jit only
             own_ball = {} if ball is None else {"ball": ball}
             call = functools.partial(bound.call.unwrap(), **own_ball)
             jax.eval_shape(call, task.attacked, x, y, key=keys)
@@ -184,12 +226,13 @@ def check_attack(name: str, attack: Attack, task: Task) -> None:
 
 
 def _spec_of(ball: Ball | None) -> PartitionSpec:
+    """How the devices get ε: each the radii of its samples, or all the one radius."""
     return SPLIT if ball is not None and ball.eps.ndim else SHARED
 
 
 @functools.cache
-def _program(mesh: Mesh, radius: PartitionSpec) -> Any:
-    """`_attack`, compiled: every device attacks its own samples."""
+def _program(mesh: Mesh, radius: PartitionSpec):
+    """Compiles `_attack`, so that every device attacks its own samples."""
     specs = (SHARED, SHARED, SPLIT, SPLIT, SPLIT, radius)
     return jax.jit(over_devices(_attack, mesh, specs))
 
@@ -202,7 +245,7 @@ def _attack(
     keys: jax.Array,
     ball: Ball | None,
 ) -> dict[str, jax.Array]:
-    """Calls an attack; what it returned, by the name of the field."""
+    """Calls an attack; returns what the attack returned, by the name of the field."""
     own_ball = {} if ball is None else {"ball": ball}
     result = call.unwrap()(model, x, y, key=keys, **own_ball)
     if isinstance(result, jax.Array):
@@ -213,6 +256,7 @@ def _attack(
 
 
 def _judge_clean(task: Task, x: jax.Array, y: jax.Array, keys: jax.Array) -> Verdicts:
+    """The verdicts on the clean images."""
     size = len(x)
     predicted, margin, _ = judge(task, x, y, keys)
     misclassified = predicted != np.asarray(y)
@@ -235,7 +279,7 @@ def _judge_attacked(
     ball: Ball | None,
     returned: dict[str, jax.Array],
 ) -> tuple[Verdicts, np.ndarray]:
-    """The verdicts on what an attack `returned`, which fill in what it does not say."""
+    """The verdicts on what an attack `returned`; they fill in what it does not say."""
     size = len(x)
     judged = returned["x_adv"].astype(x.dtype)
     predicted, margin, _ = judge(task, judged, y, keys)
@@ -263,7 +307,16 @@ def _judge_attacked(
 def judge(
     task: Task, x: jax.Array, y: jax.Array, keys: jax.Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The forward pass that decides.
+    """Classifies images by the forward pass that decides.
+
+    >>> x = np.array([[0.25, 0.75], [0.5, 1.0]], np.float32)
+    >>> task = Task.make(
+    ...     lambda x: x, x, [0, 1], key=jax.random.key(0), bounds=(0.0, 1.0),
+    ...     devices=jax.local_devices()[:1],
+    ... )
+    >>> predicted, margin, simplex = judge(task, *task.take(np.arange(2)))
+    >>> predicted.tolist(), margin.tolist(), simplex.tolist()
+    ([1, 1], [0.5, -0.5], [True, False])
 
     Args:
       task: what is attacked.
@@ -272,9 +325,10 @@ def judge(
       keys: [B] of a randomised model.
 
     Returns:
-      Class [B], −1 where a logit is not finite; margin max_{i≠y} z_i − z_y [B], inf
-      there; and whether the outputs are probabilities [B], to 1e-5 as in AutoAttack's
-      code.
+      * [B] int32, predicted class; −1 where a logit is not finite.
+      * [B] margin max_{i≠y} z_i − z_y; inf where a logit is not finite.
+      * [B] bool, whether the outputs are probabilities, up to 1e-5 as in AutoAttack's
+        code.
     """
     answers = _judge(task.model, x, y, keys, eot=task.eot, mesh=task.mesh)
     predicted, margin, simplex = (np.asarray(answer) for answer in answers)
@@ -282,9 +336,21 @@ def judge(
 
 
 @functools.partial(jax.jit, static_argnames=("eot", "mesh"))
-def _judge(model, x, y, keys, *, eot: int | None, mesh: Mesh):
-    def judge(model, x, y, keys):
-        def logits_of(v):
+def _judge(
+    model: TracedCallable,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array,
+    *,
+    eot: int | None,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The compiled part of `judge`."""
+
+    def answer(
+        model: TracedCallable, x: jax.Array, y: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def logits_of(v: jax.Array) -> jax.Array:
             return mean_logits(model, v, fold_keys(keys, _JUDGE), eot)
 
         logits = lowering.exact(logits_of)(x)
@@ -295,20 +361,20 @@ def _judge(model, x, y, keys, *, eot: int | None, mesh: Mesh):
         simplex = jnp.all(logits >= 0, axis=1) & (off < _PROBABILITY)
         return predicted.astype(jnp.int32), margin, simplex
 
-    over = over_devices(judge, mesh, (SHARED, SPLIT, SPLIT, SPLIT))
-    return over(model, x, y, keys)
+    on_devices = over_devices(answer, mesh, (SHARED, SPLIT, SPLIT, SPLIT))
+    return on_devices(model, x, y, keys)
 
 
 def measure(
     x_adv: np.ndarray, x: np.ndarray, ball: Ball | None, bounds: Bounds
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Which images left box or ball, and how far they are from the clean ones.
+    """Finds which images left box or ball, and their distances from the clean ones.
 
     >>> x = np.full((2, 3), 0.5, np.float32)
-    >>> moved = x + np.float32([[0.1], [0.2]])
-    >>> outside, distance = measure(moved, x, Linf(0.15), (0.0, 1.0))
-    >>> outside.tolist(), distance.round(2).tolist()
-    ([False, True], [0.10000000149011612, 0.20000000298023224])
+    >>> moved = x + np.float32([[0.125], [0.25]])
+    >>> outside, distance = measure(moved, x, Linf(0.125), (0.0, 1.0))
+    >>> outside.tolist(), distance.tolist()
+    ([False, True], [0.125, 0.25])
 
     Args:
       x_adv: [B, *S] images of an attack.
@@ -317,7 +383,8 @@ def measure(
       bounds: lowest and highest pixel value.
 
     Returns:
-      Outside [B] bool, and the distance [B] in the ball's norm; None without a ball.
+      [B] bool, outside box or ball; and the distance [B] in the ball's norm, None
+      without a ball.
     """
     flat = x_adv.reshape(len(x), -1)
     inside = np.all((flat >= bounds[0]) & (flat <= bounds[1]), axis=1)  # NaN fails too

@@ -1,8 +1,13 @@
 """Reasons to distrust an evaluation, from what its attacks did.
 
-What AutoAttack's own code warns of is among them: outputs that are random, outputs that
-are probabilities, and an attack without gradients that breaks what attacks with
-gradients did not (more than 0.2 % of the samples). `robjax.masking` looks deeper.
+Three of them are those of AutoAttack's own code:
+
+* the outputs of the model are random;
+* the outputs of the model are probabilities;
+* an attack without gradients fooled more than 0.2 % of the samples that no attack with
+  gradients fooled.
+
+`robjax.masking` looks deeper.
 """
 
 from collections.abc import Mapping
@@ -14,22 +19,34 @@ from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SPLIT, place
 from robjax.evaluation.verdicts import Verdicts, judge
 
-# Share of verdicts that reassociated floating-point sums may flip.
+# Share of samples whose verdict reassociated floating-point sums may flip.
 _BORDERLINE = 1e-3
-# Of the largest margin; the same program on the same images repeats itself to 1e-6.
+# Change of a margin, as a share of the largest one. The same program on the same images
+# repeats itself to 1e-6.
 _SAME = 1e-4
+# Share of samples that only attacks without gradients fooled.
 _GRADIENT_FREE = 2e-3
 
 
 def find_warnings(
     task: Task, attacks: Mapping[str, Attack], verdicts: Mapping[str, Verdicts]
 ) -> tuple[str, ...]:
-    """One sentence for each reason.
+    """Lists reasons to distrust an evaluation, one sentence each.
+
+    >>> import jax
+    >>> from robjax.evaluation.verdicts import attack_and_judge
+    >>> task = Task.make(
+    ...     lambda x: x, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), [1, 0],
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
+    ... )
+    >>> clean, _ = attack_and_judge(task, None, np.arange(2), None)
+    >>> find_warnings(task, {}, {"clean": clean})[0].partition(",")[0]
+    'the outputs are probabilities'
 
     Args:
       task: what was attacked.
       attacks: by name.
-      verdicts: by name, those of "clean" and of every attack.
+      verdicts: by name; those on "clean" and on every attack.
     """
     found = _of_the_model(task, verdicts["clean"])
     for name in attacks:

@@ -3,20 +3,22 @@
 Croce & Hein, ICML 2020 (L∞, L2: `step_rule`) and ICML 2021 (L1: `step_rule_l1`).
 
 A run of N steps evaluates N + 1 points. All runs (targets × restarts) share one
-compiled loop, which reads its checkpoints from a table (`plan`). A sample stays as it
-was at its first success, and the loop ends when all are solved.
+compiled loop, which reads its checkpoints from a table (`plan`). A sample is frozen at
+its first success, and the loop ends when all samples are solved.
 
-With ``eot=n`` a randomised model is evaluated with n fresh draws at every point. Loss
-and gradient are their means, and a point fools the model if the mean of the same draws'
-logits does.
+With ``eot=n`` a randomised model is evaluated with n fresh draws at every point. Loss,
+gradient and logits are means over these draws. A point fools the model if the mean
+logits do.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from robjax import losses
 from robjax.attacks.apgd import step_rule, step_rule_l1
@@ -47,7 +49,17 @@ def apgd(
     start: jax.Array | None = None,
     reference_quirks: bool = False,
 ) -> AttackResult:
-    """Auto-PGD on `loss`, untargeted; 1 forward pass and N + 1 gradients a restart.
+    """Raises the loss by projected ascent that sets its own step size; untargeted.
+
+    The rules are in `step_rule` and `step_rule_l1`: Croce & Hein, ICML 2020, algorithm
+    1, and ICML 2021, algorithm 1.
+
+    >>> x = jnp.array([[0.375, 0.5]])
+    >>> result = apgd(
+    ...     lambda x: x, x, jnp.array([1]), key=jax.random.key(0), ball=Linf(0.125)
+    ... )
+    >>> bool(result.success[0]), bool(result.distance[0] <= 0.125)
+    (True, True)
 
     Args:
       logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) with `eot`.
@@ -58,20 +70,23 @@ def apgd(
       bounds: lowest and highest pixel value.
       steps: N ≥ 1, static.
       restarts: independent random starts, static.
-      loss: (logits, labels) -> [B] to be maximised, static; `losses.dlr` becomes
-        `losses.margin` for two classes.
+      loss: (logits, labels) -> [B] to be maximised, static. For two classes
+        `losses.margin` replaces `losses.dlr`.
       rho: ρ, share of steps that must raise the loss to keep the step size (L∞, L2).
       eot: draws of a randomised model for each evaluation; None: deterministic.
-      large_reps: L1 only: shrink the radius from 3ε over 2ε to ε, at least 10 steps.
+      large_reps: shrink the radius from 3ε over 2ε to ε. L1 only, at least 10 steps.
       start: [B, *S] where the first restart begins, instead of at random.
-      reference_quirks: as the reference implementation: its loss history begins with a
-        0, its L2 projection is not exact, its L1 runs do not end with the step that is
-        best on a linear model, with `eot` losses and verdicts come from the last draw
-        alone, and a run goes on after success and returns its last fooling iterate.
+      reference_quirks: do as the reference implementation does.
+        * Its loss history begins with a 0.
+        * Its L2 projection is not exact.
+        * Its L1 runs do not end with the step that is best on a linear model.
+        * With `eot`, losses and verdicts come from the last draw alone.
+        * A run goes on after success and returns its last fooling iterate.
 
     Returns:
       AttackResult. `first_success` counts evaluations: 0 is the clean image, 1 + i the
-      result of i steps. Unsolved samples get the iterate of highest loss.
+      result of i steps. Unsolved samples get the iterate of highest loss. The cost is
+      one forward pass, and N + 1 gradients for each restart.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -92,7 +107,7 @@ def apgd(
         large_reps=large_reps,
         reference_quirks=reference_quirks,
     )
-    _check_options(options, ball)
+    options = _check_options(options, ball)
     start = _check_start(start, problem)
     return _apgd(problem, y, keys, start, jnp.zeros(1, jnp.int32), options)
 
@@ -114,30 +129,30 @@ def apgd_targeted(
     start: jax.Array | None = None,
     reference_quirks: bool = False,
 ) -> AttackResult:
-    """Auto-PGD on the targeted DLR loss, one run for each of the likeliest classes.
+    """Runs Auto-PGD once for each of the likeliest wrong classes.
 
-    The target of a run only shapes its loss: leaving y for any class is success. With
-    three classes the loss is `losses.dlr`, with two `losses.margin`.
+    Each run maximises the targeted DLR loss of its class (`losses.targeted_dlr`), which
+    needs four classes. With three classes the loss is `losses.dlr`, with two
+    `losses.margin`. The class only shapes the loss: leaving y for any class is success.
+
+    >>> x = jnp.array([[0.375, 0.5, 0.0, 0.0]])
+    >>> result = apgd_targeted(
+    ...     lambda x: x, x, jnp.array([1]), key=jax.random.key(0), ball=Linf(0.125)
+    ... )
+    >>> bool(result.success[0]), bool(result.distance[0] <= 0.125)
+    (True, True)
 
     Args:
-      logits_fn: as in `apgd`, and so is every argument not listed here.
-      x: [B, *S] images inside `bounds`.
-      y: [B] integer labels.
-      key: one key, or one for each sample.
-      ball: Linf(ε), L2(ε) or L1(ε).
-      bounds: lowest and highest pixel value.
-      steps: N ≥ 1, static.
+      logits_fn, x, y, key, ball, bounds, steps, rho, eot, large_reps: as in `apgd`.
       restarts: random starts for each target, static.
-      targets: how many classes, likeliest wrong ones first (at most K − 1), or which
-        ones: 1 is the likeliest wrong class of the clean image.
-      rho: as in `apgd`.
-      eot: as in `apgd`.
-      large_reps: as in `apgd`.
+      targets: how many classes, the likeliest wrong ones first (at most K − 1 are
+        tried), or a sequence of ranks: 1 is the likeliest wrong class of the clean
+        image.
       start: [B, *S] where the first restart of every target begins.
       reference_quirks: as in `apgd`.
 
     Returns:
-      AttackResult as in `apgd`; `loss` is the margin max_{i≠y} z_i − z_y, because
+      AttackResult as in `apgd`. `loss` is the margin max_{i≠y} z_i − z_y, because
       losses of different targets cannot be compared.
 
     Raises:
@@ -158,18 +173,19 @@ def apgd_targeted(
         large_reps=large_reps,
         reference_quirks=reference_quirks,
     )
-    _check_options(options, ball)
+    options = _check_options(options, ball)
     start = _check_start(start, problem)
     ranks = jnp.asarray(_check_targets(targets, num_classes), jnp.int32)
     return _apgd(problem, y, keys, start, ranks, options)
 
 
-def _check_options(options: Options, ball: Ball) -> None:
+def _check_options(options: Options, ball: Ball) -> Options:
     check_count("steps", options.steps, minimum=10 if options.large_reps else 1)
     check_count("restarts", options.restarts)
     check_number("rho", options.rho, minimum=0)
     if options.large_reps and not isinstance(ball, L1):
         raise ValueError(f"large_reps must be False unless ball is L1, got {ball!r}")
+    return options._replace(rho=float(options.rho))
 
 
 def _check_start(start: jax.Array | None, problem: Problem) -> jax.Array | None:
@@ -209,66 +225,105 @@ def _apgd(
     # for whoever differentiates around the attack, its result is a constant
     problem, start = lax.stop_gradient((problem, start))
     logits_fn, x, ball, _ = problem
-    report = losses.margin if options.targeted else options.loss
     logits = mean_logits(logits_fn, x, fold_keys(keys, 0), options.eot)
-    best = Best.none(x, logits.dtype)
-    best = best.update(
-        x,
-        report(logits, y),
-        losses.misclassified(logits, y),
-        freeze=True,
-        replace=False,
-    )
-    is_label = jnp.arange(logits.shape[1])[None] == y[:, None]
-    by_rank = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=1)
-    rule = step_rule_l1 if isinstance(ball, L1) else step_rule
-    plan = jax.tree.map(jnp.asarray, make_plan(rule.phases(options)))
+    best = _judge_clean(x, y, logits, options)
+    by_rank = _sort_wrong_classes(logits, y)
 
-    def run(carry):
-        r, best = carry
-        rank = ranks[r // options.restarts]
-        restart = r % options.restarts
+    def run(carry: tuple[int | jax.Array, Best]) -> tuple[int | jax.Array, Best]:
+        number, best = carry
+        rank = ranks[number // options.restarts]
+        restart = number % options.restarts
         run_keys = fold_keys(fold_keys(fold_keys(keys, 1), rank), restart)
         target = jnp.take(by_rank, rank - 1, axis=1)
-        gradient = loss_gradient(
-            logits_fn,
-            functools.partial(_loss, options.loss, y, target),
-            eot=options.eot,
-            last_draw_only=options.reference_quirks,
-        )
-        climb = begin(
-            problem,
-            start if start is None else (start, restart == 0),
-            fold_keys(run_keys, 0),
-            logits.dtype,
-            options,
-        )
-        solved = best.success
+        own_start = None if start is None else (start, restart == 0)
+        best = _climb(problem, y, target, own_start, run_keys, best, options)
+        return number + 1, best
 
-        def step(carry):
-            i, climb, best = carry
-            row = jax.tree.map(lambda column: column[i], plan)
-            point_keys = fold_keys(fold_keys(run_keys, 1), i)
-            g, (value, logits) = gradient(climb.x, point_keys)
-            counted = row.counts & losses.misclassified(logits, y)
-            loss = jnp.where(row.counts, report(logits, y), -jnp.inf)
-            best = _note(best, climb.x, loss, counted, solved, options)
-            return i + 1, rule.advance(climb, g, value, row, problem, options), best
-
-        def unfinished(carry):
-            i, _, best = carry
-            going = options.reference_quirks | ~best.success.all()
-            return (i < plan.first.size) & going
-
-        return r + 1, lax.while_loop(unfinished, step, (0, climb, best))[2]
-
-    def unsolved(carry):
-        r, best = carry
-        return (r < ranks.size * options.restarts) & ~best.success.all()
+    def unsolved(carry: tuple[int | jax.Array, Best]) -> jax.Array:
+        number, best = carry
+        return (number < ranks.size * options.restarts) & ~best.success.all()
 
     _, best = lax.while_loop(unsolved, run, (0, best))
     result = best.result(x, ball)
     return result._replace(queries=result.queries * (options.eot or 1))
+
+
+class _Run(NamedTuple):
+    """State of the loop over the evaluations of a run."""
+
+    evaluation: int | jax.Array
+    climb: Any  # the `Climb` or `SparseClimb` of the step rule
+    best: Best
+
+
+def _climb(
+    problem: Problem,
+    y: jax.Array,
+    target: jax.Array,
+    start: tuple[jax.Array, bool | jax.Array] | None,
+    keys: jax.Array,
+    best: Best,
+    options: Options,
+) -> Best:
+    """One run; ends early when every sample is fooled.
+
+    target: [B] classes that a targeted run aims at.
+    start: as in `begin`.
+    keys: [B] of this run.
+    best: of the runs before.
+    """
+    rule = step_rule_l1 if isinstance(problem.ball, L1) else step_rule
+    plan = make_plan(rule.phases(options))
+    report = _reported_loss(options)
+    gradient = loss_gradient(
+        problem.logits_fn,
+        functools.partial(_loss, options.loss, y, target),
+        eot=options.eot,
+        last_draw_only=options.reference_quirks,
+    )
+    climb = begin(problem, start, fold_keys(keys, 0), best.loss.dtype, options)
+    solved_before = best.success
+
+    def step(run: _Run) -> _Run:
+        i, climb, best = run
+        row = jax.tree.map(lambda column: column[i], plan)
+        point_keys = fold_keys(fold_keys(keys, 1), i)
+        g, (value, logits) = gradient(climb.x, point_keys)
+        fools = row.counts & losses.misclassified(logits, y)
+        loss = jnp.where(row.counts, report(logits, y), -jnp.inf)
+        best = _note(best, climb.x, loss, fools, solved_before, options)
+        climb = rule.advance(climb, g, value, row, problem, options)
+        return _Run(i + 1, climb, best)
+
+    def unfinished(run: _Run) -> jax.Array:
+        going_on = options.reference_quirks | ~run.best.success.all()
+        return (run.evaluation < plan.first.size) & going_on
+
+    return lax.while_loop(unfinished, step, _Run(0, climb, best)).best
+
+
+def _judge_clean(
+    x: jax.Array, y: jax.Array, logits: jax.Array, options: Options
+) -> Best:
+    """The clean images as the best points so far; evaluation 0."""
+    return Best.none(x, logits.dtype).update(
+        x,
+        _reported_loss(options)(logits, y),
+        losses.misclassified(logits, y),
+        freeze=True,
+        replace=False,
+    )
+
+
+def _sort_wrong_classes(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Classes [B, K] from the likeliest to the least likely, the label last."""
+    is_label = jnp.arange(logits.shape[1])[None] == y[:, None]
+    return jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=1)
+
+
+def _reported_loss(options: Options) -> Loss:
+    """The loss that points are compared by, over all runs."""
+    return losses.margin if options.targeted else options.loss
 
 
 def _loss(loss: Loss, y: jax.Array, target: jax.Array, logits: jax.Array) -> jax.Array:
@@ -277,17 +332,24 @@ def _loss(loss: Loss, y: jax.Array, target: jax.Array, logits: jax.Array) -> jax
 
 def begin(
     problem: Problem,
-    start: tuple[jax.Array, jax.Array | bool] | None,
+    start: tuple[jax.Array, bool | jax.Array] | None,
     keys: jax.Array,
-    loss_dtype: jax.typing.DTypeLike,
+    loss_dtype: DTypeLike,
     options: Options,
 ) -> step_rule.Climb | step_rule_l1.SparseClimb:
-    """The state of a run before its first point is evaluated.
+    """Makes the state of a run before its first point is evaluated.
+
+    >>> x = jnp.full((1, 2), 0.5)
+    >>> problem = check_problem(lambda x: x, x, Linf(0.25), (0.0, 1.0))
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> climb = begin(problem, (x, True), keys, x.dtype, Options(losses.margin))
+    >>> climb.x.tolist()
+    [[0.5, 0.5]]
 
     Args:
       problem: what is attacked.
-      start: [B, *S] the first point, and whether this run uses it instead of a random
-        one; None: it is random.
+      start: a point [B, *S], and whether this run begins there; if it does not, or
+        without a point, the run begins at random.
       keys: [B] of the random start.
       loss_dtype: of the losses to come.
       options: of the run.
@@ -308,18 +370,18 @@ def _note(
     best: Best,
     v: jax.Array,
     loss: jax.Array,
-    wrong: jax.Array,
+    fools: jax.Array,
     solved: jax.Array,
     options: Options,
 ) -> Best:
-    """Takes in an evaluated point.
+    """Takes in an evaluated point v.
 
-    By the reference's rule the last fooling point of a run wins, unless the sample was
+    With `reference_quirks` the last fooling point of a run wins, unless the sample was
     solved before the run.
     """
     quirks = options.reference_quirks
-    noted = best.update(v, loss, wrong, freeze=not quirks, replace=False)
+    noted = best.update(v, loss, fools, freeze=not quirks, replace=False)
     if not quirks:
         return noted
     newest = noted._replace(x_adv=v, loss=loss)
-    return select_samples(solved, best, select_samples(wrong, newest, noted))
+    return select_samples(solved, best, select_samples(fools, newest, noted))

@@ -1,29 +1,30 @@
 """The checkpoints of a run, as data, and the options that a run compiles for.
 
-A plan is a table with a row for each evaluation. The compiled loop reads it row by row,
-so that all restarts and targets share one loop.
+A plan is a table with one row for each evaluation. The compiled loop reads it row by
+row. So all restarts and targets share one loop.
 """
 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robjax.losses import Loss
 
 
 class Options(NamedTuple):
-    """What a run compiles for; every field is static.
+    """The options that a run compiles for; every field is static.
 
     Attributes:
       loss: (logits, labels) -> [B] to be maximised.
       targeted: runs aim at classes, and report the margin instead of the loss.
-      steps: N of each run.
+      steps: N, steps of each run.
       restarts: runs from independent starts, for each target.
       rho: ρ, share of steps that must raise the loss to keep the step size (L∞, L2).
       eot: draws of a randomised model for each evaluation; None: deterministic.
       large_reps: L1 only: phases of radius 3ε, 2ε and ε.
-      reference_quirks: as the reference implementation, see `apgd`.
+      reference_quirks: do as the reference implementation does, see `apgd`.
     """
 
     loss: Loss
@@ -37,12 +38,12 @@ class Options(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Steps inside a ball of one radius.
+    """A part of a run: steps inside a ball of one radius.
 
     Attributes:
-      radius: in units of ε.
-      windows: evaluations between the checkpoints.
-      steps: how many there are.
+      radius: of the ball, in units of ε.
+      windows: evaluations from each checkpoint to the next, the first from the start.
+      steps: how many steps there are.
     """
 
     radius: float
@@ -51,55 +52,51 @@ class Phase(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What happens at each of the E evaluations of a run, as data.
+    """What happens at each of the E evaluations of a run.
 
     Attributes:
       first: [E] bool, the point starts a phase (and is not the result of a step).
-      window: [E] int, evaluations since the last checkpoint; 0 where there is none.
+      window: [E] int32, evaluations since the last checkpoint, if this is a checkpoint;
+        else 0.
       hop: [E] bool, the next point starts a phase, from the best point of this one.
-      scale: [E] radius of the ball of the next point, in units of ε.
+      scale: [E] float32, radius of the ball of the next point, in units of ε.
       counts: [E] bool, the point lies in the ball of radius ε, so it may be returned.
       last: [E] bool, the next point is the last of the run.
     """
 
-    first: np.ndarray | jax.Array
-    window: np.ndarray | jax.Array
-    hop: np.ndarray | jax.Array
-    scale: np.ndarray | jax.Array
-    counts: np.ndarray | jax.Array
-    last: np.ndarray | jax.Array
+    first: jax.Array
+    window: jax.Array
+    hop: jax.Array
+    scale: jax.Array
+    counts: jax.Array
+    last: jax.Array
 
 
 def make_plan(phases: list[Phase]) -> Plan:
-    """The plan of a run that goes through `phases` one after the other.
+    """Writes down the plan of a run that goes through `phases` one after the other.
 
     >>> make_plan([Phase(1.0, [2, 1], 3)]).window.tolist()
     [0, 0, 2, 1]
     """
-    rows = []
-    for number, (radius, windows, steps) in enumerate(phases):
-        window_at = dict(zip(np.cumsum(windows).tolist(), windows, strict=True))
-        is_last_phase = number + 1 == len(phases)
-        for i in range(steps + 1):
-            hop = i == steps and not is_last_phase
-            row = {
-                "first": i == 0,
-                "window": window_at.get(i, 0),
-                "hop": hop,
-                "scale": phases[number + 1].radius if hop else radius,
-                "counts": is_last_phase,
-                "last": is_last_phase and i + 1 == steps,
-            }
-            rows.append(row)
-
-    def column(name: str, dtype: type) -> np.ndarray:
-        return np.asarray([row[name] for row in rows], dtype)
-
+    evaluations = [phase.steps + 1 for phase in phases]
+    number = np.repeat(np.arange(len(phases)), evaluations)
+    is_last_phase = number == len(phases) - 1
+    step = np.concatenate([np.arange(count) for count in evaluations])
+    last_step = np.asarray([phase.steps for phase in phases])[number]
+    hop = (step == last_step) & ~is_last_phase
+    radii = np.asarray([phase.radius for phase in phases], np.float32)
     return Plan(
-        first=column("first", bool),
-        window=column("window", np.int32),
-        hop=column("hop", bool),
-        scale=column("scale", np.float32),
-        counts=column("counts", bool),
-        last=column("last", bool),
+        first=jnp.asarray(step == 0),
+        window=jnp.asarray(np.concatenate([_windows(phase) for phase in phases])),
+        hop=jnp.asarray(hop),
+        scale=jnp.asarray(radii[number + hop]),
+        counts=jnp.asarray(is_last_phase),
+        last=jnp.asarray(is_last_phase & (step + 1 == last_step)),
     )
+
+
+def _windows(phase: Phase) -> np.ndarray:
+    """The column `window` of a phase."""
+    column = np.zeros(phase.steps + 1, np.int32)
+    column[np.cumsum(phase.windows)] = phase.windows
+    return column

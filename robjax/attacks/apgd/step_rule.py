@@ -1,4 +1,4 @@
-"""Auto-PGD's rules for L∞ and L2: where to step from, how far, when to fall back.
+"""The rules of Auto-PGD for L∞ and L2: where to step, how far, when to fall back.
 
 Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
 parameter-free attacks", ICML 2020, algorithm 1. For evaluation i of a run of N steps,
@@ -10,13 +10,15 @@ parameter-free attacks", ICML 2020, algorithm 1. For evaluation i of a run of N 
     u       = P( x_i + s · steepest(g_i) )
     x_{i+1} = P( x_i + a (u − x_i) + (1 − a) (x_i − x_{i−1}) )
 
-At a checkpoint with a window of k evaluations the step is halved, and x_i falls back to
-x_best, if at most ρk of them raised the loss over the one before, or if the step was
-not halved at the previous checkpoint and x_best has not changed since.
+A checkpoint looks back on a window of k evaluations. There s is halved, and x_i falls
+back to x_best, in two cases:
 
-The reference implementation clips to the ball and then to the box, which in L2 stops
-short of the maximum where the box is in the way; here P is the exact projection, unless
-`reference_quirks` asks for the other one.
+* at most ρk of the evaluations raised the loss over the one before;
+* s was not halved at the previous checkpoint, and x_best has not changed since.
+
+Here P is the exact projection. The reference implementation clips to the ball and then
+to the box. In L2 that stops short of the maximum where the box is in the way.
+`reference_quirks` asks for it.
 """
 
 import functools
@@ -36,7 +38,10 @@ _TINY = 1e-12
 
 
 def checkpoint_windows(steps: int) -> list[int]:
-    """Evaluations between the checkpoints of a run; the windows shrink.
+    """Lists the windows of a run: evaluations from each checkpoint to the next.
+
+    The first window has 22 % of the steps. Each has 3 % of the steps less than the one
+    before, down to 6 %.
 
     >>> checkpoint_windows(100)
     [22, 19, 16, 13, 10, 7, 6, 6]
@@ -52,7 +57,7 @@ def checkpoint_windows(steps: int) -> list[int]:
 
 
 def phases(options: Options) -> list[Phase]:
-    """The one phase of a run.
+    """Lists the phases of a run, of which there is one.
 
     >>> from robjax import losses
     >>> phases(Options(losses.margin, steps=10))
@@ -70,12 +75,14 @@ class Peak(NamedTuple):
 
     @classmethod
     def none(cls, x: jax.Array, loss_dtype: DTypeLike) -> "Peak":
-        """Before any evaluation; every loss is higher."""
+        """Returns the peak before any evaluation; every loss is higher."""
         low = jnp.full(x.shape[0], -jnp.inf, loss_dtype)
         return cls(x, jnp.zeros_like(x), low)
 
-    def update(self, x, gradient, loss, first) -> "Peak":
-        """Takes in an evaluated point; the first of a phase always wins."""
+    def update(
+        self, x: jax.Array, gradient: jax.Array, loss: jax.Array, first: jax.Array
+    ) -> "Peak":
+        """Takes in an evaluated point; the `first` of a phase always wins."""
         higher = first | (loss > self.loss)
         return select_samples(higher, Peak(x, gradient, loss), self)
 
@@ -84,11 +91,12 @@ class Climb(NamedTuple):
     """Where a run stands; every leaf is per sample.
 
     Attributes:
-      x: point to be evaluated next, x_i.
-      x_previous: point it was stepped from, x_{i−1}.
+      x: [B, *S] x_i, the point to be evaluated next.
+      x_previous: [B, *S] x_{i−1}, the point before it.
       peak: x_best.
       step_size: [B] s.
-      increases: [B] int32, evaluations since the checkpoint that raised the loss.
+      increases: [B] int32, how many evaluations since the last checkpoint raised the
+        loss.
       loss_previous: [B] loss of the last evaluation.
       loss_checkpoint: [B] loss of x_best at the last checkpoint.
       reduced: [B] bool, s was halved at the last checkpoint.
@@ -105,16 +113,30 @@ class Climb(NamedTuple):
 
 
 def noise(keys: jax.Array, problem: Problem, options: Options) -> jax.Array:
-    """Random starts: a point of the sphere of radius ε around x, put into the box.
+    """Draws random starts at distance ε from x, and clips them to the box.
 
-    L∞: uniform in a cube, scaled up to its surface; L2: uniform on the sphere.
+    L∞: uniform in the cube, then scaled up to its surface. L2: uniform on the sphere.
+
+    >>> from robjax import losses
+    >>> from robjax.attacks.problem import check_problem
+    >>> x = jnp.full((1, 4), 0.5)
+    >>> problem = check_problem(lambda x: x, x, Linf(0.25), (0.0, 1.0))
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> start = noise(keys, problem, Options(losses.margin))
+    >>> problem.ball.norm(start - x).tolist()
+    [0.25]
+
+    Args:
+      keys: [B].
+      problem: what is attacked.
+      options: not used.
     """
     del options
     x = problem.x
     ball = problem.ball
     uniform = isinstance(ball, Linf)
 
-    def draw(key):
+    def draw(key: jax.Array) -> jax.Array:
         if uniform:
             return jax.random.uniform(key, x.shape[1:], x.dtype, -1, 1)
         return jax.random.normal(key, x.shape[1:], x.dtype)
@@ -126,7 +148,22 @@ def noise(keys: jax.Array, problem: Problem, options: Options) -> jax.Array:
 
 
 def clip_into(v: jax.Array, x: jax.Array, ball: Ball, bounds: Bounds) -> jax.Array:
-    """Into the ball, then into the box: in L2 not the nearest point of both."""
+    """Scales v into the ball, then clips it to the box.
+
+    In L2 the result is not the nearest point of ball ∩ box, which `ball.project` finds.
+
+    >>> from robjax.balls import L2
+    >>> x = jnp.array([[0.0, 5.0]])
+    >>> v = x + jnp.array([[-6.0, 8.0]])
+    >>> clip_into(v, x, L2(5.0), (0.0, 10.0)).round(3).tolist()
+    [[0.0, 9.0]]
+
+    Args:
+      v: [B, *S] points.
+      x: [B, *S] centres of the ball.
+      ball: Linf or L2.
+      bounds: lowest and highest pixel value.
+    """
     if isinstance(ball, Linf):
         return ball.project(v, x, bounds)
     d = v - x
@@ -138,7 +175,13 @@ def clip_into(v: jax.Array, x: jax.Array, ball: Ball, bounds: Bounds) -> jax.Arr
 def begin(
     start: jax.Array, problem: Problem, given: jax.Array, loss_dtype: DTypeLike
 ) -> Climb:
-    """The state of a run before its start is evaluated.
+    """Makes the state of a run before its start is evaluated.
+
+    >>> from robjax.attacks.problem import check_problem
+    >>> x = jnp.full((1, 2), 0.5)
+    >>> problem = check_problem(lambda x: x, x, Linf(0.25), (0.0, 1.0))
+    >>> begin(x, problem, jnp.asarray(False), x.dtype).step_size.tolist()
+    [0.5]
 
     Args:
       start: [B, *S] first point.
@@ -169,7 +212,28 @@ def advance(
     problem: Problem,
     options: Options,
 ) -> Climb:
-    """One step of algorithm 1: takes in gradient and loss at climb.x and moves on."""
+    """Takes one step of algorithm 1.
+
+    >>> from robjax import losses
+    >>> from robjax.attacks.apgd.plan import make_plan
+    >>> from robjax.attacks.problem import check_problem
+    >>> x = jnp.full((1, 2), 0.5)
+    >>> problem = check_problem(lambda x: x, x, Linf(0.25), (0.0, 1.0))
+    >>> options = Options(losses.margin, steps=5)
+    >>> climb = begin(x, problem, jnp.asarray(False), x.dtype)
+    >>> row = jax.tree.map(lambda column: column[0], make_plan(phases(options)))
+    >>> gradient = jnp.array([[1.0, -2.0]])
+    >>> advance(climb, gradient, jnp.zeros(1), row, problem, options).x.tolist()
+    [[0.75, 0.25]]
+
+    Args:
+      climb: where the run stands.
+      gradient: [B, *S] at climb.x.
+      loss: [B] at climb.x.
+      row: of the plan, for this evaluation.
+      problem: what is attacked.
+      options: of the run.
+    """
     _, x, ball, bounds = problem
     quirks = options.reference_quirks
     peak = climb.peak.update(climb.x, gradient, loss, row.first)

@@ -1,4 +1,4 @@
-"""Auto-PGD's rules for L1: sparse steps whose density follows the best point's.
+"""The rules of Auto-PGD for L1: sparse steps, as sparse as the best point so far.
 
 Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image
 classifiers", ICML 2021, algorithm 1. With d pixels, k = share of pixels to move and
@@ -6,15 +6,19 @@ classifiers", ICML 2021, algorithm 1. With d pixels, k = share of pixels to move
 
     x_{i+1} = P( x_i + s e / ‖e‖₁ ),    e = sign(g_i) on the k·d pixels of largest |g_i|
 
-with P the exact projection onto ball ∩ box. At a checkpoint k = ‖x_best − x‖₀ / 1.5 d;
-if x_best has become sparser by 5 %, the step returns to s = ε and x_i to x_best,
-otherwise s shrinks by 1.5, down to ε/10. `phases` of radius 3ε, 2ε and ε, each starting
-from the best point of the one before, are the paper's "large ε" schedule.
+with P the exact projection onto ball ∩ box. At a checkpoint k = ‖x_best − x‖₀ / 1.5 d.
+Then
 
-Equal steps on many pixels leave a few per cent of what a linear model allows. So the
-last step of a run goes to the maximiser of ⟨g, δ⟩ over ball ∩ box, g being the gradient
-at x_best: it spends ε on the room of the pixels in the order of falling |g|. The
-reference has no such step.
+* if x_best has become sparser by 5 %, s returns to ε and x_i to x_best;
+* otherwise s is divided by 1.5, down to ε/10.
+
+The paper's "large ε" schedule has `phases` of radius 3ε, 2ε and ε. Each starts from the
+best point of the one before.
+
+Equal steps on many pixels miss a few per cent of the loss that a linear model allows.
+So the last step of a run goes to the maximiser of ⟨g, δ⟩ over ball ∩ box, with g the
+gradient at x_best. It spends ε on the pixels in the order of falling |g|, as far as
+each has room in the box. The reference implementation has no such step.
 """
 
 import math
@@ -43,12 +47,12 @@ class SparseClimb(NamedTuple):
     """Where a run stands; every leaf is per sample.
 
     Attributes:
-      x: point to be evaluated next.
+      x: [B, *S] x_i, the point to be evaluated next.
       peak: x_best.
       step_size: [B] s.
       density: [B] k, share of the pixels that the next step moves.
       support: [B] ‖x_best − x‖₀ at the last checkpoint.
-      given: scalar bool, the caller gave the start.
+      given: [] bool, the caller gave the start.
     """
 
     x: jax.Array
@@ -60,7 +64,7 @@ class SparseClimb(NamedTuple):
 
 
 def phases(options: Options) -> list[Phase]:
-    """One phase of radius ε, or with `large_reps` three of radius 3ε, 2ε and ε.
+    """Lists the phases of a run: one of radius ε, or with `large_reps` 3ε, 2ε and ε.
 
     >>> from robjax import losses
     >>> [phase.steps for phase in phases(Options(losses.margin, large_reps=True))]
@@ -79,7 +83,23 @@ def phases(options: Options) -> list[Phase]:
 
 
 def noise(keys: jax.Array, problem: Problem, options: Options) -> jax.Array:
-    """Random starts: normal noise, projected onto the ball of the first phase."""
+    """Draws random starts: normal noise, projected onto the ball of the first phase.
+
+    >>> from robjax import losses
+    >>> from robjax.attacks.problem import check_problem
+    >>> from robjax.balls import L1
+    >>> x = jnp.full((1, 4), 0.5)
+    >>> problem = check_problem(lambda x: x, x, L1(0.25), (0.0, 1.0))
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> start = noise(keys, problem, Options(losses.margin))
+    >>> problem.ball.norm(start - x).round(4).tolist()
+    [0.25]
+
+    Args:
+      keys: [B].
+      problem: what is attacked.
+      options: of the run, which decide about its phases.
+    """
     _, x, ball, bounds = problem
     t = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
     wide = with_radius(ball, phases(options)[0].radius * ball.eps)
@@ -89,13 +109,20 @@ def noise(keys: jax.Array, problem: Problem, options: Options) -> jax.Array:
 def begin(
     start: jax.Array, problem: Problem, given: jax.Array, loss_dtype: DTypeLike
 ) -> SparseClimb:
-    """The state of a run before its start is evaluated.
+    """Makes the state of a run before its start is evaluated.
+
+    >>> from robjax.attacks.problem import check_problem
+    >>> from robjax.balls import L1
+    >>> x = jnp.full((1, 4), 0.5)
+    >>> problem = check_problem(lambda x: x, x, L1(0.25), (0.0, 1.0))
+    >>> climb = begin(x, problem, jnp.asarray(False), x.dtype)
+    >>> climb.step_size.tolist(), climb.support.tolist()
+    ([0.25], [4.0])
 
     Args:
       start: [B, *S] first point.
       problem: what is attacked.
-      given: whether the caller gave the start, so that density and support come from
-        it.
+      given: [] bool, the caller gave the start; then it sets density and support.
       loss_dtype: of the losses to come.
     """
     x = problem.x
@@ -119,7 +146,31 @@ def advance(
     problem: Problem,
     options: Options,
 ) -> SparseClimb:
-    """One step of algorithm 1: takes in gradient and loss at climb.x and moves on."""
+    """Takes one step of algorithm 1, or the last step of a run (see the module).
+
+    With 20 % of five pixels, the first step moves one:
+
+    >>> from robjax import losses
+    >>> from robjax.attacks.apgd.plan import make_plan
+    >>> from robjax.attacks.problem import check_problem
+    >>> from robjax.balls import L1
+    >>> x = jnp.full((1, 5), 0.5)
+    >>> problem = check_problem(lambda x: x, x, L1(0.25), (0.0, 1.0))
+    >>> options = Options(losses.margin, steps=5)
+    >>> climb = begin(x, problem, jnp.asarray(False), x.dtype)
+    >>> row = jax.tree.map(lambda column: column[0], make_plan(phases(options)))
+    >>> gradient = jnp.array([[1.0, 0.0, 3.0, -2.0, 0.0]])
+    >>> advance(climb, gradient, jnp.zeros(1), row, problem, options).x.tolist()
+    [[0.5, 0.5, 0.75, 0.5, 0.5]]
+
+    Args:
+      climb: where the run stands.
+      gradient: [B, *S] at climb.x.
+      loss: [B] at climb.x.
+      row: of the plan, for this evaluation.
+      problem: what is attacked.
+      options: of the run.
+    """
     _, x, ball, bounds = problem
     pixels = x[0].size
     eps = ball.eps * row.scale
@@ -141,8 +192,11 @@ def advance(
     moved = here + per_sample(step_size, x) * _sparse_sign(g, density)
     moved = jnp.where(row.hop, peak.x, moved)
     if not options.reference_quirks:
-        final = lambda: x + _maximiser(peak.gradient, x, eps, bounds)  # noqa: E731
-        moved = lax.cond(row.last, final, lambda: moved)
+        moved = lax.cond(
+            row.last,
+            lambda: x + _maximiser(peak.gradient, x, eps, bounds),
+            lambda: moved,
+        )
     return SparseClimb(
         x=with_radius(ball, eps).project(moved, x, bounds),
         peak=peak,
@@ -176,9 +230,9 @@ def _sparse_sign(g: jax.Array, density: jax.Array) -> jax.Array:
     size = jnp.abs(flat)
     pixels = flat.shape[1]
     index = jnp.clip((1 - density) * pixels, 0, pixels - 1).astype(jnp.int32)
-    # the one at this place in rising order
-    more = pixels - 1 - index[:, None]
-    least = numerics.threshold(size, numerics.count, more)
+    # `index` counts from the smallest, `threshold` from the largest
+    from_largest = pixels - 1 - index[:, None]
+    least = numerics.threshold(size, numerics.count, from_largest)
     sign = jnp.where(size >= least, jnp.sign(flat), 0)
     count = jnp.sum(jnp.abs(sign), axis=1, keepdims=True)
     return (sign / jnp.where(count > 0, count, 1)).reshape(g.shape)
