@@ -1,7 +1,10 @@
-"""Closed forms, without a model or data.
+"""Closed forms: results that need neither a model nor data.
 
-Values of JAX are float64 under `jax.enable_x64(True)` only; what is solved on the host
-always is.
+gaussian       accuracy against robustness on the Gaussian model of Tsipras et al.
+gaussian_svm   support vector machines on it, standard and adversarially trained
+
+What is computed with JAX is float64 under `jax.enable_x64(True)` only. What is solved
+on the host always is.
 """
 
 from robjax.theory import gaussian, gaussian_svm

@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NoReturn
 
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
     """How to train. The defaults are `FULL`.
 
+    >>> dataclasses.replace(TRACKING, epochs=3).learning_rate
+    0.01
+
     Attributes:
       epochs: passes over the data set.
-      batch_size: samples in a step, over all devices. An epoch drops the ragged rest
-        of its own shuffled order.
+      batch_size: samples in a step, over all devices. What is left over at the end of
+        an epoch's shuffled order is dropped.
       optimizer: "sgd" (weight decay added to the gradient, then momentum) or "adam"
         (decoupled weight decay, AdamW).
       learning_rate: at the start.
@@ -27,9 +30,10 @@ class FitConfig:
       warmup_epochs: over these the strength of the attack grows linearly up to 1.
       replays: steps taken on each batch, m of FreeAT (Shafahi et al., "Adversarial
         training for free!", NeurIPS 2019, algorithm 1, with objective `standard`). Each
-        moves the weights along the gradient and the images by replay_eps against it,
-        both from one backward pass. Paper: epochs / m. (Here the perturbation starts
-        uniformly at random in each batch; theirs runs on from the last one.)
+        moves the weights down the gradient and the images by replay_eps up theirs,
+        both from one backward pass. The paper divides its epochs by m. Here the
+        perturbation starts uniformly at random in each batch; theirs goes on from the
+        batch before.
       replay_eps: L∞ radius and step of that perturbation; images stay in [0, 1].
       pad: pixels of zero padding of the random crop; 0 for no crop.
       flip: random left-right flips.
@@ -56,7 +60,7 @@ class FitConfig:
     seed: int = 0
     checkpoint_every: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         whole = {
             "epochs": 1,
             "batch_size": 1,
@@ -86,7 +90,7 @@ class FitConfig:
         if self.schedule not in ("constant", "steps", "cosine"):
             self._reject("schedule", "'constant', 'steps' or 'cosine'")
 
-    def _reject(self, name: str, allowed: str):
+    def _reject(self, name: str, allowed: str) -> NoReturn:
         raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 

@@ -36,11 +36,12 @@ from robjax.training.state import (
     learning_rate_schedule,
     make_optimizer,
 )
-from robjax.training.step import attack_strength, make_step
+from robjax.training.step import Metrics, StepFn, attack_strength, make_step
 
 _SECONDS_BETWEEN_FETCHES = 1.0
 
 OnEpoch = Callable[[int, Any], Mapping[str, float]]
+"""(epoch, variables) -> scalars that join the record of the epoch."""
 
 
 def fit(
@@ -53,10 +54,19 @@ def fit(
     run_dir: PathLike | None = None,
     resume: bool = False,
     on_epoch: OnEpoch | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[parallel.Device] | None = None,
     progress: bool = True,
 ) -> TrainState:
     """Trains `model` on `data`, data-parallel over the devices.
+
+    >>> from robjax.data import from_arrays
+    >>> from robjax.models import MLP
+    >>> labels = np.arange(64) % 2
+    >>> images = np.uint8(255 * labels).reshape(64, 1, 1, 1)  # black or white
+    >>> config = FitConfig(epochs=1, batch_size=8)
+    >>> model = MLP(2, widths=(4,))
+    >>> fit(model, from_arrays(images, labels), config=config, progress=False)
+    TrainState(step 8, 18 weights)
 
     Args:
       model: flax.linen module called as model(images, train=...). Its field
@@ -64,8 +74,8 @@ def fit(
       data: images uint8 [N, *S] and labels [N].
       objective: what to minimise, see `robjax.training.objectives`.
       config: everything else that decides the result.
-      optimizer: replaces the one that `config` describes (as do its clipping and its
-        schedule). Resuming checks that its state has the same form, not that its
+      optimizer: replaces the one that `config` describes, with its clipping and its
+        schedule. Resuming checks that its state has the same form, not that its
         constants are the same.
       run_dir: folder for metrics.jsonl, checkpoints/ and tensorboard/; None: no files.
       resume: go on from the last checkpoint in `run_dir`, bit for bit on the same
@@ -91,10 +101,11 @@ def fit(
     if optimizer is not None:
         description["optimizer"] = "given to fit"
     journal = Journal(run_dir, description, resume=resume)
-    trained = parallel.join_batch_norm(model)
+
+    model = parallel.join_batch_norm(model)
     steps_per_epoch = len(data.labels) // config.batch_size
     step = _compiled_step(
-        trained,
+        model,
         objective,
         optimizer,
         # neither changes the step, so that runs with other seeds need not compile
@@ -103,36 +114,28 @@ def fit(
         data.scale,
         tuple(devices),
     )
+    loop = _Loop(
+        step=step,
+        data=data,
+        config=config,
+        devices=devices,
+        journal=journal,
+        measure=on_epoch or (lambda epoch, variables: {}),
+        scheduled=optimizer is None,
+    )
     state = create_state(
-        trained,
+        model,
         to_float(data.images[:1], data.scale),
         optimizer or make_optimizer(config, steps_per_epoch),
         config,
     )
-    measure = on_epoch or (lambda epoch, variables: {})
-
     with contextlib.closing(journal):
-        state, extra = journal.open(state)
-        meter, done = _Meter(**extra), int(state.step)
-        loop = _Loop(step, data, config, devices, journal)
-        if done == 0:
-            scalars = measure(0, parallel.one_copy(state.weights))
-            journal.log({"epoch": 0, "step": 0, **scalars})
+        state, stored = journal.open(state)
+        if int(state.step) == 0:
+            loop.record(0, state, {})
+        # rebound, so that nothing keeps the first copy in memory
         state = parallel.replicate(state, devices)
-        with _progress_bar(config, steps_per_epoch, done, progress) as bar:
-            for epoch in range(done // steps_per_epoch + 1, config.epochs + 1):
-                state, means = loop.run_epoch(epoch, state, meter, bar)
-                taken = epoch * steps_per_epoch
-                means["strength"] = float(
-                    attack_strength(taken - 1, config, steps_per_epoch)
-                )
-                if optimizer is None:
-                    rates = learning_rate_schedule(config, steps_per_epoch)
-                    means["learning_rate"] = float(rates(taken * config.replays - 1))
-                scalars = measure(epoch, parallel.one_copy(state.weights))
-                journal.log({"epoch": epoch, "step": taken, **means, **scalars})
-                meter = _Meter()
-                journal.save(state, meter.saved())
+        state = loop.run(state, _Meter(**stored), progress=progress)
     return parallel.one_copy(state)
 
 
@@ -144,8 +147,8 @@ def _compiled_step(
     config: FitConfig,
     steps_per_epoch: int,
     scale: float,
-    devices: tuple[Any, ...],
-) -> Callable:
+    devices: tuple[parallel.Device, ...],
+) -> StepFn:
     optimizer = optimizer or make_optimizer(config, steps_per_epoch)
     step = make_step(
         model,
@@ -199,28 +202,27 @@ def _check_ball(objective: Objective) -> None:
         check_number("objective's ball.eps", eps, minimum=0)
 
 
-def _progress_bar(
-    config: FitConfig, steps_per_epoch: int, done: int, progress: bool
-) -> tqdm:
-    return tqdm(
-        total=config.epochs * steps_per_epoch * config.batch_size,
-        initial=done * config.batch_size,
-        unit=" images",
-        unit_scale=True,
-        disable=None if progress else True,
-    )
-
-
 @dataclasses.dataclass
 class _Meter:
-    """Sums of the metrics of one epoch, fetched from the devices now and then."""
+    """Sums of the metrics of one epoch, fetched from the devices now and then.
+
+    Attributes:
+      count: steps in the sums.
+      sums: of each metric.
+      pending: the metrics of later steps, still on the devices.
+    """
 
     count: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    pending: list[Mapping[str, jax.Array]] = dataclasses.field(default_factory=list)
+    pending: list[Metrics] = dataclasses.field(default_factory=list)
 
-    def fetch(self, epoch: int) -> None:
-        """Adds what is pending; FloatingPointError at the first value not finite."""
+    def fetch(self, epoch: int) -> int:
+        """Adds what is pending to the sums and returns how many steps that were.
+
+        Raises:
+          FloatingPointError: a value is not finite; the message names the step.
+        """
+        fetched = len(self.pending)
         for metrics in jax.device_get(self.pending):
             self.count += 1
             for name, value in metrics.items():
@@ -232,46 +234,77 @@ class _Meter:
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.pending.clear()
+        return fetched
 
     def means(self) -> dict[str, float]:
         return {name: total / self.count for name, total in sorted(self.sums.items())}
 
     def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
         assert not self.pending
         return {"count": self.count, "sums": self.sums}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """What stays the same from epoch to epoch."""
+    """What stays the same from epoch to epoch.
 
-    step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
+    Attributes:
+      step: compiled by `_compiled_step`.
+      data: to train on.
+      config: how to train.
+      devices: to train on.
+      journal: the files of the run.
+      measure: the user's `on_epoch`.
+      scheduled: the optimiser is that of `config`, which says the learning rate.
+    """
+
+    step: StepFn
     data: Dataset
     config: FitConfig
-    devices: Sequence[Any]
+    devices: Sequence[parallel.Device]
     journal: Journal
+    measure: OnEpoch
+    scheduled: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.data.labels) // self.config.batch_size
+
+    def run(self, state: TrainState, meter: _Meter, *, progress: bool) -> TrainState:
+        """Goes on from a state to the end; `meter` has the steps of its epoch."""
+        done = int(state.step)
+        first = done // self.steps_per_epoch + 1
+        with self.progress_bar(done, progress) as bar:
+            for epoch in range(first, self.config.epochs + 1):
+                state, means = self.run_epoch(epoch, state, meter, bar)
+                self.record(epoch, state, means | self.settings(epoch))
+                meter = _Meter()
+                self.journal.save(state, meter.saved())
+        return state
 
     def run_epoch(
         self, epoch: int, state: TrainState, meter: _Meter, bar: tqdm
     ) -> tuple[TrainState, dict[str, float]]:
         """Takes the steps of epoch 1, 2, … that are left; returns mean metrics."""
-        batch_size, every = self.config.batch_size, self.config.checkpoint_every
+        batch_size = self.config.batch_size
         batches = batch_indices(
             len(self.data.labels), batch_size, seed=self.config.seed, epoch=epoch - 1
         )
         bar.set_description(f"epoch {epoch}/{self.config.epochs}")
-        first, total = meter.count, len(batches)
-        start = fetched = time.perf_counter()
+        first = meter.count
+        total = len(batches)
+        start = time.perf_counter()
+        fetched = start
         for position in range(first, total):
-            state, metrics = self.step(state, *self._feed(batches[position]))
+            state, metrics = self.step(state, *self.feed(batches[position]))
             meter.pending.append(metrics)
-            taken, now = position + 1, time.perf_counter()
-            due = every and ((epoch - 1) * total + taken) % every == 0
-            save = due and taken < total
-            if save or taken == total or now - fetched > _SECONDS_BETWEEN_FETCHES:
-                steps = len(meter.pending)
-                meter.fetch(epoch)
-                bar.update(steps * batch_size)
+            taken = position + 1
+            waited = time.perf_counter() - fetched
+            # the end of an epoch has a checkpoint in any case, see `run`
+            save = taken < total and self.checkpoint_due(epoch, taken)
+            if save or taken == total or waited > _SECONDS_BETWEEN_FETCHES:
+                bar.update(meter.fetch(epoch) * batch_size)
                 bar.set_postfix(loss=f"{meter.means()['loss']:.4g}", refresh=False)
                 fetched = time.perf_counter()
             if save:
@@ -280,7 +313,42 @@ class _Loop:
         speed = images / (time.perf_counter() - start)
         return state, {**meter.means(), "images_per_second": speed}
 
-    def _feed(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def feed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """This process's images, labels and indices of a batch of indices [B]."""
         rows = parallel.own_rows(batch, self.devices)
         return self.data.images[rows], self.data.labels[rows], rows.astype(np.int32)
+
+    def checkpoint_due(self, epoch: int, taken: int) -> bool:
+        """Whether `config` asks for a checkpoint after this many steps of an epoch."""
+        every = self.config.checkpoint_every
+        steps = (epoch - 1) * self.steps_per_epoch + taken
+        return every > 0 and steps % every == 0
+
+    def settings(self, epoch: int) -> dict[str, float]:
+        """The strength of the attack and the learning rate at the end of an epoch."""
+        taken = epoch * self.steps_per_epoch
+        strength = attack_strength(taken - 1, self.config, self.steps_per_epoch)
+        if not self.scheduled:
+            return {"strength": float(strength)}
+        rates = learning_rate_schedule(self.config, self.steps_per_epoch)
+        rate = np.asarray(rates(taken * self.config.replays - 1))
+        return {"strength": float(strength), "learning_rate": float(rate)}
+
+    def record(
+        self, epoch: int, state: TrainState, scalars: Mapping[str, float]
+    ) -> None:
+        """Logs an epoch, with what the user measures."""
+        measured = self.measure(epoch, parallel.one_copy(state.weights))
+        step = epoch * self.steps_per_epoch
+        self.journal.log({"epoch": epoch, "step": step, **scalars, **measured})
+
+    def progress_bar(self, done: int, progress: bool) -> tqdm:
+        """A bar that counts images; `done` steps were taken before."""
+        batch_size = self.config.batch_size
+        return tqdm(
+            total=self.config.epochs * self.steps_per_epoch * batch_size,
+            initial=done * batch_size,
+            unit=" images",
+            unit_scale=True,
+            disable=None if progress else True,
+        )

@@ -1,7 +1,7 @@
 """What a training run leaves on disk, and how it is taken up again.
 
     <run_dir>/metrics.jsonl   one record for each epoch, epoch 0 = before training
-    <run_dir>/checkpoints/    the latest states, see `robjax.storage`
+    <run_dir>/checkpoints/    the latest states, see `robjax.runs.checkpoints`
     <run_dir>/tensorboard/    the same scalars
 
 A record is written before the checkpoint at its step. A run that is taken up at step
@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -24,9 +25,18 @@ from robjax.training.state import TrainState
 
 
 def describe_run(
-    model: Any, data: Dataset, objective: Objective, config: FitConfig
+    model: nn.Module, data: Dataset, objective: Objective, config: FitConfig
 ) -> dict[str, Any]:
-    """Everything a user chose that decides the result, as JSON values."""
+    """Everything a user chose that decides the result, as JSON values.
+
+    >>> from robjax.data import load
+    >>> from robjax.models import Linear
+    >>> from robjax.training import objectives
+    >>> data = load("digits", "test")
+    >>> run = describe_run(Linear(10), data, objectives.standard, FitConfig(epochs=3))
+    >>> run["epochs"], run["objective"]
+    (3, 'robjax.training.objectives.adversarial.standard')
+    """
     checksum = provenance.checksum((data.images, data.labels))
     text = {
         "model": provenance.describe(model),
@@ -39,6 +49,11 @@ def describe_run(
 class Journal:
     """The files of one run; does nothing if `run_dir` is None.
 
+    Args:
+      run_dir: folder of the run, made if there is none; None: no files.
+      description: made by `describe_run`; that of a run taken up must be equal.
+      resume: a folder that holds a run already is taken up, not refused.
+
     Raises:
       ValueError: the folder is not writable; it holds a checkpoint and `resume` is
         False; the checkpoint is corrupt, or is of a run set up in another way.
@@ -50,12 +65,13 @@ class Journal:
         description: dict[str, Any],
         *,
         resume: bool,
-    ):
+    ) -> None:
         self._description = description
         self._folder = None if run_dir is None else pathlib.Path(run_dir)
         self._writes = self._folder is not None and jax.process_index() == 0
         self._tensorboard: Any = None
-        self._latest, self._manifest = None, {}
+        self._latest: pathlib.Path | None = None
+        self._manifest: dict[str, Any] = {}
         if self._folder is None:
             if resume:
                 raise ValueError("run_dir must be given with resume=True, got None")
@@ -75,16 +91,18 @@ class Journal:
                 self._folder,
                 self._manifest["config"]["run"],
                 self._description,
-                versions=self._manifest["versions"],
+                versions_then=self._manifest["versions"],
             )
 
     def open(self, start: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
-        """Returns the state to go on from and what was stored beside it.
+        """Returns the state to go on from, and what was stored beside it.
 
-        That is `start` and {} where there is no checkpoint.
+        Where there is no checkpoint, that is `start` and {}.
         """
-        state, extra = start, {}
-        if self._latest is not None:
+        if self._latest is None:
+            state = start
+            extra = {}
+        else:
             state = checkpoints.load_checkpoint(self._latest, start)
             extra = self._manifest["config"]["extra"]
         if self._writes:
@@ -119,6 +137,7 @@ class Journal:
         return self._folder / "metrics.jsonl"
 
     def _take_up(self, step: int, *, fresh: bool) -> None:
+        """Drops the records after `step`, and opens the TensorBoard file there."""
         assert self._folder is not None
         # tensorboardX takes half a second to import
         from tensorboardX import SummaryWriter

@@ -1,7 +1,6 @@
 """The state of a training run, and what it starts from."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robjax.samples import is_concrete
 from robjax.training.config import FitConfig
+from robjax.training.objectives.network import count_weights
 
 
 class TrainState(NamedTuple):
@@ -34,9 +35,24 @@ class TrainState(NamedTuple):
         """What to evaluate: the running mean if one is kept, else the variables."""
         return self.variables if self.ema is None else self.ema
 
+    def __repr__(self) -> str:
+        """How far the training is and how large the model; not the arrays."""
+        if not is_concrete(self.step):
+            return "TrainState(traced)"
+        if isinstance(self.step, jax.Array) and self.step.is_deleted():
+            return "TrainState(donated to the next step)"
+        weights = count_weights(self.variables)
+        return f"TrainState(step {int(self.step)}, {weights:,} weights)"
 
-def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> Callable:
-    """Learning rate as a function of the number of updates of the weights."""
+
+def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates of the weights.
+
+    >>> config = FitConfig(schedule="steps", milestones=(1,), learning_rate=0.5)
+    >>> rates = learning_rate_schedule(config, steps_per_epoch=10)
+    >>> [round(float(rates(updates)), 3) for updates in (0, 9, 11)]
+    [0.5, 0.5, 0.05]
+    """
     steps_per_epoch *= config.replays
     if config.schedule == "cosine":
         total = config.epochs * steps_per_epoch
@@ -50,7 +66,15 @@ def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> Callable:
 def make_optimizer(
     config: FitConfig, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """Clipping, then weight decay and momentum (or AdamW) at the scheduled rate."""
+    """Clipping, then weight decay and momentum (or AdamW) at the scheduled rate.
+
+    >>> config = FitConfig(learning_rate=0.5, weight_decay=0.0)
+    >>> optimizer = make_optimizer(config, steps_per_epoch=10)
+    >>> weights = jnp.array([1.0, 2.0])
+    >>> gradient = jnp.array([2.0, 4.0])
+    >>> optimizer.update(gradient, optimizer.init(weights), weights)[0].tolist()
+    [-1.0, -2.0]
+    """
     rate = learning_rate_schedule(config, steps_per_epoch)
     clip = optax.identity()
     if config.clip_norm is not None:
@@ -83,7 +107,18 @@ def create_state(
     optimizer: optax.GradientTransformation,
     config: FitConfig,
 ) -> TrainState:
-    """The state before the first step; `images` [B, *S] give the input's shape."""
+    """The state before the first step.
+
+    >>> from robjax.models import Linear
+    >>> create_state(Linear(10), jnp.ones((1, 8, 8, 1)), optax.sgd(0.1), FitConfig())
+    TrainState(step 0, 650 weights)
+
+    Args:
+      model: flax.linen module called as model(images).
+      images: [B, *S] any images, which give the input's shape.
+      optimizer: optax transformation of the gradient.
+      config: its seed decides the weights, its `ema_decay` whether a mean is kept.
+    """
     seed = jnp.uint32(config.seed)
     variables = _initialise(model, seed, images)
     return TrainState(

@@ -2,21 +2,22 @@
 
     objective(network, images, labels, *, keys, strength) -> losses, metrics, network
 
-takes floating images [B, *S], labels [B] and one PRNG key for each sample [B]; gives
-losses [B] (nats, averaged by the trainer), metrics {name: [B]} to be logged, and the
-network with its new running statistics. Hyper-parameters are further keywords, bound
-with `functools.partial`:
+It takes floating images [B, *S], labels [B] and one PRNG key for each sample [B]. It
+gives losses [B] (nats, averaged by the trainer), metrics {name: [B]} to be logged, and
+the network with its new running statistics. Hyper-parameters are further keywords,
+bound with `functools.partial`:
 
     functools.partial(objectives.trades, ball=Linf(8 / 255), beta=6.0)
 
 A new objective is a new function of this form in any file; nothing registers it.
 
 The attacks run on the network's current weights, held constant. `strength` in [0, 1]
-is the traced warm-up of the threat model: it multiplies ε and the step size, without
-which adversarial training at a large ε can stay at the constant classifier.
+is the traced warm-up of the threat model: it multiplies ε and the step size. Without a
+warm-up, adversarial training at a large ε can stay at the constant classifier.
 
-    standard · adversarial · trades · mart · awp · n_fgsm      `adversarial`
-    fisher_trace · fisher_spectral                             `fisher`
+    network.py       the network that an objective is given
+    adversarial.py   standard, adversarial, trades, mart, awp, n_fgsm
+    fisher.py        fisher_trace, fisher_spectral
 
 FreeAT, which takes several steps on each batch, is `FitConfig.replays`.
 """

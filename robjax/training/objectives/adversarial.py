@@ -1,8 +1,10 @@
 """The objectives that train on attacked images, and the standard one.
 
-θ = weights, x = images, x̃ = attacked images (constant in θ), y = labels, p = softmax of
-the logits. Defaults are the constants of Shi et al., arXiv 1906.02494 (code): CIFAR-10,
-ℓ∞, ε = 8/255, 10 steps of 2/255.
+    θ = weights      x = images      x̃ = attacked images, constant in θ      y = labels
+    p = softmax of the logits      CE = cross-entropy
+
+Defaults are the constants of Shi et al., arXiv 1906.02494 (code): CIFAR-10, ℓ∞,
+ε = 8/255, 10 steps of 2/255.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 
 from robjax import attacks, losses
 from robjax.balls import Ball, Linf
-from robjax.training.objectives.network import AttackMode, Network, correct
+from robjax.training.objectives.network import AttackMode, Network, Outcome, correct
 
 AUTHORS_BALL = Linf(8 / 255)
 _TINY = 1e-20
@@ -26,8 +28,15 @@ def standard(
     *,
     keys: jax.Array,
     strength: jax.Array | float,
-):
-    """CE(x, y). Logs "accuracy"."""
+) -> Outcome:
+    """CE(x, y), the cross-entropy of the images as they are. Logs "accuracy".
+
+    >>> from robjax.training.objectives.network import tiny_problem
+    >>> network, images, labels, keys = tiny_problem()
+    >>> loss, metrics, _ = standard(network, images, labels, keys=keys, strength=1.0)
+    >>> metrics["accuracy"].tolist()
+    [1.0]
+    """
     del keys, strength
     logits, network = network.train(images)
     metrics = {"accuracy": correct(logits, labels)}
@@ -45,18 +54,37 @@ def adversarial(
     steps: int = 10,
     step_size: float = 2 / 255,
     attack_mode: AttackMode = "eval",
-):
+) -> Outcome:
     """CE(x̃, y) with x̃ from projected gradient ascent on CE(·, y), random start.
 
     Madry et al., "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, eq. 2.1. Logs "adversarial_accuracy", on x̃ in train mode.
 
-    `ball` is the threat model and `step_size` the length of a step, in units of the
-    image, both at full strength; `steps` counts the gradients of the attack, and
-    `attack_mode` is the batch norm inside it, see `Network.logits_fn`.
+    >>> from robjax.training.objectives.network import tiny_problem
+    >>> network, images, labels, keys = tiny_problem()  # logits (0.6, 0.4)
+    >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "step_size": 0.1}
+    >>> loss, _, _ = adversarial(network, images, labels, **options)
+    >>> print(round(float(loss[0]), 3))  # log 2: the attack makes the logits equal
+    0.693
+
+    Args:
+      network, images, labels, keys: as in every objective.
+      strength: scales the radius and `step_size`.
+      ball: the threat model at full strength.
+      steps: gradients of the attack.
+      step_size: length of a step at full strength, in units of the image.
+      attack_mode: batch norm inside the attack, see `Network.logits_fn`.
     """
     attacked = _climb(
-        network, images, labels, keys, strength, ball, steps, step_size, attack_mode
+        network,
+        images,
+        labels,
+        keys=keys,
+        strength=strength,
+        ball=ball,
+        steps=steps,
+        step_size=step_size,
+        attack_mode=attack_mode,
     )
     logits, network = network.train(attacked)
     metrics = {"adversarial_accuracy": correct(logits, labels)}
@@ -76,7 +104,7 @@ def trades(
     step_size: float = 2 / 255,
     reference: Literal["natural", "start"] = "natural",
     attack_mode: AttackMode = "eval",
-):
+) -> Outcome:
     """CE(x, y) + β KL(p(x) ‖ p(x̃)) with x̃ from ascent of KL(p(x_ref) ‖ p(·)).
 
     The Fisher regularisation of Shi et al., arXiv 1906.02494, whose form is that of
@@ -84,8 +112,20 @@ def trades(
     running statistics take up x, then x̃. Logs "accuracy", "adversarial_accuracy" and
     "divergence" (the KL term, before β).
 
-    `ball`, `steps`, `step_size` and `attack_mode` are as in `adversarial`; `reference`
-    is x_ref: "natural" for x, "start" for the perturbed start (`attacks.kl_pgd`).
+    >>> from robjax.training.objectives.network import tiny_problem
+    >>> network, images, labels, keys = tiny_problem()
+    >>> options = {"keys": keys, "ball": Linf(0.1), "step_size": 0.1}
+    >>> _, still, _ = trades(network, images, labels, strength=0.0, **options)
+    >>> _, moved, _ = trades(network, images, labels, strength=1.0, **options)
+    >>> bool(moved["divergence"][0] > 0.001), bool(still["divergence"][0] > 0.001)
+    (True, False)
+
+    Args:
+      network, images, labels, keys: as in every objective.
+      strength, ball, steps, step_size, attack_mode: as in `adversarial`.
+      beta: β, weight of the divergence.
+      reference: x_ref: "natural" for x, "start" for the perturbed start
+        (`attacks.kl_pgd`).
     """
     attacked = attacks.kl_pgd(
         network.logits_fn(attack_mode),
@@ -120,16 +160,36 @@ def mart(
     steps: int = 10,
     step_size: float = 2 / 255,
     attack_mode: AttackMode = "eval",
-):
+) -> Outcome:
     """BCE(x̃, y) + β KL(p(x) ‖ p(x̃)) (1 − p_y(x)) with x̃ as in `adversarial`.
 
     BCE(x̃, y) = −log p_y(x̃) − log(1 − max_{k≠y} p_k(x̃)). Wang et al., "Improving
     adversarial robustness requires revisiting misclassified examples", ICLR 2020, eq.
     11, without the constants that their code adds inside the logarithms. Logs
     "accuracy", "adversarial_accuracy" and "divergence".
+
+    >>> from robjax.training.objectives.network import tiny_problem
+    >>> network, images, labels, keys = tiny_problem()
+    >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "step_size": 0.1}
+    >>> loss, _, _ = mart(network, images, labels, beta=0.0, **options)
+    >>> print(round(float(loss[0]), 3))  # 2 log 2: the attack makes the logits equal
+    1.386
+
+    Args:
+      network, images, labels, keys: as in every objective.
+      strength, ball, steps, step_size, attack_mode: as in `adversarial`.
+      beta: β, weight of the divergence.
     """
     attacked = _climb(
-        network, images, labels, keys, strength, ball, steps, step_size, attack_mode
+        network,
+        images,
+        labels,
+        keys=keys,
+        strength=strength,
+        ball=ball,
+        steps=steps,
+        step_size=step_size,
+        attack_mode=attack_mode,
     )
     natural, network = network.train(images)
     moved, network = network.train(attacked)
@@ -160,12 +220,28 @@ def n_fgsm(
     noise: float = 2.0,
     step: float = 1.0,
     attack_mode: AttackMode = "eval",
-):
-    """CE(x̃, y) with x̃ = x + η + step · ε sign ∇CE(x + η), η uniform within noise · ε.
+) -> Outcome:
+    """CE(x̃, y) with x̃ one step of signs away from a noisy image.
 
-    De Jorge et al., "Make some noise: reliable and efficient single-step adversarial
-    training", NeurIPS 2022, eq. 3: x̃ stays where it is, outside the ball, but x + η and
-    x̃ are clipped to [0, 1]. One input gradient. Logs "adversarial_accuracy".
+    x̃ = x + η + step · ε sign ∇CE(x + η) with η uniform within noise · ε. De Jorge et
+    al., "Make some noise: reliable and efficient single-step adversarial training",
+    NeurIPS 2022, eq. 3. x̃ stays where it is, outside the ball, but x + η and x̃ are
+    clipped to [0, 1]. It takes one input gradient. Logs "adversarial_accuracy".
+
+    >>> from robjax.training.objectives.network import tiny_problem
+    >>> network, images, labels, keys = tiny_problem()
+    >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "noise": 0.0}
+    >>> loss, _, _ = n_fgsm(network, images, labels, **options)
+    >>> print(round(float(loss[0]), 3))  # log 2: the step makes the logits equal
+    0.693
+
+    Args:
+      network, images, labels, keys: as in every objective.
+      strength: scales ε.
+      ball: Linf(ε) at full strength.
+      noise: range of η in units of ε.
+      step: length of the step in units of ε.
+      attack_mode: as in `adversarial`.
 
     Raises:
       ValueError: ball is not Linf.
@@ -174,11 +250,12 @@ def n_fgsm(
         raise ValueError(f"ball must be Linf, got {ball!r}")
     eps = _scaled(ball, strength).eps
 
-    def uniform(key):
+    def uniform(key: jax.Array) -> jax.Array:
         return jax.random.uniform(key, images.shape[1:], images.dtype, -1, 1)
 
     start = jnp.clip(images + noise * eps * jax.vmap(uniform)(keys), 0, 1)
     logits_fn = network.logits_fn(attack_mode)
+    # they rise with the cross-entropy, but their gradient never rounds to 0
     slope = jax.grad(lambda v: losses.log_odds(logits_fn(v), labels).sum())(start)
     attacked = jnp.clip(start + step * eps * jnp.sign(slope), 0, 1)
     logits, network = network.train(attacked)
@@ -198,45 +275,75 @@ def awp(
     steps: int = 10,
     step_size: float = 2 / 255,
     attack_mode: AttackMode = "eval",
-):
-    """CE(x̃, y) at the weights θ + v, v the adversarial weight perturbation.
+) -> Outcome:
+    """CE(x̃, y) at the weights θ + v, with v the adversarial weight perturbation.
 
-    v_l = γ ‖θ_l‖ g_l / ‖g_l‖ for every array of two or more axes, g the gradient of the
-    mean loss at x̃, constant in θ. Wu, Xia & Wang, "Adversarial weight perturbation
-    helps robust generalization", NeurIPS 2020, eq. 8 and 10, one step. γ is scaled by
-    the strength, too. Logs "adversarial_accuracy", at θ + v as are the running
-    statistics.
+    v_l = γ ‖θ_l‖ g_l / ‖g_l‖ for every array of two or more axes. g is the gradient of
+    the mean loss at x̃, and v is held constant in θ. Wu, Xia & Wang, "Adversarial weight
+    perturbation helps robust generalization", NeurIPS 2020, eq. 8 and 10, one step. γ
+    is scaled by the strength, too. Logs "adversarial_accuracy", which is measured at
+    θ + v, as are the running statistics.
+
+    >>> from robjax.training.objectives.network import tiny_problem
+    >>> network, images, labels, keys = tiny_problem()
+    >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "step_size": 0.1}
+    >>> loss, _, _ = awp(network, images, labels, **options)
+    >>> bool(loss[0] > jnp.log(2))  # the loss without a weight perturbation
+    True
+
+    Args:
+      network, images, labels, keys: as in every objective.
+      strength: scales the radius, `step_size` and γ.
+      gamma: γ, length of v_l relative to that of θ_l.
+      ball, steps, step_size, attack_mode: as in `adversarial`.
     """
     attacked = _climb(
-        network, images, labels, keys, strength, ball, steps, step_size, attack_mode
+        network,
+        images,
+        labels,
+        keys=keys,
+        strength=strength,
+        ball=ball,
+        steps=steps,
+        step_size=step_size,
+        attack_mode=attack_mode,
     )
 
-    def at(params):
+    def at(params: Any) -> tuple[jax.Array, tuple[jax.Array, Network]]:
         variables = {**network.variables, "params": params}
         logits, moved = network._replace(variables=variables).train(attacked)
         return losses.cross_entropy(logits, labels), (logits, moved)
 
-    def risk(params):
+    def risk(params: Any) -> jax.Array:
         return jnp.mean(at(params)[0])
 
     params = network.variables["params"]
-    slope = network.mean(jax.grad(risk)(jax.lax.stop_gradient(params)))
+    gradient = network.mean(jax.grad(risk)(jax.lax.stop_gradient(params)))
 
-    def shifted(weights, slope):
+    def perturbed(weights: jax.Array, slope: jax.Array) -> jax.Array:
         if weights.ndim < 2:
             return weights
         length = jnp.linalg.norm(jax.lax.stop_gradient(weights))
         unit = slope / jnp.maximum(jnp.linalg.norm(slope), _TINY)
         return weights + gamma * strength * length * unit
 
-    values, (logits, moved) = at(jax.tree.map(shifted, params, slope))
+    values, (logits, moved) = at(jax.tree.map(perturbed, params, gradient))
     variables = {**moved.variables, "params": params}
     metrics = {"adversarial_accuracy": correct(logits, labels)}
     return values, metrics, network._replace(variables=variables)
 
 
 def _climb(
-    network, images, labels, keys, strength, ball, steps, step_size, attack_mode
+    network: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    keys: jax.Array,
+    strength: jax.Array | float,
+    ball: Ball,
+    steps: int,
+    step_size: float,
+    attack_mode: AttackMode,
 ) -> jax.Array:
     """x̃ of `adversarial`: projected gradient ascent on the cross-entropy."""
     return attacks.pgd(
@@ -252,4 +359,5 @@ def _climb(
 
 
 def _scaled(ball: Any, strength: jax.Array | float) -> Any:
+    """The ball with its radius multiplied by the strength."""
     return dataclasses.replace(ball, eps=ball.eps * strength)

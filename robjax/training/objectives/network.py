@@ -7,10 +7,11 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 AttackMode = Literal["eval", "train"]
-Objective = Callable[..., tuple[jax.Array, Mapping[str, jax.Array], "Network"]]
+"""Batch norm inside an attack, see `Network.logits_fn`."""
 
 
 class Network(NamedTuple):
@@ -43,8 +44,15 @@ class Network(NamedTuple):
     def logits_fn(self, mode: AttackMode) -> Partial:
         """The function images -> logits to be attacked; its weights are constants.
 
-        Batch norm uses the running statistics in mode "eval" and those of the images
-        it is given in mode "train"; neither changes the running statistics.
+        Batch norm uses
+
+        * the running statistics in mode "eval",
+        * the statistics of the images that it is given in mode "train".
+
+        Neither changes the running statistics.
+
+        Raises:
+          ValueError: `mode` is none of the two.
         """
         variables = jax.lax.stop_gradient(self.variables)
         if mode == "eval":
@@ -53,15 +61,61 @@ class Network(NamedTuple):
             return Partial(_TrainMode(self.model), variables)
         raise ValueError(f"attack_mode must be 'eval' or 'train', got {mode!r}")
 
+    def __repr__(self) -> str:
+        """What the model is and how large; not the arrays."""
+        weights = count_weights(self.variables)
+        return f"Network({type(self.model).__name__}, {weights:,} weights)"
+
+
+Outcome = tuple[jax.Array, Mapping[str, jax.Array], Network]
+"""Losses [B], metrics {name: [B]} and the network with new running statistics."""
+
+Objective = Callable[..., Outcome]
+"""(network, images, labels, *, keys, strength) -> losses, metrics, network."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _TrainMode:
     model: nn.Module
 
-    def __call__(self, variables, images):
+    def __call__(self, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         return Network(self.model, variables).train(images)[0]
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """[B], 1 where the most likely class is the label, else 0."""
+    """Gives 1 where the most likely class is the label, else 0; [B].
+
+    >>> correct(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])).tolist()
+    [1.0, 0.0]
+    """
     return (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+
+
+def count_weights(variables: object) -> int:
+    """The number of weights that training changes: entries of `variables["params"]`.
+
+    >>> count_weights({"params": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}})
+    9
+    """
+    params = variables.get("params") if isinstance(variables, Mapping) else None
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+
+
+def tiny_problem() -> tuple[Network, jax.Array, jax.Array, jax.Array]:
+    """What an objective takes, small enough to work it out by hand.
+
+    The logits of the network are the pixels of the image.
+
+    >>> network, images, labels, keys = tiny_problem()
+    >>> print(network.train(images)[0], labels)
+    [[0.6 0.4]] [0]
+
+    Returns:
+      Network, images [1, 2], labels [1] and keys [1].
+    """
+    from robjax.models import Linear
+
+    layer = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
+    network = Network(Linear(2), {"params": {"logits": layer}})
+    keys = jax.random.split(jax.random.key(0), 1)
+    return network, jnp.array([[0.6, 0.4]]), jnp.array([0]), keys
