@@ -1,9 +1,9 @@
 """The boundary between the label and another class, linearised at a point.
 
 At a point v the difference f = z_c − z_y of two logits has the gradient w. To first
-order the model is undecided between c and y where
+order the model is undecided between c and y at the points u with
 
-    f + ⟨w, · − v⟩ = 0.
+    f + ⟨w, u − v⟩ = 0.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from robjax.checks import Bounds
 from robjax.model import LogitsFn
 from robjax.samples import flatten_samples, mask_samples
 
+# the box keeps a shift off the boundary if more than this share of the way is left
 _MISSED = 1e-3
 
 
@@ -52,7 +53,7 @@ def likely_wrong_classes(logits: jax.Array, y: jax.Array, count: int) -> jax.Arr
 
 
 def logit_difference(logits: jax.Array, c: jax.Array, y: jax.Array) -> jax.Array:
-    """z_c − z_y [B].
+    """The logit of class c minus that of the label, z_c − z_y [B].
 
     >>> logits = jnp.array([[5.0, 1.0, 3.0]])
     >>> logit_difference(logits, jnp.array([2]), jnp.array([0])).tolist()
@@ -72,7 +73,7 @@ def towards_class(
     [-1.0]
     """
 
-    def total(v):
+    def total(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         f = logit_difference(logits_fn(v), c, y)
         return jnp.sum(f), f
 
@@ -87,7 +88,7 @@ def nearest_boundary(
     classes: int,
     length: Callable[[Boundary], jax.Array],
 ) -> tuple[jax.Array, Boundary]:
-    """The nearest of the boundaries at v; costs a gradient for each class.
+    """The nearest of the boundaries at v; costs a gradient for each wrong class.
 
     >>> x = jnp.array([[2.0, 1.0, 1.5]])
     >>> logits, nearest = nearest_boundary(
@@ -101,13 +102,13 @@ def nearest_boundary(
       y: [B] labels.
       v: [B, *S] where the model is linearised.
       classes: how many are considered: y and those of highest logits at v.
-      length: how near a boundary is, [B].
+      length: a boundary -> how far away it is, [B].
 
     Returns:
       The logits at v [B, K], and the nearest boundary.
     """
 
-    def search(v):
+    def linearise(v: jax.Array) -> tuple[jax.Array, Boundary]:
         logits, pull_back = jax.vjp(logits_fn, v)
         num_classes = logits.shape[1]
         others = min(classes, num_classes) - 1
@@ -134,7 +135,7 @@ def nearest_boundary(
         _, best = lax.fori_loop(0, others, consider, (none, start))
         return logits, best
 
-    return lowering.fast(search)(v)
+    return lowering.fast(linearise)(v)
 
 
 def shift_to(
@@ -145,13 +146,13 @@ def shift_to(
     ball: Ball,
     bounds: Bounds,
 ) -> jax.Array:
-    """The shortest shift from `start` to f + ⟨w, · − v⟩ = 0 inside the box.
+    """The shortest shift from `start` to {u : f + ⟨w, u − v⟩ = 0}, inside the box.
 
     >>> from robjax.balls import Linf
     >>> v = jnp.array([[0.5, 0.5]])
     >>> w = jnp.array([[1.0, 1.0]])
-    >>> shift_to(jnp.array([-0.2]), w, v, v, Linf(1.0), (0.0, 1.0)).round(3).tolist()
-    [[0.10000000149011612, 0.10000000149011612]]
+    >>> shift_to(jnp.array([-0.25]), w, v, v, Linf(1.0), (0.0, 1.0)).tolist()
+    [[0.125, 0.125]]
 
     Args:
       f: [B] value at v.
@@ -160,6 +161,9 @@ def shift_to(
       start: [B, *S] where the shift begins.
       ball: its norm is what is shortest.
       bounds: lowest and highest pixel value.
+
+    Returns:
+      [B, *S].
     """
     rows = flatten_samples(start)
     slopes = flatten_samples(w)
@@ -170,23 +174,34 @@ def shift_to(
 def distance_to(
     boundary: Boundary, v: jax.Array, start: jax.Array, ball: Ball, bounds: Bounds
 ) -> jax.Array:
-    """[B] from `start` to a boundary, linearised at v, inside the box.
+    """The distance from `start` to a boundary linearised at v, inside the box.
 
-    It is infinite where the box holds no point of the boundary. The refinements measure
+    It is infinite where the box holds no point of the boundary. The refinement measures
     from the clean image, DeepFool from its iterate v.
 
     >>> from robjax.balls import L2
     >>> v = jnp.array([[0.5, 0.5]])
-    >>> flat = Boundary(f=jnp.array([-3.0]), w=jnp.ones((1, 2)), c=jnp.array([1]))
-    >>> distance_to(flat, v, v, L2(1.0), (0.0, 1.0)).tolist()
+    >>> outside = Boundary(f=jnp.array([-3.0]), w=jnp.ones((1, 2)), c=jnp.array([1]))
+    >>> distance_to(outside, v, v, L2(1.0), (0.0, 1.0)).tolist()
     [inf]
+
+    Args:
+      boundary: as linearised at v.
+      v: [B, *S].
+      start: [B, *S] where the distance is measured from.
+      ball: its norm is the distance.
+      bounds: lowest and highest pixel value.
+
+    Returns:
+      [B].
     """
     d = shift_to(boundary.f, boundary.w, v, start, ball, bounds)
     excess = boundary.f + _inner(boundary.w, start - v)
-    # the shift in L0 may lead beyond the boundary
+    # below 0 where the shift leads beyond the boundary, as in L0 it may
     left = jnp.sign(excess) * (excess + _inner(boundary.w, d))
     return jnp.where(left > _MISSED * jnp.abs(excess), jnp.inf, ball.norm(d))
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    """⟨a, b⟩ of each sample, [B]."""
     return jnp.sum(flatten_samples(a * b), axis=1)

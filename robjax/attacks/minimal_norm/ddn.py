@@ -1,18 +1,23 @@
-"""Decoupled direction and norm, L2: Rony et al., CVPR 2019 (arXiv 1811.09600), alg. 1.
+"""Decoupled direction and norm (DDN) in L2: the verdict alone sets the length of δ.
 
-With δ_i = v_i − x, norm ρ_i, step size α_i and the cross-entropy's gradient g_i,
+Rony et al., CVPR 2019 (arXiv 1811.09600), algorithm 1. With the change δ_i = v_i − x,
+the norm ρ_i, the step size α_i and the gradient g_i of the cross-entropy at v_i,
 
-    ρ_{i+1} = (1 − γ) ρ_i if v_i is misclassified, else (1 + γ) ρ_i
+    ρ_{i+1} = (1 − γ) ρ_i   if v_i is misclassified
+              (1 + γ) ρ_i   else
     u       = δ_i + α_i g_i / ‖g_i‖
     v_{i+1} = box( x + ρ_{i+1} u / ‖u‖ )
 
 α_i falls from 1 to 0.01 along a cosine. v_0 = x, and k steps evaluate v_0 to v_{k−1},
-each with one gradient; the nearest misclassified one counts. The refinements of
-`refinement` follow. The authors' code has none; it rounds v_i to 8 bits, and steps at
-random where the gradient is 0, where here there is no step.
+each with one gradient; the nearest misclassified one counts. The rounds of `refinement`
+follow.
+
+The authors' code has no such rounds. It rounds v_i to 8 bits. Where the gradient is 0
+it steps at random; here there is no step.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +33,15 @@ from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
 from robjax.samples import per_sample
 
-_LAST_STEP = 0.01
+_LAST_STEP = 0.01  # of the first
+
+
+class Constants(NamedTuple):
+    """The numbers of a walk; see `ddn`."""
+
+    gamma: jax.Array | float
+    init_norm: jax.Array | float
+    step_size: jax.Array | float
 
 
 def ddn(
@@ -48,8 +61,14 @@ def ddn(
 ) -> AttackResult:
     """The nearest misclassified image that DDN finds in L2.
 
-    The radius ε plays no part in the walk, as in `fab`: take a large one for the
-    smallest distances rather than a verdict.
+    As in `fab`, the radius ε only decides what counts as success. Pass a large one to
+    ask for the smallest distances rather than a verdict.
+
+    >>> x = jnp.array([[0.25, 0.75]])
+    >>> y = jnp.array([1])
+    >>> result = ddn(lambda x: x, x, y, ball=L2(1.0), steps=10)
+    >>> round(float(result.distance[0]), 3)  # to [[0.5, 0.5]]
+    0.354
 
     Args:
       logits_fn, x, y, bounds: as in `pgd`.
@@ -60,11 +79,11 @@ def ddn(
       init_norm: ρ_0 ≥ 0, in units of the width of `bounds`.
       step_size: α_0 ≥ 0, in the same units; the last one is 100 times smaller.
       early_exit: freeze a sample at its first success, and stop when all are solved.
-      reference_quirks: as the authors' code, without the refinements at the end.
+      reference_quirks: as the authors' code, without the refinement at the end.
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most k for the
-      walk and 27 for the refinements.
+      walk and 27 for the refinement.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -73,11 +92,11 @@ def ddn(
     problem = check_problem(logits_fn, x, ball, bounds, (L2,))
     y, _ = check_classes(problem, y)
     check_count("steps", steps)
-    numbers = {"gamma": gamma, "init_norm": init_norm, "step_size": step_size}
+    constants = Constants(gamma=gamma, init_norm=init_norm, step_size=step_size)
     return _ddn(
         problem,
         y,
-        check_constants(problem.x.dtype, **numbers),
+        check_constants(constants, problem.x.dtype),
         steps=steps,
         early_exit=bool(early_exit),
         refined=not reference_quirks,
@@ -88,7 +107,7 @@ def ddn(
 def _ddn(
     problem: Problem,
     y: jax.Array,
-    constants: dict[str, jax.Array],
+    constants: Constants,
     *,
     steps: int,
     early_exit: bool,
@@ -96,13 +115,12 @@ def _ddn(
 ) -> AttackResult:
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
-    gamma = constants["gamma"]
-    step_size = constants["step_size"]
+    gamma, init_norm, step_size = constants
     width = bounds[1] - bounds[0]
     search, found = Search.begin(problem, y, early_exit=early_exit)
     largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
 
-    def total(v):
+    def total(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(v)
         # same direction as the cross-entropy, without its saturation
         return jnp.sum(losses.log_odds(logits, y)), logits
@@ -121,7 +139,7 @@ def _ddn(
         scale = norm / jnp.where(length > 0, length, 1)
         return i + 1, jnp.clip(x + per_sample(scale, x) * delta, *bounds), norm, found
 
-    norm = jnp.broadcast_to(width * constants["init_norm"], y.shape)
+    norm = jnp.broadcast_to(width * init_norm, y.shape)
     found = search.repeat(steps, step, x, norm, found)[-1]
     if refined:
         found = refine(search, found, steps=steps)

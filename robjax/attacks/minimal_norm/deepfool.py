@@ -1,14 +1,16 @@
-"""DeepFool, minimal norm: Moosavi-Dezfooli et al., CVPR 2016 (1511.04599), alg. 2.
+"""DeepFool: steps across the nearest linearised boundary until the class changes.
 
-A step linearises f_c = z_c − z_y at v_i for the likeliest wrong classes c, and goes to
-the nearest of their boundaries, inside the box, and a little farther:
+Moosavi-Dezfooli et al., CVPR 2016 (arXiv 1511.04599), algorithm 2. A step linearises
+f_c = z_c − z_y at v_i for each of the likeliest wrong classes c. It goes to the nearest
+of their boundaries, inside the box, and a little farther:
 
     v_{i+1} = v_i + d_i,    d_i the shortest shift to {f_c = −η f_c(v_i)} ∩ box
 
-η is the overshoot. The walk of a sample ends at its first misclassified point. A step
-costs one gradient for each class considered, on one forward pass. The rounds of
-`refinement` follow. The authors' code has none; it clips what leaves the box, if at
-all.
+η is the overshoot. v_0 = x, and the walk of a sample ends at its first misclassified
+point. A step costs one gradient for each wrong class considered, on one forward pass.
+The rounds of `refinement` follow.
+
+The authors' code has no such rounds. It clips what leaves the box, if at all.
 """
 
 import functools
@@ -49,8 +51,14 @@ def deepfool(
 ) -> AttackResult:
     """The nearest misclassified image that DeepFool finds, in the norm of `ball`.
 
-    The radius ε plays no part in the walk, as in `fab`: take a large one for the
-    smallest distances rather than a verdict.
+    As in `fab`, the radius ε only decides what counts as success. Pass a large one to
+    ask for the smallest distances rather than a verdict.
+
+    >>> x = jnp.array([[0.25, 0.75]])
+    >>> y = jnp.array([1])
+    >>> result = deepfool(lambda x: x, x, y, ball=Linf(1.0))
+    >>> round(float(result.distance[0]), 3)  # to [[0.5, 0.5]]
+    0.25
 
     Args:
       logits_fn, x, y, bounds: as in `pgd`.
@@ -61,12 +69,12 @@ def deepfool(
         (at most K of them); static.
       overshoot: η ≥ 0.
       early_exit: leave a sample as it is once it has succeeded; without it the
-        refinements go on.
-      reference_quirks: as the authors' code, without the refinements at the end.
+        refinement goes on.
+      reference_quirks: as the authors' code, without the refinement at the end.
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most n + 1 for
-      the walk and 27 for the refinements.
+      the walk and 27 for the refinement.
 
     Raises:
       ValueError: an argument is malformed; the message names it.

@@ -1,19 +1,26 @@
-"""Fast adaptive boundary attack, minimal norm: Croce & Hein, ICML 2020 (1907.02044).
+"""Fast adaptive boundary attack (FAB): steps to a boundary with a pull towards x.
 
-A step linearises the difference f = z_c − z_y of two logits at the iterate x_i,
-projects both x_i (shift d_i) and the original x (shift d) onto {f = 0} ∩ box, and goes
-a little beyond the boundary, with a bias towards the original:
+Croce & Hein, ICML 2020 (arXiv 1907.02044). The walk is at x_i, and c is a class other
+than y. A step
 
-    x_{i+1} = box( (1−α)(x_i + η d_i) + α (x + η d) ),
-    α = min( ‖d_i‖ / (‖d_i‖ + ‖d‖), α_max )
+1. linearises f = z_c − z_y at x_i;
+2. finds two shortest shifts to {f = 0} ∩ box: d_i from x_i, and d from the clean image
+   x;
+3. goes a little beyond the boundary (η ≥ 1), with a bias α towards x:
 
-A misclassified x_{i+1} nearer to x than all before is kept, and the walk goes on from
-x + β (x_{i+1} − x). Untargeted, c is the class whose linearised boundary is nearest;
-FAB-T runs once for each of the T most likely wrong classes c. A step costs one
-gradient (untargeted K − 1 of them, on one forward pass) and one forward pass.
+    x_{i+1} = box( (1 − α) (x_i + η d_i) + α (x + η d) )
+    α       = min( ‖d_i‖ / (‖d_i‖ + ‖d‖), α_max )
 
-Because η and β keep the walk about 1 % away from the boundary, the refinements of
-`nearest` follow, which the authors' code has not.
+If x_{i+1} is misclassified, the walk goes on from x + β (x_{i+1} − x) instead. The
+nearest misclassified x_i counts.
+
+* Untargeted, c is the class whose boundary, linearised at x_i, is nearest to x_i. A
+  step costs K − 1 gradients on one forward pass, and another forward pass.
+* FAB-T runs once for each of the T likeliest wrong classes c. A step costs one gradient
+  and one forward pass.
+
+η and β keep the walk about 1 % away from the boundary. Therefore the rounds of
+`refinement` follow. The authors' code has no such rounds.
 """
 
 import functools
@@ -51,6 +58,32 @@ _TINY = 1e-12
 _SMALLEST_SHIFT = 1e-8
 
 
+class Constants(NamedTuple):
+    """The numbers of a step; see `fab`."""
+
+    alpha_max: jax.Array | float
+    eta: jax.Array | float
+    beta: jax.Array | float
+
+
+class Options(NamedTuple):
+    """What FAB compiles for; every field is static.
+
+    Attributes:
+      steps: of each run.
+      restarts: runs for each target.
+      targets: how many classes FAB-T aims at; None: untargeted.
+      early_exit: a sample is done at its first success.
+      refined: the rounds of `refinement` follow.
+    """
+
+    steps: int
+    restarts: int
+    targets: int | None
+    early_exit: bool
+    refined: bool
+
+
 def fab(
     logits_fn: LogitsFn,
     x: jax.Array,
@@ -70,9 +103,15 @@ def fab(
 ) -> AttackResult:
     """The nearest misclassified image that FAB finds, in the norm of `ball`.
 
-    The radius ε plays no part in the search: it decides what counts as success, scales
-    random starts, and says with `early_exit` when a sample is done. For the smallest
-    distances rather than a verdict, take a large ε.
+    The radius ε plays no part in the walk from x: it decides what counts as success,
+    scales random starts, and says with `early_exit` when a sample is done. Pass a large
+    one to ask for the smallest distances rather than a verdict.
+
+    >>> x = jnp.array([[0.25, 0.75]])
+    >>> y = jnp.array([1])
+    >>> result = fab(lambda x: x, x, y, ball=Linf(1.0), steps=10)
+    >>> round(float(result.distance[0]), 3)  # to [[0.5, 0.5]]
+    0.25
 
     Args:
       logits_fn, x, y, bounds: as in `pgd`.
@@ -87,15 +126,21 @@ def fab(
       eta: overshoot η ≥ 1.
       beta: backward step β in [0, 1].
       early_exit: freeze a sample at its first success, and stop when all are solved.
-      reference_quirks: as the authors' code, without the refinements at the end.
+      reference_quirks: as the authors' code, without the refinement at the end.
 
     Returns:
-      AttackResult. `distance` is that of the nearest misclassified image found, inside
-      the ball or not; infinite if there was none, 0 for an image misclassified as it
-      is. `x_adv` is that image where it lies inside the ball (`success`), else x.
-      `loss` is the margin max_{i≠y} z_i − z_y at `x_adv`. `first_success` is the first
-      step, counted through all runs, that found one inside the ball. `queries` counts
-      forward passes: at most 1 + 2 × (steps × runs + 10), untargeted 7 more.
+      AttackResult with
+
+      * `x_adv`: the nearest misclassified image found if it lies inside the ball, else
+        x;
+      * `success`: whether it lies inside the ball;
+      * `loss`: the margin max_{i≠y} z_i − z_y at `x_adv`;
+      * `first_success`: the first step, counted through all runs, that found one inside
+        the ball;
+      * `distance`: of the nearest misclassified image found, inside the ball or not;
+        infinite if there was none, 0 for an image misclassified as it is;
+      * `queries`: forward passes, at most 1 + 2 × (steps × runs + 10), untargeted 7
+        more.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -106,69 +151,59 @@ def fab(
     check_count("restarts", restarts)
     if targets is not None:
         targets = min(check_count("targets", targets), num_classes - 1)
-    numbers = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
-    walk = Walk(**check_constants(problem.x.dtype, **numbers))
-    return _fab(
-        problem,
-        y,
-        sample_keys(key, x.shape[0]) if restarts > 1 else None,
-        walk,
+    constants = Constants(alpha_max=alpha_max, eta=eta, beta=beta)
+    options = Options(
         steps=steps,
         restarts=restarts,
         targets=targets,
         early_exit=bool(early_exit),
         refined=not reference_quirks,
     )
+    return _fab(
+        problem,
+        y,
+        sample_keys(key, x.shape[0]) if restarts > 1 else None,
+        check_constants(constants, problem.x.dtype),
+        options,
+    )
 
 
-class Walk(NamedTuple):
-    """The constants of a step."""
-
-    alpha_max: jax.Array
-    eta: jax.Array
-    beta: jax.Array
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("steps", "restarts", "targets", "early_exit", "refined"),
-)
+@functools.partial(jax.jit, static_argnames="options")
 def _fab(
     problem: Problem,
     y: jax.Array,
     keys: jax.Array | None,
-    walk: Walk,
-    *,
-    steps: int,
-    restarts: int,
-    targets: int | None,
-    early_exit: bool,
-    refined: bool,
+    constants: Constants,
+    options: Options,
 ) -> AttackResult:
+    """All runs, one after the other, and the refinement; see `fab`."""
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
-    search, found = Search.begin(problem, y, early_exit=early_exit)
+    steps = options.steps
+    restarts = options.restarts
+    search, found = Search.begin(problem, y, early_exit=options.early_exit)
     judge = lowering.exact(logits_fn)
     clean = judge(x)
     found = search.note(found, x, clean, 0)
-    runs = restarts * (targets or 1)
+    runs = restarts * (options.targets or 1)
     all_classes = clean.shape[1]
-    if targets is not None:
-        likely = likely_wrong_classes(clean, y, targets)
+    likely = None
+    if options.targets is not None:
+        likely = likely_wrong_classes(clean, y, options.targets)
 
     def boundary(run, v):
-        if targets is None:
+        if likely is None:
             length = functools.partial(_distance, ball)
             return nearest_boundary(logits_fn, y, v, all_classes, length)[1]
         return towards_class(logits_fn, y, v, likely[run // restarts])
 
     def step(run, carry):
         i, v, found = carry
-        candidate = approach(boundary(run, v), v, problem, walk)
+        candidate = approach(boundary(run, v), v, problem, constants)
         logits = judge(candidate)
         found = search.note(found, candidate, logits, run * steps + i + 1, passes=2)
         wrong = mask_samples(search.wrong(logits), x)
-        back = x + walk.beta * (candidate - x)
+        back = x + constants.beta * (candidate - x)
         return i + 1, jnp.where(wrong, back, candidate), found
 
     def run_once(carry):
@@ -178,17 +213,25 @@ def _fab(
         return run + 1, walked[-1]
 
     _, found = search.repeat(runs, run_once, found)
-    if refined:
+    if options.refined:
         # FAB-T has aimed at the likeliest classes already
-        classes = CLASSES if targets is None else 1
+        classes = CLASSES if likely is None else 1
         found = refine(search, found, steps=runs * steps, classes=classes)
     return search.result(found)
 
 
 def approach(
-    boundary: Boundary, v: jax.Array, problem: Problem, walk: Walk
+    boundary: Boundary, v: jax.Array, problem: Problem, constants: Constants
 ) -> jax.Array:
-    """The next iterate from v [B, *S], with the boundary linearised there."""
+    """The next iterate from v [B, *S], with the boundary linearised there.
+
+    >>> x = jnp.array([[0.25, 0.75]])
+    >>> problem = check_problem(lambda x: x, x, Linf(1.0), (0.0, 1.0))
+    >>> boundary = towards_class(lambda x: x, jnp.array([1]), x, jnp.array([0]))
+    >>> constants = Constants(alpha_max=0.1, eta=1.2, beta=0.9)
+    >>> (10 * approach(boundary, x, problem, constants)).round(1).tolist()
+    [[5.5, 4.5]]
+    """
     _, x, ball, bounds = problem
     batch = x.shape[0]
     # both projections at once: half as many passes over the pixels
@@ -199,9 +242,9 @@ def approach(
     )
     lengths = jnp.maximum(ball.norm(shifts), _SMALLEST_SHIFT)
     alpha = lengths[:batch] / (lengths[:batch] + lengths[batch:])
-    alpha = per_sample(jnp.minimum(alpha, walk.alpha_max), x)
-    from_v = v + walk.eta * shifts[:batch]
-    from_x = x + walk.eta * shifts[batch:]
+    alpha = per_sample(jnp.minimum(alpha, constants.alpha_max), x)
+    from_v = v + constants.eta * shifts[:batch]
+    from_x = x + constants.eta * shifts[batch:]
     return jnp.clip((1 - alpha) * from_v + alpha * from_x, *bounds)
 
 
@@ -211,7 +254,14 @@ def _distance(ball: Ball, boundary: Boundary) -> jax.Array:
     return jnp.abs(boundary.f) / (slope + _TINY)
 
 
-def _start(keys, run, restarts, x, ball, bounds):
+def _start(
+    keys: jax.Array,
+    run: jax.Array,
+    restarts: int,
+    x: jax.Array,
+    ball: Ball,
+    bounds: Bounds,
+) -> jax.Array:
     """Starts the first run for a target at x, the others at random, ε/2 from it."""
     keys = fold_keys(keys, run)
     draw = jax.random.normal

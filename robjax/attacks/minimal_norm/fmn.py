@@ -1,7 +1,12 @@
-"""Fast minimum norm: Pintor et al., NeurIPS 2021 (arXiv 2102.12827), algorithm 1.
+"""Fast minimum norm (FMN): ascent in a ball that shrinks on success, else grows.
 
-With f the margin max_{i≠y} z_i − z_y, g_i its gradient at v_i, ‖·‖_* the dual norm,
-ρ_i the radius and P_ρ the projection onto ball of radius ρ ∩ box,
+Pintor et al., NeurIPS 2021 (arXiv 2102.12827), algorithm 1. With
+
+    f     margin max_{i≠y} z_i − z_y     α_i    step size
+    g_i   its gradient at v_i            ρ_i    radius
+    ‖·‖_* dual norm                      P_ρ    projection onto ball of radius ρ ∩ box
+
+a step is
 
     ρ_{i+1} = min((1 − γ_i) ρ_i, nearest distance so far)   if v_i is misclassified
               (1 + γ_i) ρ_i                                 else, if any v_j was
@@ -14,11 +19,12 @@ evaluate v_0 to v_{k−1}, each with one gradient; the nearest misclassified one
 In L0, ρ is a whole number ≥ 1. It starts at 1, is rounded down, and changes by at least
 1; the third line is not used.
 
-The rounds of `refinement` follow. The authors' code has none. Its P_ρ is not exact: it
-projects onto the ball, then onto the box.
+The rounds of `refinement` follow. The authors' code has no such rounds. Its P_ρ is not
+exact: it projects onto the ball, then onto the box.
 """
 
 import functools
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +41,15 @@ from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
 from robjax.samples import flatten_samples, per_sample
 
-_LAST_STEP = 0.01
+_LAST_STEP = 0.01  # of the first
 _LAST_GAMMA = 0.001
+
+
+class Constants(NamedTuple):
+    """The numbers of a walk; see `fmn`."""
+
+    gamma: jax.Array | float
+    step_size: jax.Array | float
 
 
 def fmn(
@@ -55,8 +68,14 @@ def fmn(
 ) -> AttackResult:
     """The nearest misclassified image that FMN finds, in the norm of `ball`.
 
-    The radius ε plays no part in the walk, as in `fab`: take a large one for the
-    smallest distances rather than a verdict.
+    As in `fab`, the radius ε only decides what counts as success. Pass a large one to
+    ask for the smallest distances rather than a verdict.
+
+    >>> x = jnp.array([[0.25, 0.75]])
+    >>> y = jnp.array([1])
+    >>> result = fmn(lambda x: x, x, y, ball=Linf(1.0), steps=10)
+    >>> round(float(result.distance[0]), 3)  # to [[0.5, 0.5]]
+    0.25
 
     Args:
       logits_fn, x, y, bounds: as in `pgd`.
@@ -67,25 +86,25 @@ def fmn(
       step_size: α_0 ≥ 0, in units of the width of `bounds`; the last one is 100 times
         smaller.
       early_exit: freeze a sample at its first success, and stop when all are solved.
-      reference_quirks: as the authors' code, without the refinements at the end.
+      reference_quirks: as the authors' code, without the refinement at the end.
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most k for the
-      walk and 27 for the refinements.
+      walk and 27 for the refinement.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
     del key
     kinds = (Linf, L2, L1, L0)
-    problem = check_problem(logits_fn, x, ball, bounds, kinds)
+    problem = check_problem(logits_fn, x, cast(Ball, ball), bounds, kinds)
     y, _ = check_classes(problem, y)
     check_count("steps", steps)
-    numbers = {"gamma": gamma, "step_size": step_size}
+    constants = Constants(gamma=gamma, step_size=step_size)
     return _fmn(
         problem,
         y,
-        check_constants(problem.x.dtype, **numbers),
+        check_constants(constants, problem.x.dtype),
         steps=steps,
         early_exit=bool(early_exit),
         refined=not reference_quirks,
@@ -96,7 +115,7 @@ def fmn(
 def _fmn(
     problem: Problem,
     y: jax.Array,
-    constants: dict[str, jax.Array],
+    constants: Constants,
     *,
     steps: int,
     early_exit: bool,
@@ -104,11 +123,12 @@ def _fmn(
 ) -> AttackResult:
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
+    first_gamma, first_step = constants
     width = bounds[1] - bounds[0]
     search, found = Search.begin(problem, y, early_exit=early_exit)
     largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
 
-    def total(v):
+    def total(v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits = logits_fn(v)
         f = losses.margin(logits, y)
         return jnp.sum(f), (f.astype(x.dtype), logits)
@@ -119,7 +139,7 @@ def _fmn(
         i, v, radius, found = carry
         w, (f, logits) = gradient(v)
         found = search.note(found, v, logits, i)
-        gamma = cosine(i / steps, constants["gamma"], _LAST_GAMMA)
+        gamma = cosine(i / steps, first_gamma, _LAST_GAMMA)
         smaller, larger = _radii(radius, gamma, ball)
         if not isinstance(ball, L0):
             slope = hyperplanes.dual_norm(ball, flatten_samples(w))
@@ -128,8 +148,7 @@ def _fmn(
         smaller = jnp.minimum(smaller, found.distance)
         radius = jnp.where(search.wrong(logits), smaller, larger)
         radius = jnp.clip(radius, isinstance(ball, L0), largest)
-        first = constants["step_size"]
-        alpha = width * cosine(i / steps, first, _LAST_STEP * first)
+        alpha = width * cosine(i / steps, first_step, _LAST_STEP * first_step)
         moved = v + per_sample(alpha, x) * L2(1.0).steepest(w, v, bounds)
         v = with_radius(ball, radius).project(moved, x, bounds)
         return i + 1, v, radius, found
@@ -141,7 +160,9 @@ def _fmn(
     return search.result(found)
 
 
-def _radii(radius, gamma, ball):
+def _radii(
+    radius: jax.Array, gamma: jax.Array, ball: Ball | L0
+) -> tuple[jax.Array, jax.Array]:
     """The next smaller and larger radius [B]; whole numbers in L0."""
     smaller = jnp.maximum(1 - gamma, 0) * radius
     larger = (1 + gamma) * radius

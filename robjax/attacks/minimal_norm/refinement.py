@@ -1,20 +1,25 @@
 """The last steps of every minimal-norm attack: nearer to x, whatever its walk was.
 
-`refine` linearises f = z_c − z_y at the best point v, where c is the class that v is
-taken for, and tries
+`refine` works on the best point v of the walk. A round linearises f = z_c − z_y at v
+for some class c, and tries
 
-    v + p (x + d − v),    d the shortest shift from x to {f = κ + τ} ∩ box.
+    v + p (x + d − v),    d the shortest shift from x to {f = κ + τ} ∩ box
 
-* p is 1, and after failures 1/2, 1/4, …
-* κ is the confidence that an attack asks for, usually 0.
-* A candidate must be nearer than v, with a margin of at least κ + ρ. ρ is 4 roundings
-  of |z_c| or |z_y| and of the margin of x, so that another forward pass agrees.
-* τ is 3 ρ, and three times as large after each failure.
+κ is the confidence that an attack asks for, usually 0. The candidate replaces v if it
+is nearer to x and its margin is at least κ + ρ.
 
-There are thirteen rounds. The first three take for c the class whose boundary is
-nearest to x inside the box, of y and the nine likeliest others; the other ten the class
-that v is taken for. On a linear model they find the minimal distance, up to τ, wherever
-the walk ended. The authors' codes have none of this.
+* c is, in the first three rounds, the class whose boundary is nearest to x inside the
+  box, of the nine likeliest other than y. In the ten rounds after them it is the class
+  that v is taken for.
+* p, the part of the way, is 1 in the first three rounds. After them a failure halves it
+  and a success doubles it, up to 1.
+* ρ = 4 u (max(|z_c|, |z_y|) + |margin of x|), with u the machine epsilon of the logits.
+  A margin that far from 0 has the same sign in another forward pass.
+* τ, how far beyond the boundary d leads, begins at 3 ρ, in the first three rounds and
+  again in the others. A failure makes it three times as large.
+
+On a linear model these thirteen rounds find the minimal distance, up to τ, wherever the
+walk ended. The authors' codes have none of this.
 """
 
 import functools
@@ -38,10 +43,10 @@ from robjax.samples import mask_samples, per_sample
 CLASSES = 10
 """How many classes, y among them, the first rounds choose from."""
 
-_AIMED = 3
-_ROUNDS = 10
-_ROUNDINGS = 4
-_BEYOND = 3.0
+_AIMED = 3  # rounds towards the chosen class
+_ROUNDS = 10  # rounds after them
+_ROUNDINGS = 4  # ρ, in roundings of the logits
+_BEYOND = 3.0  # τ, in units of ρ
 
 
 def refine(
@@ -51,6 +56,17 @@ def refine(
 
     A round costs one gradient and one forward pass. The choice of the first rounds'
     class costs a gradient for each wrong class, on one forward pass.
+
+    >>> from robjax.attacks.problem import check_problem
+    >>> from robjax.balls import Linf
+    >>> x = jnp.array([[0.25, 0.75]])
+    >>> problem = check_problem(lambda x: x, x, Linf(1.0), (0.0, 1.0))
+    >>> search, found = Search.begin(problem, jnp.array([1]), early_exit=False)
+    >>> far = jnp.array([[1.0, 0.0]])
+    >>> found = search.note(search.note(found, x, x, 0), far, far, 1)
+    >>> refined = refine(search, found, steps=1)
+    >>> [round(float(record.distance[0]), 3) for record in (found, refined)]
+    [0.75, 0.25]
 
     Args:
       search: what is searched for.
@@ -65,14 +81,10 @@ def refine(
     chosen = jnp.zeros_like(y)
     aimed = 0
     if classes > 1:
-        v = found.x_adv
-        length = functools.partial(distance_to, v=v, start=x, ball=ball, bounds=bounds)
-        chosen = nearest_boundary(logits_fn, y, v, classes, length)[1].c
+        chosen, found = _choose_class(search, found, classes)
         aimed = _AIMED
-        open_ = found.distance > search.enough
-        found = found._replace(queries=found.queries + open_)
 
-    def slope(v, aiming):
+    def linearise(v, aiming):
         def total(v):
             logits = logits_fn(v)
             fixed = lax.stop_gradient(logits)
@@ -81,13 +93,13 @@ def refine(
             return jnp.sum(f), (f.astype(x.dtype), fixed)
 
         w, (f, logits) = lowering.fast(jax.grad(total, has_aux=True))(v)
-        return lowering.stored(w), f, logits
+        return f, lowering.stored(w), logits
 
     def attempt(carry):
-        i, part, beyond, found = carry
+        i, part, beyond, found = carry  # part is p, beyond is τ / ρ
         v = found.x_adv
         aiming = i < aimed
-        w, f, logits = slope(v, aiming)
+        f, w, logits = linearise(v, aiming)
         f = f - search.confidence - beyond * _rounding(logits, y, found)
         goal = jnp.clip(x + shift_to(f, w, v, x, ball, bounds), *bounds)
         candidate = jnp.clip(v + per_sample(part, x) * (goal - v), *bounds)
@@ -109,8 +121,23 @@ def refine(
     return search.repeat(aimed + _ROUNDS, attempt, part, beyond, found)[-1]
 
 
+def _choose_class(
+    search: Search, found: Found, classes: int
+) -> tuple[jax.Array, Found]:
+    """The class [B] whose boundary is nearest to x, as linearised at the best point.
+
+    The record comes back with the forward pass counted.
+    """
+    logits_fn, x, ball, bounds = search.problem
+    v = found.x_adv
+    length = functools.partial(distance_to, v=v, start=x, ball=ball, bounds=bounds)
+    chosen = nearest_boundary(logits_fn, search.y, v, classes, length)[1].c
+    open_ = found.distance > search.enough
+    return chosen, found._replace(queries=found.queries + open_)
+
+
 def _rounding(logits: jax.Array, y: jax.Array, found: Found) -> jax.Array:
-    """[B] how far a margin must be from 0 for its sign to be no accident."""
+    """ρ [B], how far a margin must be from 0 for its sign to be no accident."""
     c = likely_wrong_classes(logits, y, 1)[0]
     both = jnp.take_along_axis(logits, jnp.stack([c, y], axis=1), axis=1)
     # both may be small as sums of large terms, which have made up the margin of x

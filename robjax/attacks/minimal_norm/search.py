@@ -1,11 +1,11 @@
 """What all minimal-norm attacks share: the record of what was found, and the loop.
 
-They search for the misclassified image nearest to x. ε only decides which of the images
-found counts as a success.
+They search for the misclassified image nearest to x. The radius ε only decides which of
+the images found count as a success.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from robjax.attacks.problem import Problem
 from robjax.attacks.result import AttackResult
 from robjax.checks import check_number
 from robjax.samples import mask_samples
+
+Constants = TypeVar("Constants", bound=NamedTuple)
 
 
 class Found(NamedTuple):
@@ -45,14 +47,15 @@ class Search(NamedTuple):
     Attributes:
       problem: model, images, ball and bounds.
       y: [B] labels.
-      enough: distance from which on a sample stays as it is; scalar or [B].
+      enough: a number or [B]; a sample with an image no farther than this is done, and
+        its record stays as it is. The other samples are open.
       confidence: margin κ ≥ 0 with which an image must be misclassified.
     """
 
     problem: Problem
     y: jax.Array
-    enough: jax.Array
-    confidence: ArrayLike = 0.0
+    enough: jax.Array | float
+    confidence: jax.Array | float = 0.0
 
     @classmethod
     def begin(
@@ -61,9 +64,17 @@ class Search(NamedTuple):
         y: jax.Array,
         *,
         early_exit: bool,
-        confidence: ArrayLike = 0.0,
+        confidence: jax.Array | float = 0.0,
     ) -> tuple["Search", Found]:
-        """The search and its empty record; x must be the first point it is given."""
+        """The search and its empty record; x must be the first point noted in it.
+
+        Args:
+          problem: made by `check_problem`.
+          y: [B] labels.
+          early_exit: a sample is done at its first image inside the ball; otherwise
+            only at distance 0.
+          confidence: κ.
+        """
         x = problem.x
         eps = problem.ball.eps
         low = jnp.full(y.shape, -jnp.inf, x.dtype)
@@ -76,9 +87,10 @@ class Search(NamedTuple):
             first_success=never,
             queries=jnp.zeros_like(never),
         )
-        # an image at distance 0 cannot be improved; nor need one that counts already
+        # an image at distance 0 cannot be improved
         enough = eps if early_exit else jnp.zeros_like(eps)
-        return cls(problem, y, enough, confidence), found
+        search = cls(problem=problem, y=y, enough=enough, confidence=confidence)
+        return search, found
 
     def wrong(self, logits: jax.Array) -> jax.Array:
         """[B] bool, whether these are the logits of a misclassified image."""
@@ -93,7 +105,7 @@ class Search(NamedTuple):
         count: ArrayLike,
         passes: ArrayLike = 1,
     ) -> Found:
-        """Takes in an evaluated point.
+        """Records an evaluated point where it is the nearest misclassified one.
 
         Args:
           found: the record so far.
@@ -120,16 +132,23 @@ class Search(NamedTuple):
     def repeat(self, count: ArrayLike, body: Callable[..., Any], *state: Any) -> Any:
         """Runs body((i, *state)) until i = count or no sample is open.
 
-        The record must be the last part of the state.
+        Args:
+          count: how often at most; i counts from 0.
+          body: (i, *state) -> (i + 1, *state).
+          state: pytrees; the last one must be the record.
+
+        Returns:
+          The last (i, *state).
         """
 
         def unfinished(carry):
-            return (carry[0] < count) & (carry[-1].distance > self.enough).any()
+            i, *_, found = carry
+            return (i < count) & (found.distance > self.enough).any()
 
         return lax.while_loop(unfinished, body, (jnp.int32(0), *state))
 
     def result(self, found: Found) -> AttackResult:
-        """The nearest image where it lies inside the ball, else x."""
+        """What the attack returns: the nearest image inside the ball, else x."""
         x = self.problem.x
         success = found.distance <= self.problem.ball.eps
         return AttackResult(
@@ -142,25 +161,30 @@ class Search(NamedTuple):
         )
 
 
-def check_constants(
-    dtype: jax.typing.DTypeLike, **constants: ArrayLike
-) -> dict[str, jax.Array]:
-    """Returns numbers ≥ 0 as arrays, so that another value compiles nothing anew.
+def check_constants(constants: Constants, dtype: jax.typing.DTypeLike) -> Constants:
+    """Makes the numbers of an attack arrays, so that no new value compiles anew.
 
-    >>> check_constants(jnp.float32, gamma=0.05)["gamma"].dtype
-    dtype('float32')
+    >>> class Rates(NamedTuple):
+    ...     gamma: jax.Array | float
+    >>> check_constants(Rates(gamma=0.5), jnp.float32)
+    Rates(gamma=Array(0.5, dtype=float32))
+
+    Args:
+      constants: NamedTuple of numbers ≥ 0.
+      dtype: of the arrays.
 
     Raises:
-      ValueError: a number is not finite or below 0.
+      ValueError: a number is not finite or below 0; the message names its field.
     """
-    return {
-        name: jnp.asarray(check_number(name, value, minimum=0), dtype)
-        for name, value in constants.items()
-    }
+    for name, value in constants._asdict().items():
+        check_number(name, value, minimum=0)
+    return jax.tree.map(lambda value: jnp.asarray(value, dtype), constants)
 
 
-def cosine(time: ArrayLike, first: ArrayLike, last: ArrayLike) -> jax.Array:
-    """From `first` at time 0 to `last` at time 1 along half a cosine.
+def cosine(
+    time: jax.Array, first: jax.Array | float, last: jax.Array | float
+) -> jax.Array:
+    """Goes from `first` at time 0 to `last` at time 1 along half a cosine.
 
     >>> cosine(jnp.array([0.0, 1.0]), 1.0, 0.5).tolist()
     [1.0, 0.5]

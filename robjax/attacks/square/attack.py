@@ -1,23 +1,22 @@
-"""Square attack, a random search without gradients: Andriushchenko et al., ECCV 2020.
+"""Square: a random search that changes one window of the image at a time.
 
-(arXiv 1912.00049; the L1 form is that of Croce & Hein, "Mind the box", ICML 2021.)
-Each query changes one square window of the best image so far and keeps the change if
-the margin max_{i≠y} z_i − z_y rises. The side of the window falls with the number of
-queries: √(p H W), where p starts at `p_init` and is halved at fixed query counts.
+Andriushchenko et al., ECCV 2020 (arXiv 1912.00049). The L1 form is that of Croce &
+Hein, "Mind the box", ICML 2021. Each query changes one square window of the best image
+so far, and keeps the change if the margin max_{i≠y} z_i − z_y rises. The side of the
+window, √(p H W), falls with the number of queries: p starts at `p_init` and is halved
+at fixed query counts.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from robjax import losses, lowering
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.attacks.square import search
-from robjax.attacks.square.proposals import window_sides
-from robjax.attacks.square.search import SearchSpace, SearchState
+from robjax.attacks.square.search import SearchState
 from robjax.balls import Ball
 from robjax.checks import Bounds
 from robjax.evaluation import gradient_free
@@ -43,28 +42,40 @@ def square(
 
     A sample is frozen at its first success, and the loop ends when all are solved.
 
-    On a linear model 5000 queries reach the worst case in L∞ on 8 × 8 × 1 images, but
-    only 71–89 % of the largest rise of the margin in L2 and 67–92 % in L1, whose
-    windows have 3 × 3 pixels at least; on 28 × 28 × 1 images 71–78 % in L∞, 64–76 % in
-    L2, 71–78 % in L1 (normal weights; ε = 0.1, 0.1 √d and 0.05 d for d pixels).
+    How much of the largest possible rise of the margin 5000 queries reach on a linear
+    model (normal weights; ε = 0.1, 0.1 √d and 0.05 d for d pixels; in L2 and L1 windows
+    have 3 × 3 pixels at least):
+
+        images         L∞         L2         L1
+        8 × 8 × 1      100 %      71–89 %    67–92 %
+        28 × 28 × 1    71–78 %    64–76 %    71–78 %
+
+    >>> import jax.numpy as jnp
+    >>> from robjax.balls import Linf
+    >>> x = jnp.array([[0.5, 0.6]])
+    >>> y = jnp.array([1])
+    >>> key = jax.random.key(0)
+    >>> result = square(lambda x: x, x, y, key=key, ball=Linf(0.1), queries=100)
+    >>> result.success.tolist()
+    [True]
 
     Args:
       logits_fn, y, bounds: as in `pgd`.
-      x: [B, H, W, C] or [B, H, W]. For Linf also any other [B, *S], taken as one row of
-        pixels, whose windows are intervals.
+      x: [B, H, W, C] or [B, H, W]. For Linf also any other [B, *S]: one row of pixels,
+        whose windows are intervals.
       key: one key, or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
       queries: proposals for each restart, static; the starting point comes on top.
       p_init: share of the image that the first windows cover, in (0, 1], static.
       restarts: independent searches, static.
-      reference_quirks: as the authors' code, which draws one window (and, for Linf, one
-        colour) for the whole batch, here with the key of its first sample, never
-        reaches the last row and column, and cuts windows to the shorter side.
+      reference_quirks: as the authors' code. It draws one window (and, for Linf, one
+        colour) for the whole batch, here with the key of its first sample. It never
+        reaches the last row and column. It cuts windows to the shorter side.
 
     Returns:
-      AttackResult. `loss` is the margin; an unsolved sample gets its best image, x
+      AttackResult. `loss` is the margin. An unsolved sample gets its best image, x
       itself included. `queries` counts forward passes: 1 for x and queries + 1 for each
-      restart, fewer where the attack succeeds; `first_success` is the number of the
+      restart, fewer where the attack succeeds. `first_success` is the number of the
       pass that did, 0 for x.
 
     Raises:
@@ -97,12 +108,17 @@ def _square(
     restarts: int,
     reference_quirks: bool,
 ) -> AttackResult:
+    """The search on problem.x; the other arguments are those of `square`."""
     logits_fn, x_given, ball, bounds = lax.stop_gradient(problem)
     model = lowering.fast(logits_fn)
-    x = search.as_image(x_given)
-    sides = window_sides(ball, x.shape, queries, p_init, reference_quirks)
-    space = SearchSpace(
-        x=x, keys=keys, ball=ball, bounds=bounds, sides=jnp.asarray(sides)
+    space = search.search_space(
+        x_given,
+        keys,
+        ball,
+        bounds,
+        queries=queries,
+        p_init=p_init,
+        reference_quirks=reference_quirks,
     )
 
     def show(state: SearchState, images: jax.Array) -> SearchState:
@@ -118,7 +134,7 @@ def _square(
         return (state.restart < restarts) & ~state.best.success.all()
 
     loss_dtype = jax.eval_shape(model, x_given).dtype
-    state = show(search.begin(space, loss_dtype), x)
+    state = show(search.begin(space, loss_dtype), space.x)
     state = lax.while_loop(unfinished, step, state)
-    result = search.result(state).result(x, ball)
+    result = search.result(state).result(space.x, ball)
     return result._replace(x_adv=result.x_adv.reshape(x_given.shape))

@@ -6,8 +6,10 @@
     L1     as L2, with sums of sizes for lengths and sharper bumps
 
 A bump η_s is a pair of pyramids of opposite sign, side by side or one above the other.
-Windows are comparisons of coordinates, so that all their sizes, which are traced, share
-one compiled loop. Images are [B, H, W, C] throughout. Sources: see `square`.
+Images are [B, H, W, C] throughout. Sources: see `square`.
+
+The sizes of windows are traced, so that all of them share one compiled loop. A window
+is therefore a mask, made by comparing coordinates.
 """
 
 import math
@@ -27,27 +29,58 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _GRID = 5
 
 
-def window_sides(ball, shape, queries, p_init, reference_quirks) -> np.ndarray:
-    """Height and width of the window of each query, int32 [queries, 2]."""
+def window_sides(
+    ball: Ball,
+    shape: tuple[int, ...],
+    queries: int,
+    p_init: float,
+    reference_quirks: bool,
+) -> np.ndarray:
+    """Height and width of the window of each query.
+
+    A window covers the share p of the image. p starts at `p_init` and is halved after
+    the queries of `_HALVINGS`.
+
+    >>> sides = window_sides(Linf(0.1), (1, 8, 8, 1), 12, 0.25, False)
+    >>> sides[[0, -1]].tolist()
+    [[4, 4], [3, 3]]
+
+    Args:
+      ball: in L2 and L1, windows are squares with an odd side of at least 3.
+      shape: of the images, [B, H, W, C].
+      queries: Q.
+      p_init: in (0, 1].
+      reference_quirks: cut windows to the shorter side of the image.
+
+    Returns:
+      [Q, 2] int32.
+    """
     _, height, width, _ = shape
-    short, sides = min(height, width), []
-    halvings = np.searchsorted(_HALVINGS, np.arange(queries), side="left")
+    sides = []
     for halved in range(len(_HALVINGS) + 1):
         area = p_init / 2**halved * height * width
-        side = round(math.sqrt(area))
         if isinstance(ball, Linf):
-            side = max(side, 1)
-            # where a square does not fit, a rectangle of its area does
-            long = min(round(area / short), max(height, width))
-            fits = side <= short or reference_quirks
-            other = min(side, short) if fits else long
-            side = min(side, short)
-            sides.append((side, other) if height <= width else (other, side))
+            sides.append(_rectangle(area, height, width, square=reference_quirks))
         else:
-            side = max(side, 3)
-            side = min(side + 1 - side % 2, short)
-            sides.append((side, side))
+            sides.append(_odd_square(area, height, width))
+    halvings = np.searchsorted(_HALVINGS, np.arange(queries), side="left")
     return np.asarray(sides, np.int32)[halvings]
+
+
+def _rectangle(area: float, height: int, width: int, square: bool) -> tuple[int, int]:
+    """A square of this area; where it does not fit, a rectangle, or what fits of it."""
+    side = max(round(math.sqrt(area)), 1)
+    short = min(height, width)
+    if side <= short or square:
+        return min(side, short), min(side, short)
+    long = min(round(area / short), max(height, width))
+    return (short, long) if height <= width else (long, short)
+
+
+def _odd_square(area: float, height: int, width: int) -> tuple[int, int]:
+    side = max(round(math.sqrt(area)), 3)
+    side = min(side + 1 - side % 2, height, width)
+    return side, side
 
 
 class Draws(NamedTuple):
@@ -64,8 +97,23 @@ class Draws(NamedTuple):
     sign: jax.Array
 
 
-def draw_query(keys, shape, ball, reference_quirks) -> Draws:
-    """What the samples with these keys draw for one query."""
+def draw_query(
+    keys: jax.Array, shape: tuple[int, ...], ball: Ball, reference_quirks: bool
+) -> Draws:
+    """What each sample draws for one query.
+
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> draws = draw_query(keys, (2, 8, 8, 3), Linf(0.1), False)
+    >>> draws.places.shape, draws.turned.shape, draws.sign.shape
+    ((2, 2, 2), (2,), (2, 3))
+
+    Args:
+      keys: [B].
+      shape: of the images, [B, H, W, C].
+      ball: Linf, L2 or L1.
+      reference_quirks: all samples have the windows of the first, and in Linf its
+        signs.
+    """
     count = 5 + shape[-1]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
     if reference_quirks:
@@ -80,34 +128,86 @@ def _sign(uniform: jax.Array) -> jax.Array:
 
 
 class Window(NamedTuple):
-    """The windows of a query: masks [B, H, W, 1] and the first one's corner [B, 2]."""
+    """The windows of a query.
+
+    Attributes:
+      first: [B, H, W, 1] bool, the pixels of the first window.
+      second: [B, H, W, 1] bool, those of the second.
+      corner: [B, 2] row and column of the first pixel of the first window.
+    """
 
     first: jax.Array
     second: jax.Array
     corner: jax.Array
 
 
-def place(draws: Draws, side: jax.Array, shape, reference_quirks: bool) -> Window:
-    """Puts windows of height and width `side` [2] where the draws say."""
+def place(
+    draws: Draws, side: jax.Array, shape: tuple[int, ...], reference_quirks: bool
+) -> Window:
+    """Puts windows where the draws say.
+
+    >>> draws = Draws(jnp.zeros((1, 2, 2)), jnp.array([False]), jnp.ones((1, 1)))
+    >>> window = place(draws, jnp.array([1, 2]), (1, 2, 3, 1), False)
+    >>> window.first[0, :, :, 0].astype(int).tolist()
+    [[1, 1, 0], [0, 0, 0]]
+
+    Args:
+      draws: of one query.
+      side: [2] height and width of both windows.
+      shape: of the images, [B, H, W, C].
+      reference_quirks: no window reaches the last row or column.
+    """
     free = jnp.asarray(shape[1:3]) - side + (0 if reference_quirks else 1)
     free = jnp.maximum(free, 1)
     corners = (draws.places * free[None, None]).astype(jnp.int32)
     # a product of floats may round up to `free` itself
     corners = jnp.minimum(corners, (free - 1)[None, None]).astype(jnp.int32)
 
-    def mask(corner):
-        rows, columns = (
-            (jnp.arange(size)[None] >= corner[:, axis, None])
-            & (jnp.arange(size)[None] < corner[:, axis, None] + side[axis])
-            for axis, size in enumerate(shape[1:3])
+    def covers(corner: jax.Array, axis: int) -> jax.Array:
+        """Which rows or columns a window covers."""
+        size = shape[1 + axis]
+        return (jnp.arange(size)[None] >= corner[:, axis, None]) & (
+            jnp.arange(size)[None] < corner[:, axis, None] + side[axis]
         )
+
+    def mask(corner: jax.Array) -> jax.Array:
+        rows = covers(corner, 0)
+        columns = covers(corner, 1)
         return (rows[:, :, None] & columns[:, None, :])[..., None]
 
     return Window(mask(corners[:, 0]), mask(corners[:, 1]), corners[:, 0])
 
 
-def propose(v, x, draws, window, side, ball, bounds) -> jax.Array:
-    """The next candidate from the best image v so far, [B, H, W, C]."""
+def propose(
+    v: jax.Array,
+    x: jax.Array,
+    draws: Draws,
+    window: Window,
+    side: jax.Array,
+    ball: Ball,
+    bounds: Bounds,
+) -> jax.Array:
+    """The next candidate: the best image so far with its windows changed.
+
+    >>> x = jnp.full((1, 1, 2, 1), 0.5)
+    >>> side = jnp.array([1, 1])
+    >>> draws = Draws(jnp.zeros((1, 2, 2)), jnp.array([False]), jnp.ones((1, 1)))
+    >>> window = place(draws, side, x.shape, False)
+    >>> propose(x, x, draws, window, side, Linf(0.25), (0.0, 1.0)).ravel().tolist()
+    [0.75, 0.5]
+
+    Args:
+      v: [B, H, W, C] the best image so far.
+      x: [B, H, W, C] the clean image.
+      draws: of this query.
+      window: where its windows are.
+      side: [2] their height and width.
+      ball: Linf, L2 or L1.
+      bounds: lowest and highest pixel value.
+
+    Returns:
+      [B, H, W, C].
+    """
     sign = draws.sign[:, None, None, :].astype(x.dtype)
     if isinstance(ball, Linf):
         step = jnp.where(window.first, 2 * per_sample(ball.eps, x) * sign, 0)
@@ -122,20 +222,30 @@ def propose(v, x, draws, window, side, ball, bounds) -> jax.Array:
     return _fill(jnp.where(both, 0, change) + amount * new, x, ball, bounds)
 
 
-def _amount(ball, change, windows) -> jax.Array:
-    """Length of each channel's new window, [B, 1, 1, C]: what both had, and the rest.
+def _amount(ball: Ball, change: jax.Array, windows: jax.Array) -> jax.Array:
+    """The length of the new change of each channel in the first window, [B, 1, 1, C].
 
-    The channels share what the whole change leaves over of ε.
+    It is what the channel had in both windows, w, and a part of what the whole change δ
+    leaves over of ε, which the C channels divide evenly:
+
+        L2   √( max(ε² − ‖δ‖², 0) / C + w² )
+        L1   max(ε − ‖δ‖, 0) + C w              (C times as much; `_fill` projects it)
+
+    Args:
+      ball: L2 or L1.
+      change: [B, H, W, C] δ.
+      windows: [B, H, W, C] δ inside both windows, else 0.
     """
-    eps, channels = per_sample(ball.eps, change), change.shape[-1]
+    eps = per_sample(ball.eps, change)
+    channels = change.shape[-1]
     have = _length(ball, change, (1, 2, 3))
-    windows = _length(ball, windows, (1, 2))
+    w = _length(ball, windows, (1, 2))
     if isinstance(ball, L1):
-        return jnp.maximum(eps - have, 0) + windows * channels
-    return jnp.sqrt(jnp.maximum(eps**2 - have**2, 0) / channels + windows**2)
+        return jnp.maximum(eps - have, 0) + w * channels
+    return jnp.sqrt(jnp.maximum(eps**2 - have**2, 0) / channels + w**2)
 
 
-def _fill(change, x, ball, bounds) -> jax.Array:
+def _fill(change: jax.Array, x: jax.Array, ball: Ball, bounds: Bounds) -> jax.Array:
     """L2: scaled to length ε, then the box. L1: projected onto ball ∩ box."""
     if isinstance(ball, L1):
         return ball.project(x + change, x, bounds)
@@ -143,33 +253,47 @@ def _fill(change, x, ball, bounds) -> jax.Array:
     return jnp.clip(x + per_sample(ball.eps, x) * change, *bounds)
 
 
-def _length(ball, z, axes) -> jax.Array:
+def _length(ball: Ball, z: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """L2 or L1 norm over these axes, which are kept."""
     if isinstance(ball, L1):
         return jnp.sum(jnp.abs(z), axis=axes, keepdims=True)
     return jnp.sqrt(jnp.sum(z * z, axis=axes, keepdims=True))
 
 
-def bumps(ball: Ball, side, shape: tuple[int, int], corner: tuple[int, int]):
-    """η_s with its corner at `corner` of an image, and transposed: [2, *shape].
+def bumps(
+    ball: Ball,
+    side: jax.Array | int,
+    shape: tuple[int, int],
+    corner: tuple[int, int],
+) -> jax.Array:
+    """The bump η_s in an image, upright and transposed.
 
-    Each half is a sum of nested squares of radius k, weighted (k + 1)^−2 (L1: −4), has
-    length 1 and the opposite sign of the other; together they have length 1.
+    Each half of a bump is a sum of nested squares of radius k, weighted (k + 1)^−2
+    (L1: −4). The halves have length 1 and opposite signs, and so does the whole.
+
+    >>> upright, turned = bumps(L1(1.0), 3, (3, 3), (0, 0))
+    >>> jnp.sign(upright).astype(int).tolist()
+    [[1, 1, 1], [-1, -1, -1], [-1, -1, -1]]
+
+    Args:
+      ball: L2 or L1.
+      side: s, of the square around both halves.
+      shape: height and width of the image.
+      corner: row and column of the first pixel of the bump.
+
+    Returns:
+      [2, *shape].
     """
-    # [n, k]: Σ_{k ≤ j < n} (j + 1)^−power, summed from the small end
-    count = max(shape) // 2 + 2
-    weights = 1.0 / np.arange(1, count + 1) ** (4 if isinstance(ball, L1) else 2)
-    kept = np.arange(count + 1)[:, None] > np.arange(count)[None]
-    tails = np.cumsum((weights[None] * kept)[:, ::-1], axis=1)[:, ::-1]
-    tails = jnp.asarray(tails, jnp.float32)
+    tails = jnp.asarray(_ring_values(max(shape) // 2 + 2, ball), jnp.float32)
 
-    def upright(along, across):
+    def upright(along: jax.Array, across: jax.Array) -> jax.Array:
         upper = side // 2
         lower = along >= upper
         height = jnp.where(lower, side - upper, upper)
         row = jnp.where(lower, along - upper, along)
         ring = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(across - side // 2))
         inside = (along >= 0) & (along < side) & (across >= 0) & (across < side)
-        ring = jnp.clip(ring, 0, count - 1)
+        ring = jnp.clip(ring, 0, tails.shape[1] - 1)
         values = jnp.where(inside, tails[side // 2 + 1][ring], 0)
         halves = [jnp.where(lower == half, values, 0) for half in (False, True)]
         lengths = [_length(ball, half, (0, 1)) for half in halves]
@@ -182,17 +306,35 @@ def bumps(ball: Ball, side, shape: tuple[int, int], corner: tuple[int, int]):
 
     rows = jnp.arange(shape[0])[:, None] - corner[0]
     columns = jnp.arange(shape[1])[None] - corner[1]
-    grid = jnp.broadcast_arrays(rows, columns)
-    return jnp.stack([upright(*grid), upright(*reversed(grid))])
+    rows, columns = jnp.broadcast_arrays(rows, columns)
+    return jnp.stack([upright(rows, columns), upright(columns, rows)])
 
 
-def _bump_at(ball, side, corner, turned, shape, dtype) -> jax.Array:
+def _ring_values(count: int, ball: Ball) -> np.ndarray:
+    """Height of a half bump of n squares at distance k from its middle.
+
+    Returns:
+      [n, k]: Σ_{k ≤ j < n} (j + 1)^−2 (L1: −4), summed from the small end.
+    """
+    weights = 1.0 / np.arange(1, count + 1) ** (4 if isinstance(ball, L1) else 2)
+    kept = np.arange(count + 1)[:, None] > np.arange(count)[None]
+    return np.cumsum((weights[None] * kept)[:, ::-1], axis=1)[:, ::-1]
+
+
+def _bump_at(
+    ball: Ball,
+    side: jax.Array,
+    corner: jax.Array,
+    turned: jax.Array,
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike,
+) -> jax.Array:
     """Every sample's bump where its first window is, [B, H, W, 1]."""
     _, height, width, _ = shape
     # slices of an image twice as large move the bump without a gather for each pixel
     table = bumps(ball, side, (2 * height, 2 * width), (height, width)).astype(dtype)
 
-    def cut(corner, turned):
+    def cut(corner: jax.Array, turned: jax.Array) -> jax.Array:
         at = (turned.astype(jnp.int32), height - corner[0], width - corner[1])
         return lax.dynamic_slice(table, at, (1, height, width))[0]
 
@@ -200,20 +342,38 @@ def _bump_at(ball, side, corner, turned, shape, dtype) -> jax.Array:
 
 
 class StartDraws(NamedTuple):
-    """The randomness of a start: `turned` [B, T] bool and `sign` [B, T, C] ±1.
+    """The randomness of a start, for each of T tiles of the image.
 
-    T counts the tiles of the grid, row by row; for Linf the columns of the image.
+    Attributes:
+      turned: [B, T] bool, whether the bump is transposed.
+      sign: [B, T, C] ±1.
+
+    The tiles are those of the grid, row by row; for Linf the columns of the image.
     """
 
     turned: jax.Array
     sign: jax.Array
 
 
-def draw_start(keys, shape, ball, reference_quirks) -> StartDraws:
-    """What the samples with these keys draw for a starting point."""
+def draw_start(
+    keys: jax.Array, shape: tuple[int, ...], ball: Ball, reference_quirks: bool
+) -> StartDraws:
+    """What each sample draws for a starting point.
+
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> draw_start(keys, (2, 8, 6, 3), Linf(0.1), False).sign.shape
+    (2, 6, 3)
+
+    Args:
+      keys: [B].
+      shape: of the images, [B, H, W, C].
+      ball: Linf, L2 or L1.
+      reference_quirks: the bumps of all samples are turned as those of the first.
+    """
     _, height, width, channels = shape
-    tiles = width if isinstance(ball, Linf) else np.prod(_grid(height, width)[1])
-    size = (int(tiles), 1 + channels)
+    grid = _grid(height, width)
+    tiles = width if isinstance(ball, Linf) else grid.rows * grid.columns
+    size = (tiles, 1 + channels)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, size))(keys)
     turned = uniform[..., 0] > 0.5
     if reference_quirks:
@@ -222,19 +382,33 @@ def draw_start(keys, shape, ball, reference_quirks) -> StartDraws:
 
 
 def start(draws: StartDraws, x: jax.Array, ball: Ball, bounds: Bounds) -> jax.Array:
-    """Linf: vertical stripes of ±ε; L2 and L1: a grid of bumps."""
+    """The starting point: in Linf vertical stripes of ±ε, else a grid of bumps.
+
+    >>> x = jnp.full((1, 1, 2, 1), 0.5)
+    >>> draws = StartDraws(jnp.zeros((1, 2), bool), jnp.array([[[1], [-1]]]))
+    >>> start(draws, x, Linf(0.25), (0.0, 1.0)).ravel().tolist()
+    [0.75, 0.25]
+
+    Args:
+      draws: made by `draw_start`.
+      x: [B, H, W, C].
+      ball: Linf, L2 or L1.
+      bounds: lowest and highest pixel value.
+
+    Returns:
+      [B, H, W, C].
+    """
     _, height, width, _ = x.shape
     if isinstance(ball, Linf):
         stripes = draws.sign[:, None, :, :].astype(x.dtype)
         return ball.project(x + per_sample(ball.eps, x) * stripes, x, bounds)
-    side, counts, offset = _grid(height, width)
-    row, column = (
-        np.arange(size)[shape] - offset
-        for size, shape in ((height, np.s_[:, None]), (width, np.s_[None]))
-    )
-    tile = row // side * counts[1] + column // side
-    covered = (row >= 0) & (row // side < counts[0])
-    covered = covered & (column >= 0) & (column // side < counts[1])
+    grid = _grid(height, width)
+    side = grid.side
+    row = np.arange(height)[:, None] - grid.offset
+    column = np.arange(width)[None] - grid.offset
+    tile = row // side * grid.columns + column // side
+    covered = (row >= 0) & (row // side < grid.rows)
+    covered = covered & (column >= 0) & (column // side < grid.columns)
     tile = np.where(covered, tile, 0)
     bump = bumps(ball, side, (side, side), (0, 0)).astype(x.dtype)
     bump = bump[:, row % side, column % side]
@@ -243,8 +417,28 @@ def start(draws: StartDraws, x: jax.Array, ball: Ball, bounds: Bounds) -> jax.Ar
     return _fill(change, x, ball, bounds)
 
 
-def _grid(height: int, width: int) -> tuple[int, tuple[int, int], int]:
-    """Side of the tiles of the starting grid, their numbers, the first one's corner."""
+class _Grid(NamedTuple):
+    """The tiles of the starting grid.
+
+    Attributes:
+      side: of a tile, in pixels.
+      rows: how many tiles are above one another.
+      columns: how many are side by side.
+      offset: row and column of the first pixel of the first tile.
+    """
+
+    side: int
+    rows: int
+    columns: int
+    offset: int
+
+
+def _grid(height: int, width: int) -> _Grid:
     side = max(height // _GRID, 1)
     offset = max((height - side * _GRID) // 2, 0)
-    return side, ((height - offset) // side, (width - offset) // side), offset
+    return _Grid(
+        side=side,
+        rows=(height - offset) // side,
+        columns=(width - offset) // side,
+        offset=offset,
+    )

@@ -1,15 +1,16 @@
 """Square on models that JAX cannot trace: an API, a PyTorch network, a device.
 
-The same search as `square`, with the same draws, run from the host: JAX proposes images
-and takes in margins; in between any Python function says what it makes of the images.
-It is shown only samples that are not solved yet. As they become fewer, the search moves
-to smaller arrays, a quarter of the size or less and a power of two, so that few sizes
-are compiled.
+The search is that of `square`, with the same draws, but the host runs it. JAX proposes
+images and takes in margins. In between, any Python function says what it makes of the
+images. It is shown only samples that are not solved yet.
+
+As these become fewer, the search moves to smaller arrays. Their size is a power of two,
+and it changes only when a quarter or less is needed, so that few sizes are compiled.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,18 @@ import numpy as np
 from robjax.attacks.problem import check_problem
 from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.square import search
-from robjax.attacks.square.proposals import window_sides
 from robjax.attacks.square.search import SearchSpace, SearchState
 from robjax.balls import Ball
 from robjax.checks import Bounds, check_count, check_labels
 from robjax.samples import sample_keys
 
+Predict = Callable[[np.ndarray], Any]
+"""Images [b, *S] -> scores [b, K], as anything that `np.asarray` takes."""
+
 Ask = Callable[[np.ndarray, int | None], np.ndarray]
 """Images [b, H, W, C] and K, or None if K is not known yet -> scores [b, K]."""
 
-_SHRINK = 4
+_SHRINK = 4  # arrays are made smaller when this many times fewer rows are needed
 
 _propose = jax.jit(search.propose)
 _update = jax.jit(search.update)
@@ -36,7 +39,7 @@ _result = jax.jit(Best.result)
 
 
 def square_queries(
-    predict: Callable[[np.ndarray], Any],
+    predict: Predict,
     x: jax.Array | np.ndarray,
     y: jax.Array | np.ndarray,
     *,
@@ -48,7 +51,15 @@ def square_queries(
     restarts: int = 1,
     batch_size: int | None = None,
 ) -> AttackResult:
-    """The Square attack (`square`) on any function from images to scores.
+    """Runs the Square attack (`square`) on any function from images to scores.
+
+    >>> from robjax.balls import Linf
+    >>> x = np.array([[0.5, 0.6]], np.float32)
+    >>> y = np.array([1])
+    >>> key = jax.random.key(0)
+    >>> result = square_queries(lambda x: x, x, y, key=key, ball=Linf(0.1), queries=100)
+    >>> result.success.tolist()
+    [True]
 
     Args:
       predict: images [b, *S], 1 ≤ b ≤ B -> scores [b, K]; NumPy in, and out what
@@ -65,29 +76,34 @@ def square_queries(
       each sample `predict` was shown.
 
     Raises:
-      ValueError: an argument is malformed, or what `predict` returns is not floating
-        [b, K], with the same K ≥ 2 above all labels, or has NaN, +∞ or an image without
-        a finite score in it.
+      ValueError: an argument is malformed, or so are the scores of `predict`. They must
+        be floating [b, K], with the same K ≥ 2 above all labels. None may be NaN or +∞,
+        and each image must have a finite one.
     """
     if not callable(predict):
         raise ValueError(f"predict must be a function of images, got {predict!r}")
     # predict is not for tracing: another function stands in for it
-    _, x, ball, bounds = check_problem(np.asarray, x, ball, bounds)
+    problem = check_problem(jnp.asarray, cast(jax.Array, x), ball, bounds)
+    _, x, ball, bounds = problem
     labels = np.asarray(check_labels(y, x.shape[0]))
     search.check_search(ball, x, queries, restarts, p_init)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    images = search.as_image(x)
-    sides = jnp.asarray(window_sides(ball, images.shape, queries, p_init, False))
     keys = sample_keys(key, x.shape[0])
+    space = search.search_space(x, keys, ball, bounds, queries=queries, p_init=p_init)
     ask = functools.partial(_ask, predict, x.shape[1:], batch_size)
-    best = _run(ask, SearchSpace(images, keys, ball, bounds, sides), labels, restarts)
-    result = _result(jax.tree.map(jnp.asarray, best), images, ball)
+    best = _run(ask, space, labels, restarts)
+    result = _result(jax.tree.map(jnp.asarray, best), space.x, ball)
     return result._replace(x_adv=result.x_adv.reshape(x.shape))
 
 
 def success_rate(first_success: jax.Array, budgets: Sequence[int]) -> jax.Array:
-    """Share of samples fooled within each number of images shown, x counting as one.
+    """The share of samples fooled within each number of images shown.
+
+    The clean image counts as one.
+
+    >>> success_rate(jnp.array([0, 4, 9, -1]), [1, 5, 10]).tolist()
+    [0.25, 0.5, 0.75]
 
     Args:
       first_success: [B] of the result of `square` or `square_queries`.
@@ -101,16 +117,15 @@ def success_rate(first_success: jax.Array, budgets: Sequence[int]) -> jax.Array:
 
 
 def _run(ask: Ask, space: SearchSpace, y: np.ndarray, restarts: int) -> Best:
-    """The whole search; the result is on the host."""
+    """The whole search, with labels y [B]; the result is on the host."""
     scores = ask(np.asarray(space.x), None)
     classes = scores.shape[1]
     check_labels(y, len(y), num_classes=classes)
     loss, wrong = _judge(scores, y)
     state = _update(search.begin(space, loss.dtype), space, space.x, loss, wrong)
     done = jax.tree.map(np.array, state.best)
-    # which sample is in each row of the arrays, and the rows that are not solved yet
-    index = np.arange(len(y))
-    rows = np.flatnonzero(~wrong)
+    index = np.arange(len(y))  # which sample is in each row of the arrays
+    rows = np.flatnonzero(~wrong)  # those that are not solved yet
     for _ in range(restarts * (len(space.sides) + 1)):
         if _SHRINK * len(rows) <= len(space.x):
             _store(done, state, index)
@@ -130,7 +145,7 @@ def _run(ask: Ask, space: SearchSpace, y: np.ndarray, restarts: int) -> Best:
 
 
 def _scatter(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
-    """Puts values into these rows of an array [size]; what the others say is unused."""
+    """Puts values into these rows of an array [size]; the others are not used."""
     scattered = np.zeros(size, values.dtype)
     scattered[rows] = values
     return scattered
@@ -166,17 +181,19 @@ def _judge(scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ask(
-    predict: Callable[[np.ndarray], Any],
+    predict: Predict,
     shape: tuple[int, ...],
     batch_size: int | None,
     images: np.ndarray,
     classes: int | None,
 ) -> np.ndarray:
     """Scores [b, K] of images [b, H, W, C], which `predict` sees as [·, *shape]."""
-    images, parts = images.reshape(-1, *shape), []
-    for start in range(0, len(images), batch_size or len(images)):
+    images = images.reshape(-1, *shape)
+    count = batch_size or len(images)
+    parts = []
+    for first in range(0, len(images), count):
         # a copy, so that predict may write to it
-        shown = np.array(images[start : start + (batch_size or len(images))])
+        shown = np.array(images[first : first + count])
         scores = np.asarray(predict(shown))
         parts.append(_check_scores(scores, len(shown), classes))
         classes = scores.shape[1]
@@ -184,6 +201,7 @@ def _ask(
 
 
 def _check_scores(scores: np.ndarray, count: int, classes: int | None) -> np.ndarray:
+    """Scores [count, K] in at least float32; ValueError if they are malformed."""
     size = scores.shape[-1] if scores.ndim == 2 and len(scores) == count else 0
     if size < 2 or size != (classes or size):
         raise ValueError(

@@ -5,9 +5,9 @@
     images = propose(state, space)                     what to show the model next
     state = update(state, space, images, loss, wrong)
 
-All functions are pure and compile. The last two lines are repeated. `square` runs them
-in one compiled loop around the model, `square_queries` one by one around any Python
-function. All samples move in step; a solved one stays as it is.
+The last two lines are repeated. All these functions are pure and compile. `square` runs
+them in one compiled loop around the model, `square_queries` one by one around any
+Python function. All samples move in step; a solved one stays as it is.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from robjax.samples import fold_keys, mask_samples
 
 
 class SearchSpace(NamedTuple):
-    """What is searched.
+    """What is searched; made by `search_space`.
 
     Attributes:
       x: [B, H, W, C] images, see `as_image`.
@@ -49,7 +49,7 @@ class SearchState(NamedTuple):
       earlier: [B, H, W, C] the best image of the restarts before (or x itself).
       earlier_loss: [B] its margin.
       restart: the restart of the next proposal.
-      number: of the next proposal; 0 is the starting point of the restart.
+      number: of the next proposal, from 0 to Q; 0 is the starting point of the restart.
     """
 
     best: Best
@@ -62,7 +62,15 @@ class SearchState(NamedTuple):
 def check_search(
     ball: Ball, x: jax.Array, queries: int, restarts: int, p_init: float
 ) -> None:
-    """ValueError unless the options of the search are right, x being images [B, *S]."""
+    """Checks the options of a search on images x [B, *S].
+
+    >>> check_search(L2(0.5), jnp.ones((1, 8, 8, 3)), 5000, 1, p_init=2)
+    Traceback (most recent call last):
+    ValueError: p_init must be a number in (0, 1], got 2
+
+    Raises:
+      ValueError: an option is malformed, or the images are too small for the ball.
+    """
     check_count("queries", queries)
     check_count("restarts", restarts)
     if not isinstance(p_init, int | float) or not 0 < p_init <= 1:
@@ -78,14 +86,64 @@ def check_search(
 
 
 def as_image(x: jax.Array) -> jax.Array:
-    """[B, *S] as [B, H, W, C]; neither image nor matrix: one row of pixels."""
+    """Brings images [B, *S] into the form [B, H, W, C].
+
+    Where S has neither two axes nor three, it becomes one row of pixels.
+
+    >>> [as_image(jnp.ones((2, *s))).shape for s in [(8, 8, 3), (8, 8), (64,)]]
+    [(2, 8, 8, 3), (2, 8, 8, 1), (2, 1, 64, 1)]
+    """
     if x.ndim == 4:
         return x
     return x[..., None] if x.ndim == 3 else x.reshape(x.shape[0], 1, -1, 1)
 
 
+def search_space(
+    x: jax.Array,
+    keys: jax.Array,
+    ball: Ball,
+    bounds: Bounds,
+    *,
+    queries: int,
+    p_init: float = 0.8,
+    reference_quirks: bool = False,
+) -> SearchSpace:
+    """Images, where they may move to, and the windows to try.
+
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> x = jnp.ones((1, 8, 8, 3))
+    >>> search_space(x, keys, Linf(0.1), (0.0, 1.0), queries=5).sides.shape
+    (5, 2)
+
+    Args:
+      x: [B, *S] images inside `bounds`.
+      keys: [B].
+      ball: Linf(ε), L2(ε) or L1(ε).
+      bounds: lowest and highest pixel value.
+      queries: Q, proposals for each restart.
+      p_init: as in `square`.
+      reference_quirks: as in `square`.
+    """
+    x = as_image(x)
+    sides = proposals.window_sides(ball, x.shape, queries, p_init, reference_quirks)
+    return SearchSpace(
+        x=x, keys=keys, ball=ball, bounds=bounds, sides=jnp.asarray(sides)
+    )
+
+
 def begin(space: SearchSpace, loss_dtype: jax.typing.DTypeLike) -> SearchState:
-    """Before any image has been shown; the first one to `update` with is x."""
+    """The state before any image has been shown; x is the first to `update` with.
+
+    >>> x = jnp.full((1, 1, 2, 1), 0.5)
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> space = search_space(x, keys, Linf(0.25), (0.0, 1.0), queries=9)
+    >>> begin(space, jnp.float32).best.queries.tolist()
+    [0]
+
+    Args:
+      space: what is searched.
+      loss_dtype: of the margins to come.
+    """
     best = Best.none(space.x, loss_dtype)
     # one step before the starting point of restart 0
     return SearchState(
@@ -100,23 +158,38 @@ def begin(space: SearchSpace, loss_dtype: jax.typing.DTypeLike) -> SearchState:
 def propose(
     state: SearchState, space: SearchSpace, *, reference_quirks: bool = False
 ) -> jax.Array:
-    """The next image of every sample, [B, H, W, C]; not for use before x is known."""
+    """The next image of every sample, [B, H, W, C].
+
+    The first one is the starting point: in Linf, every pixel ε away from x.
+
+    >>> x = jnp.full((1, 1, 2, 1), 0.5)
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> space = search_space(x, keys, Linf(0.25), (0.0, 1.0), queries=9)
+    >>> state = begin(space, jnp.float32)
+    >>> state = update(state, space, x, jnp.array([-1.0]), jnp.array([False]))
+    >>> jnp.abs(propose(state, space) - x).ravel().tolist()
+    [0.25, 0.25]
+
+    Args:
+      state: the verdict on x must have been taken in.
+      space: what is searched.
+      reference_quirks: as in `square`.
+    """
     keys = fold_keys(fold_keys(space.keys, state.restart), state.number)
-    shape = space.x.shape
+    x = space.x
+    ball = space.ball
     quirks = reference_quirks
 
-    def start():
-        draws = proposals.draw_start(keys, shape, space.ball, quirks)
-        return proposals.start(draws, space.x, space.ball, space.bounds)
+    def start() -> jax.Array:
+        draws = proposals.draw_start(keys, x.shape, ball, quirks)
+        return proposals.start(draws, x, ball, space.bounds)
 
-    def change():
+    def change() -> jax.Array:
         side = space.sides[state.number - 1]
-        draws = proposals.draw_query(keys, shape, space.ball, quirks)
-        window = proposals.place(draws, side, shape, quirks)
-        v = state.best.x_adv
-        return proposals.propose(
-            v, space.x, draws, window, side, space.ball, space.bounds
-        )
+        draws = proposals.draw_query(keys, x.shape, ball, quirks)
+        window = proposals.place(draws, side, x.shape, quirks)
+        best = state.best.x_adv
+        return proposals.propose(best, x, draws, window, side, ball, space.bounds)
 
     return lax.cond(state.number == 0, start, change)
 
@@ -129,6 +202,14 @@ def update(
     wrong: jax.Array,
 ) -> SearchState:
     """Takes in the verdict on `images` [B, H, W, C].
+
+    >>> x = jnp.full((1, 1, 2, 1), 0.5)
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> space = search_space(x, keys, Linf(0.25), (0.0, 1.0), queries=9)
+    >>> state = begin(space, jnp.float32)
+    >>> state = update(state, space, x, jnp.array([2.0]), jnp.array([True]))
+    >>> state.best.success.tolist(), state.best.queries.tolist()
+    ([True], [1])
 
     Args:
       state: the state that `images` were proposed from.
@@ -155,12 +236,22 @@ def update(
 
 
 def result(state: SearchState) -> Best:
-    """The best point of all restarts."""
+    """The best point of all restarts.
+
+    >>> x = jnp.full((1, 1, 2, 1), 0.5)
+    >>> keys = jax.random.split(jax.random.key(0), 1)
+    >>> space = search_space(x, keys, Linf(0.25), (0.0, 1.0), queries=9)
+    >>> state = begin(space, jnp.float32)
+    >>> state = update(state, space, x, jnp.array([-1.0]), jnp.array([False]))
+    >>> result(state).loss.tolist()
+    [-1.0]
+    """
     x_adv, loss = _better(state)
     return state.best._replace(x_adv=x_adv, loss=loss)
 
 
 def _better(state: SearchState) -> tuple[jax.Array, jax.Array]:
+    """The best image so far, of this restart or an earlier one, and its margin."""
     best = state.best
     better = best.success | (best.loss > state.earlier_loss)
     mask = mask_samples(better, best.x_adv)
