@@ -27,9 +27,9 @@ lint: $(installed)
 	$(bin)/ruff format --check .
 	$(bin)/pyright
 
-# Needs Python 3.11 and one of 3.12 or later on the path; writes constraints.txt.
+# Needs Python 3.11, 3.12 and 3.13 on the path; writes constraints.txt.
 lock:
-	python3.11 .ci/lock.py python3.11 $(or $(NEWER),python3.12)
+	python3.11 .ci/lock.py python3.11 python3.12 python3.13
 
 $(installed): pyproject.toml constraints.txt
 	@$(if $(filter cpu cuda13 tpu,$(JAX)),:,echo "JAX=$(JAX): use cpu, cuda13 or tpu"; exit 1)
