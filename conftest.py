@@ -1,0 +1,16 @@
+"""Compiled programs are forgotten after each file of tests or examples.
+
+Every program keeps memory mappings; the thousands of a whole run would take gigabytes
+and more mappings than a process may have, which ends in a segmentation fault.
+"""
+
+import gc
+
+import jax
+import pytest
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+        gc.collect()
