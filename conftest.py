@@ -11,6 +11,7 @@ import pytest
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Pytest calls this after each test; the last one of a file clears."""
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()
         gc.collect()
