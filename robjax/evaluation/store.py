@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
-from robjax.evaluation.verdicts import Verdicts
+from robjax.evaluation.sharding import SPLIT, place
+from robjax.evaluation.verdicts import Verdicts, judge
 from robjax.runs import files, provenance
+
+_BATCHES = "[0-9][0-9]*-*/[0-9]*.npz"
+_PROBED = 8  # images whose logits are part of the description of a run
 
 
 class Store(NamedTuple):
@@ -49,8 +52,8 @@ class Store(NamedTuple):
           task, attacks, cascade, resume: as in `run_attacks`.
 
         Raises:
-          ValueError: `folder` holds a run and `resume` is False, it holds another run,
-            or there is no folder to resume from.
+          ValueError: `folder` holds a run and `resume` is False; it holds another run,
+            or batches without a description; or there is no folder to resume from.
         """
         if folder is None:
             if resume:
@@ -58,8 +61,13 @@ class Store(NamedTuple):
             return cls(None)
         path = files.writable_folder(folder, "run_dir")
         file = path / "run.json"
-        now = _description(task, attacks, cascade)
         if not file.exists():
+            if any(path.glob(_BATCHES)):
+                raise ValueError(
+                    f"run_dir={str(folder)!r} holds batches of a run, but no run.json "
+                    "that says of which: name another folder, or bring run.json back"
+                )
+            now = _description(task, attacks, cascade)
             record = {"run": now, "versions": provenance.versions()}
             files.save_json(file, record)
         elif not resume:
@@ -69,6 +77,9 @@ class Store(NamedTuple):
             )
         else:
             then = files.load_json(file)
+            if not (isinstance(then, dict) and {"run", "versions"} <= then.keys()):
+                raise ValueError(f"{file} does not describe a run: name another folder")
+            now = _description(task, attacks, cascade)
             provenance.check_same_run(
                 folder, then["run"], now, versions_then=then["versions"]
             )
@@ -121,10 +132,10 @@ def _description(
     task: Task, attacks: Mapping[str, Attack], cascade: bool
 ) -> dict[str, Any]:
     """What decides the result of a run, so that two runs can be compared."""
-    leaves, tree = jax.tree.flatten(task.attacked)
     images = provenance.checksum((task.images, task.labels))
     return {
-        "model": f"{provenance.describe(tree)} {provenance.checksum(leaves)}",
+        "model": provenance.identify(task.attacked),
+        "model_outputs": _outputs(task),
         "data": f"{list(task.images.shape)} {images}",
         "scale": task.scale,
         "key": provenance.checksum(task.keys),
@@ -133,7 +144,16 @@ def _description(
         "batch_size": task.batch_size,
         "devices": task.mesh.size,
         "cascade": cascade,
-        "attacks": [
-            f"{name}: {provenance.describe(attack)}" for name, attack in attacks.items()
-        ],
+        "attacks": provenance.identify(tuple(attacks.items())),
     }
+
+
+def _outputs(task: Task) -> np.ndarray:
+    """Margin and spread of the logits of some images, [n, 2].
+
+    They tell models apart where the description of their code cannot. It takes one more
+    pass over the first batch, and the program that will judge it.
+    """
+    batch, real = next(task.batches(np.arange(len(task.labels))))
+    judged = judge(task, *place(task.take(batch), task.mesh, SPLIT))
+    return np.stack([judged.margin, judged.spread], axis=1)[: min(real, _PROBED)]

@@ -2,7 +2,10 @@
 
 files         atomic writes, JSON, JSON lines, npz
 checkpoints   states of a training run, with checksums
-provenance    versions, git state, descriptions of models, data and options
+provenance    versions, git state, descriptions of runs and how they are compared
+identity      models, functions and options in words
+anatomy       whose code something is, and what objects are made of
+bytecode      what code does, and which names it reads
 """
 
 from robjax.runs import checkpoints, files, provenance

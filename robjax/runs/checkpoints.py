@@ -2,13 +2,14 @@
 
 A checkpoint is a folder `step_<number>`. It is written beside its destination and then
 renamed, so it is either whole or not there. Its manifest holds the config, the versions
-and the SHA-256 of every file.
+and the SHA-256 of every file, its own among them.
 
 One process writes: with several hosts call `save_checkpoint` in process 0 only. The
 training state is replicated, so that process holds all of it.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 from robjax.runs.files import (
     PathLike,
     load_json,
+    plain,
     save_json,
     sync,
     temporary_beside,
@@ -76,6 +78,7 @@ def save_checkpoint(
         "leaves": _describe(arrays),
         "files": _checksums(temporary),
     }
+    manifest["sha256"] = _seal(manifest)
     save_json(temporary / "manifest.json", manifest)
     if target.exists():
         os.rename(target, temporary_beside(target))
@@ -119,11 +122,14 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
     path = pathlib.Path(path)
     try:
         manifest = load_json(path / "manifest.json")
+        seal = manifest.pop("sha256", None)
         expected = manifest["files"]
         found = _checksums(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {path} has no readable manifest") from error
     damaged = [name for name in expected if found.get(name) != expected[name]]
+    if seal not in (None, _seal(manifest)):  # older manifests have none
+        damaged.append("manifest.json")
     if damaged:
         raise ValueError(
             f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered; "
@@ -207,6 +213,12 @@ def _describe(arrays: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{array.dtype}{list(array.shape)}"
         for path, array in leaves
     }
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest, whether it is about to be written or was read."""
+    text = json.dumps(plain(manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:

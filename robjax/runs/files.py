@@ -95,7 +95,7 @@ def load_json(path: PathLike) -> Any:
 
 
 def save_npz(path: PathLike, arrays: Mapping[str, ArrayLike]) -> None:
-    """Writes named arrays to a compressed `.npz` file.
+    """Writes named arrays to a compressed `.npz` file; bfloat16 becomes float32.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -104,8 +104,15 @@ def save_npz(path: PathLike, arrays: Mapping[str, ArrayLike]) -> None:
     [1, 2]
     """
     with atomic_write(path) as file:
-        on_host = {name: np.asarray(array) for name, array in arrays.items()}
+        on_host = {name: _of_numpy(array) for name, array in arrays.items()}
         np.savez_compressed(file, allow_pickle=False, **on_host)
+
+
+def _of_numpy(array: ArrayLike) -> np.ndarray:
+    """An array of a type that files of NumPy know; of others they keep raw bytes."""
+    found = np.asarray(array)
+    foreign = found.dtype.kind == "V" and not found.dtype.names
+    return found.astype(np.float32) if foreign else found
 
 
 def load_npz(path: PathLike) -> dict[str, np.ndarray]:

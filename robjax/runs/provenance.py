@@ -1,22 +1,19 @@
-"""What decides the result of a run, in words, and whether two runs are the same.
+"""What decides the result of a run, and whether two runs are the same.
 
 A run that is taken up again must be the run that was begun, with the same model, data
 and options. So every run keeps a description on disk, a flat JSON object. Its pieces
-come from `describe` (functions and options) and `checksum` (arrays). `check_same_run`
-compares it with the description of the present run. `versions` is stored beside it.
+come from `identify` (functions and options), from `checksum` (arrays) and from the
+model itself (its outputs on a few images). `check_same_run` compares it with the
+description of the present run. `versions` is stored beside it.
 """
 
 import importlib.metadata
 import os
 import pathlib
 import platform
-import re
 import subprocess
 import warnings
-import zlib
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import FunctionType, MethodType
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,8 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax.runs.files import PathLike, plain
+from robjax.runs.identity import Identity, checksum, describe, identify
+
+__all__ = [
+    "Identity",
+    "check_same_run",
+    "checksum",
+    "describe",
+    "identify",
+    "versions",
+]
 
 _PACKAGES = ("robjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint")
+_TOLERANCE = 1e-3  # of outputs, of their spread
 
 
 def versions() -> dict[str, Any]:
@@ -52,135 +60,6 @@ def versions() -> dict[str, Any]:
     }
 
 
-def describe(value: Any, *, within: tuple[object, ...] = ()) -> str:
-    """Puts a function or any value into words, without memory addresses.
-
-    **Covered.** Values that differ in these have different descriptions:
-
-    * a function: its module and name, the values in its closure and its default values;
-    * what is bound to it, by `functools.partial`, a Partial or as a method's object;
-    * the function inside jit, vmap, checkpoint and other wrappers that keep it as
-      ``__wrapped__`` or ``fun`` (not `functools.cache`, see below);
-    * a pytree: the types of its nodes, their static parts, its leaves;
-    * an object whose class has no ``__repr__``: its type and its attributes;
-    * an array of more than one number: dtype, shape and `checksum`;
-    * anything else: its ``repr``.
-
-    **Not covered.** A change of these goes unnoticed:
-
-    * the code of a function, and the functions and global variables that it refers to;
-    * default values of keyword-only arguments, and attributes set on a function;
-    * what an object leaves out of its own ``__repr__``;
-    * ``__slots__``, class attributes, and names that start with two underscores;
-    * the module of a class;
-    * the function inside `functools.cache` or `functools.lru_cache`;
-    * whether a sequence is a list or a tuple.
-
-    **Unstable.** Values whose ``repr`` changes from process to process look different
-    though they are the same, for example a set of strings or a NumPy generator.
-
-    >>> describe(partial(max, 3, key=None))
-    'max(3, key=None)'
-    >>> describe({"w": np.zeros(3)}) == describe({"w": np.ones(3)})
-    False
-
-    Args:
-      value: anything.
-      within: the values around it, since a value may contain itself; callers leave
-        this out.
-    """
-    if any(value is outer for outer in within):
-        return "..."
-    inner = partial(describe, within=(*within, value))
-    if isinstance(value, np.ndarray | jax.Array):
-        if value.size > 1:
-            return f"{value.dtype}{list(value.shape)} {checksum(value)}"
-        return repr(value)
-    if isinstance(value, partial):
-        bound = [inner(item) for item in value.args]
-        keywords = sorted(value.keywords.items())
-        bound += [f"{name}={inner(item)}" for name, item in keywords]
-        return f"{inner(value.func)}({', '.join(bound)})"
-    if isinstance(value, FunctionType | MethodType):
-        return _function(value, inner)
-    if isinstance(value, type):
-        return value.__qualname__
-    if isinstance(value, jax.tree_util.PyTreeDef):
-        node = value.node_data()
-        if node is None:
-            return "*"
-        kind, static = node
-        return _node(kind, static, [inner(child) for child in value.children()], inner)
-    level = jax.tree_util.default_registry.flatten_one_level(value)
-    # a static value is a node around itself
-    if level is not None and value is not None and level[1] is not value:
-        children, static = level
-        return _node(type(value), static, [inner(child) for child in children], inner)
-    if type(value).__repr__ is object.__repr__:
-        return f"{type(value).__qualname__}({', '.join(_attributes(value, inner))})"
-    for name in ("__wrapped__", "fun"):  # where jit and a Partial of a Partial keep it
-        if hasattr(value, name):
-            return inner(getattr(value, name))
-    name = getattr(value, "__qualname__", None) or repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", name)
-
-
-def _function(value: FunctionType | MethodType, inner: Callable[[Any], str]) -> str:
-    """A function as module and name, with the values of its cells and its defaults."""
-    if isinstance(value, MethodType):
-        return f"{inner(value.__self__)}.{inner(value.__func__)}"
-    name = f"{value.__module__}.{value.__qualname__}"
-    held = [cell.cell_contents for cell in value.__closure__ or ()]
-    held += value.__defaults__ or ()
-    return f"{name}[{', '.join(map(inner, held))}]" if held else name
-
-
-def _attributes(value: object, inner: Callable[[Any], str]) -> list[str]:
-    """The attributes of an object, without those copied from a function it wraps."""
-    copied = getattr(getattr(value, "__wrapped__", None), "__dict__", {})
-    return [
-        f"{name}={inner(item)}"
-        for name, item in sorted(getattr(value, "__dict__", {}).items())
-        if not name.startswith("__") and copied.get(name, copied) is not item
-    ]
-
-
-def _node(
-    kind: type, static: Any, parts: list[str], inner: Callable[[Any], str]
-) -> str:
-    """A pytree node whose children are in words: Linf(0.1), (1, 2), {'w': 3}."""
-    if kind in (tuple, list):
-        return f"({', '.join(parts)})"
-    if kind is dict:
-        pairs = zip(static, parts, strict=True)
-        return f"{{{', '.join(f'{name!r}: {part}' for name, part in pairs)}}}"
-    text = "" if static is None or static is kind else inner(static)
-    more = f"[{text}]" if text not in ("", "()") else ""
-    return f"{kind.__qualname__}{more}({', '.join(parts)})"
-
-
-def checksum(tree: Any) -> str:
-    """CRC-32 of all arrays of a tree, one after the other, PRNG keys among them.
-
-    It covers the bytes of the arrays. It does not cover their shapes, their dtypes and
-    the structure of the tree.
-
-    >>> checksum({"w": np.arange(3)}) == checksum([np.arange(3)])
-    True
-    >>> checksum(np.arange(3)) == checksum(np.arange(3)[::-1])
-    False
-    """
-    crc = 0
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
-            leaf = jax.random.key_data(leaf)
-        # as bytes, for bfloat16 is no type that a buffer knows
-        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, crc)
-    return f"crc32 {crc:08x}"
-
-
 def check_same_run(
     folder: PathLike,
     then: Mapping[str, Any],
@@ -189,6 +68,11 @@ def check_same_run(
     versions_then: Mapping[str, Any],
 ) -> None:
     """Compares the description of the run in a folder with that of the present run.
+
+    * An `Identity` must be the same, its code only if Python is the same (3.11, 3.12).
+    * Arrays are outputs of the model, which devices and versions round in their own
+      way. They must be equal up to 1e-3 of their spread.
+    * Anything else must be equal.
 
     Other versions than when the run was begun are a warning, not an error. The git
     state is not compared.
@@ -202,29 +86,84 @@ def check_same_run(
 
     Args:
       folder: as the caller knows it, for the message.
-      then: the description in the folder.
+      then: the description in the folder, as `plain` wrote it.
       now: the description of the present run.
       versions_then: `versions` when the run was begun.
 
     Raises:
       ValueError: the descriptions differ; the message names the first such field.
     """
-    now = plain(now)
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
+    present = versions()
+    same_python = _minor(versions_then) == _minor(present)
+
+    def order(name: str) -> tuple[bool, str]:
+        # outputs follow from what is chosen, which says more
+        return isinstance(now.get(name), np.ndarray), name
+
+    for name in sorted(then.keys() | now.keys(), key=order):
+        difference = _difference(then.get(name), now.get(name), code=same_python)
+        if difference is not None:
             raise ValueError(
                 f"run_dir={os.fspath(folder)!r} holds a run with another {name}: "
-                f"{then.get(name)!r} there, {now.get(name)!r} here"
+                f"{difference}"
             )
-    present = versions()
     names = ("python", "packages", "backend", "device", "processes", "x64")
     changed = [name for name in names if versions_then.get(name) != present.get(name)]
     if changed:
+        unseen = "" if same_python else "; whether code was changed is not known"
         warnings.warn(
             f"resuming with different {', '.join(changed)}: the run goes on, but not "
-            "bit for bit as it would have",
+            f"bit for bit as it would have{unseen}",
             stacklevel=5,
         )
+
+
+def _difference(then: Any, now: Any, *, code: bool) -> str | None:
+    """How two values of one field differ, in words; None if they do not.
+
+    code: compare the code of an `Identity`, too.
+    """
+    if isinstance(now, np.ndarray):
+        return _output_difference(then, now)
+    if not isinstance(now, Identity):
+        now = plain(now)
+        return None if then == now else f"{then!r} there, {now!r} here"
+    if not isinstance(then, Mapping) or then.keys() != now._asdict().keys():
+        return f"{then!r} there, which says less than {now.words!r} here"
+    if then["words"] != now.words:
+        return f"{then['words']!r} there, {now.words!r} here"
+    for name in sorted(then["reads"].keys() | now.reads.keys()):
+        pair = [reads.get(name) for reads in (then["reads"], now.reads)]
+        if pair[0] != pair[1]:
+            return f"its {name} was {pair[0]!r} there and is {pair[1]!r} here"
+    for name in sorted(then["code"].keys() | now.code.keys()):
+        if code and then["code"].get(name) != now.code.get(name):
+            return f"the code of {name} was changed since"
+    return None
+
+
+def _output_difference(then: Any, now: np.ndarray) -> str | None:
+    """How outputs of a model differ from those of a description; None: not."""
+    before = np.array(then, float)  # null, for NaN and infinities, becomes NaN
+    after = np.where(np.isfinite(now), now, np.nan).astype(float)
+    if before.shape != after.shape:
+        return f"outputs of shape {before.shape} there, {after.shape} here"
+    finite = after[np.isfinite(after)]
+    spread = np.ptp(finite) if finite.size else 0.0
+    rounding = 1e-6 * np.max(np.abs(finite), initial=0.0)
+    allowed = max(_TOLERANCE, 4 * float(jnp.finfo(now.dtype).eps)) * spread + rounding
+    apart = np.abs(before - after)
+    if np.all((apart <= allowed) | (np.isnan(before) & np.isnan(after))):
+        return None
+    return (
+        f"up to {np.max(np.nan_to_num(apart)):.3g} apart on {len(after)} images, of a "
+        f"spread of {spread:.3g}; so this is not the model that the run was begun with"
+    )
+
+
+def _minor(found: Mapping[str, Any]) -> list[str]:
+    """The version of Python without its last part, which leaves bytecode as it is."""
+    return str(found.get("python")).split(".")[:2]
 
 
 def _version(package: str) -> str | None:

@@ -9,41 +9,77 @@ s drops the records after s, so the file ends up as if nothing had happened. Wit
 several hosts process 0 writes and all read.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from robjax.data import Dataset
+from robjax.data import Dataset, to_float
 from robjax.runs import checkpoints, files, provenance
 from robjax.training.config import FitConfig
 from robjax.training.objectives import Objective
-from robjax.training.state import TrainState
+from robjax.training.state import TrainState, split_seed
+
+_PROBED = 8  # images whose logits are part of the description of a run
 
 
 def describe_run(
-    model: nn.Module, data: Dataset, objective: Objective, config: FitConfig
+    model: nn.Module,
+    data: Dataset,
+    objective: Objective,
+    config: FitConfig,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
-    """Everything a user chose that decides the result, as JSON values.
+    """Everything a user chose that decides the result.
+
+    What is a function is computed by a `Journal` that has a folder.
 
     >>> from robjax.data import load
     >>> from robjax.models import Linear
     >>> from robjax.training import objectives
     >>> data = load("digits", "test")
     >>> run = describe_run(Linear(10), data, objectives.standard, FitConfig(epochs=3))
-    >>> run["epochs"], run["objective"]
-    (3, 'robjax.training.objectives.adversarial.standard')
+    >>> run["epochs"], run["scale"], run["objective"].words
+    (3, 16.0, 'robjax.training.objectives.adversarial.standard')
+    >>> run["model_outputs"]().shape
+    (8, 10)
+
+    Args:
+      model, data, objective, config: as in `fit`.
+      optimizer: the one given to `fit`, if one is.
     """
     checksum = provenance.checksum((data.images, data.labels))
-    text = {
-        "model": provenance.describe(model),
-        "objective": provenance.describe(objective),
+    run = {
+        "model": provenance.identify(model),
+        "model_outputs": functools.partial(_first_outputs, model, data, config.seed),
+        "objective": provenance.identify(objective),
         "data": f"{data.name} {list(data.images.shape)} {checksum}",
+        "scale": data.scale,
+        "num_classes": data.num_classes,
     }
-    return files.plain(config) | text
+    if optimizer is not None:
+        run["optimizer"] = provenance.identify(optimizer)
+    return files.plain(config) | run
+
+
+def _first_outputs(model: nn.Module, data: Dataset, seed: int) -> np.ndarray:
+    """The logits of a few images before training, [n, K].
+
+    They tell models apart where the description of their code cannot.
+    """
+    images = to_float(data.images[:_PROBED], data.scale)
+    return np.asarray(_first_logits(model, jnp.uint32(seed), images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first_logits(model: nn.Module, seed: jax.Array, images: jax.Array) -> jax.Array:
+    return model.init_with_output(split_seed(seed)[0], images)[0]
 
 
 class Journal:
@@ -51,12 +87,12 @@ class Journal:
 
     Args:
       run_dir: folder of the run, made if there is none; None: no files.
-      description: made by `describe_run`; that of a run taken up must be equal.
+      description: made by `describe_run`; that of a run taken up must be the same.
       resume: a folder that holds a run already is taken up, not refused.
 
     Raises:
-      ValueError: the folder is not writable; it holds a checkpoint and `resume` is
-        False; the checkpoint is corrupt, or is of a run set up in another way.
+      ValueError: the folder is not writable; it holds a run and `resume` is False; its
+        checkpoint is lost, corrupt, or of a run set up in another way.
     """
 
     def __init__(
@@ -84,9 +120,21 @@ class Journal:
                 f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
                 "to go on with it, or name another folder"
             )
-        if found:
+        self._description = {
+            name: value() if callable(value) else value
+            for name, value in description.items()
+        }
+        if not found:
+            self._check_fresh()
+        else:
             self._latest = found[-1]
             self._manifest = checkpoints.load_manifest(self._latest)
+            config = self._manifest["config"]
+            if not (isinstance(config, dict) and {"run", "extra"} <= config.keys()):
+                raise ValueError(
+                    f"run_dir={str(self._folder)!r} holds checkpoints that do not say "
+                    "of which run they are: name another folder"
+                )
             provenance.check_same_run(
                 self._folder,
                 self._manifest["config"]["run"],
@@ -135,6 +183,20 @@ class Journal:
     def _metrics_file(self) -> pathlib.Path:
         assert self._folder is not None
         return self._folder / "metrics.jsonl"
+
+    def _check_fresh(self) -> None:
+        """Raises ValueError if there are records of more than a run without checkpoint.
+
+        Each epoch ends with a record and then a checkpoint.
+        """
+        records = files.load_json_lines(self._metrics_file())
+        last = max([record.get("epoch", 0) for record in records], default=0)
+        if last > 1:
+            raise ValueError(
+                f"run_dir={str(self._folder)!r} holds records of {last} epochs, but no "
+                "checkpoint to go on from: bring its folder checkpoints back, or name "
+                "another folder"
+            )
 
     def _take_up(self, step: int, *, fresh: bool) -> None:
         """Drops the records after `step`, and opens the TensorBoard file there."""

@@ -160,3 +160,11 @@ def test_results_without_permission_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="must be a folder that can be written"):
         files.writable_folder(tmp_path)
+
+
+def test_types_that_numpy_does_not_have_are_widened(tmp_path):
+    values = jnp.array([1.5, -0.1, jnp.inf], jnp.bfloat16)
+    files.save_npz(tmp_path / "a.npz", {"x": values, "n": np.arange(3)})
+    loaded = files.load_npz(tmp_path / "a.npz")
+    assert loaded["x"].dtype == np.float32 and loaded["n"].dtype == int
+    np.testing.assert_array_equal(loaded["x"], np.asarray(values, np.float32))
