@@ -13,6 +13,13 @@ one backward and one forward-mode pass a step.
 KL(p(x) ‖ p(x+δ)) is ½ε²λ_max to second order. It lies along Aᵀu/√λ_max, with u the
 leading eigenvector of the Gram matrix.
 
+**Confident networks.** With class t on top and a gap of s to the next logit, rows of A
+are of the order of e^(−s/2), F of e^(−s) and ‖F‖² of e^(−2s), which in float32 is 0 for
+s > 46. So A is computed without the factor e^(m/2), m = max_{k≠t} log p_k:
+
+    J'_k = J_k − J_t        b = Σ_{k≠t} p_k e^(−m/2) J'_k
+    A'_k = √p_k e^(−m/2) J'_k − √p_k b,  the first term of k = t being 0;  F = e^m A'ᵀA'
+
 Source: Shi et al., arXiv 1906.02494, which builds F itself and tracks ‖F‖_F.
 """
 
@@ -25,9 +32,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax import lowering
-from robjax.checks import check_count, check_images, check_logits
+from robjax.checks import check_count, check_logits
+from robjax.metrics.finite import (
+    check_measured,
+    finite_samples,
+    measure_again,
+    summary,
+    warn_not_finite,
+    widened,
+)
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.numerics import centre, map_batched, safe_norm
+from robjax.numerics import centre, finite_or_zero, map_batched, safe_norm
 from robjax.samples import is_concrete
 from robjax.traced import TracedCallable
 
@@ -42,7 +57,9 @@ class FisherSpectrum(NamedTuple):
       spectral: [B] λ_max.
       directions: [B, D, *S] unit eigenvectors of the D largest eigenvalues, the most
         adversarial directions to second order. Their signs are arbitrary; zero where
-        the eigenvalue is.
+        the eigenvalue is 0 next to the largest.
+      effective_rank: [B] trace² / ‖F‖_F²: 1 for one direction, at most K − 1; 0 where
+        F = 0. Like `directions` it is known where F is below the smallest number.
     """
 
     eigenvalues: jax.Array
@@ -50,16 +67,17 @@ class FisherSpectrum(NamedTuple):
     frobenius: jax.Array
     spectral: jax.Array
     directions: jax.Array
+    effective_rank: jax.Array
 
     def __repr__(self) -> str:
-        """Medians over the images; not the arrays."""
-        if not all(map(is_concrete, (self.spectral, self.trace, self.frobenius))):
+        """Medians over the images, NaN left out; not the arrays."""
+        numbers = (self.spectral, self.trace, self.effective_rank)
+        if not all(map(is_concrete, numbers)):
             return "FisherSpectrum(traced)"
-        spectral = np.median(np.asarray(self.spectral))
-        trace = np.median(np.asarray(self.trace))
-        rank = np.median(np.asarray(self.effective_rank))
+        spectral, lost = summary(self.spectral, np.median)
+        trace, rank = (summary(each, np.median)[0] for each in numbers[1:])
         return (
-            f"FisherSpectrum({np.size(self.trace)} images, medians: λ_max "
+            f"FisherSpectrum({np.size(self.trace)} images{lost}, medians: λ_max "
             f"{spectral:.3g}, trace {trace:.3g}, effective rank {rank:.3g})"
         )
 
@@ -68,11 +86,13 @@ class FisherSpectrum(NamedTuple):
         """The most adversarial direction [B, *S], unit or zero."""
         return self.directions[:, 0]
 
-    @property
-    def effective_rank(self) -> jax.Array:
-        """trace² / ‖F‖_F² [B]: 1 for one direction, at most K − 1; 0 where F = 0."""
-        ratio = self.trace / jnp.where(self.frobenius > 0, self.frobenius, 1)
-        return ratio * ratio
+
+class _Found(NamedTuple):
+    """A spectrum, and whether probabilities and input gradients are finite, [B]."""
+
+    spectrum: FisherSpectrum
+    logits: jax.Array
+    gradients: jax.Array
 
 
 def fisher_spectrum(
@@ -93,6 +113,9 @@ def fisher_spectrum(
       backward and one forward-mode pass per step. `trace` and `frobenius` are then sums
       over these eigenvalues alone. They are lower bounds, which are exact from K − 1
       steps on unless eigenvalues repeat.
+
+    A component of an input gradient that is not finite counts as 0. Images where that
+    happens take the first way always. Half-precision images are measured in float32.
 
     Where the logits are the image itself, F = diag(p) − ppᵀ:
 
@@ -117,8 +140,12 @@ def fisher_spectrum(
     Raises:
       ValueError: images not floating or not finite, a count below 1, or more directions
         than eigenvalues.
+
+    Warns:
+      UserWarning: the logits of some images are not finite, and their numbers NaN; or
+        their input gradients are not.
     """
-    x = check_images(x)
+    x = check_measured(x)
     batch_size = check_count("batch_size", batch_size)
     if lanczos_steps is not None:
         check_count("lanczos_steps", lanczos_steps)
@@ -127,20 +154,36 @@ def fisher_spectrum(
     eigenvalues = lanczos_steps or count_classes(model, x)
     if directions > eigenvalues:
         raise ValueError(f"directions must be at most {eigenvalues}, got {directions}")
-    return _fisher_spectrum(model, x, directions, lanczos_steps, batch_size)
+    measure = functools.partial(_fisher_spectrum, model)
+    spectrum, logits, gradients = measure(
+        x, directions, lanczos_steps, batch_size, gram=lanczos_steps is None
+    )
+    if lanczos_steps is not None:
+        spectrum = measure_again(
+            spectrum,
+            logits=logits,
+            gradients=gradients,
+            measure=lambda rows: (
+                measure(x[rows], directions, lanczos_steps, 1, gram=True).spectrum
+            ),
+        )
+    warn_not_finite(logits=logits, gradients=gradients)
+    return spectrum
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4), static_argnames="gram")
 def _fisher_spectrum(
     logits_fn: TracedCallable,
     x: jax.Array,
     directions: int,
     steps: int | None,
     batch_size: int,
-) -> FisherSpectrum:
+    *,
+    gram: bool,
+) -> _Found:
     def spectrum(x):
-        if steps is None:
-            return _by_gram(logits_fn, x, directions)
+        if gram or steps is None:
+            return _by_gram(logits_fn, x, directions, steps)
         return _by_lanczos(logits_fn, x, directions, steps)
 
     return map_batched(lowering.fast(spectrum), x, batch_size)
@@ -150,6 +193,8 @@ def logits_and_jacobian(
     logits_fn: LogitsFn, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Logits [B, K] and ∂z/∂x [B, K, d]: one forward pass, K backward passes.
+
+    Components that are not finite are returned as they are.
 
     >>> logits, jacobian = logits_and_jacobian(lambda x: 2 * x, jnp.ones((1, 2)))
     >>> jacobian.tolist()
@@ -170,13 +215,16 @@ def logits_and_jacobian(
 def gram_rows(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
     """A [B, K, d], F = AᵀA; differentiable in the weights of `logits_fn`.
 
+    Components of ∂z/∂x that are not finite count as 0.
+
     >>> rows = gram_rows(lambda x: x, jnp.zeros((1, 2)))[0]
     >>> (rows.T @ rows).round(4).tolist()  # diag(p) − ppᵀ with p = (½, ½)
     [[0.25, -0.25], [-0.25, 0.25]]
     """
     logits, jacobian = logits_and_jacobian(logits_fn, x)
     p, root = probabilities(logits)
-    return root[:, :, None] * centre(jacobian, p[:, :, None], axis=1)
+    rows = centre(finite_or_zero(jacobian), p[:, :, None], axis=1)
+    return root[:, :, None] * rows
 
 
 def probabilities(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,16 +238,124 @@ def probabilities(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.exp(log_p), jnp.exp(log_p / 2)
 
 
-def _by_gram(logits_fn: TracedCallable, x: jax.Array, count: int) -> FisherSpectrum:
-    """All eigenvalues and `count` directions from the Gram matrix."""
-    rows = gram_rows(logits_fn, x)
+class _Weights(NamedTuple):
+    """What A′ is made of besides J, [B, K] each but `scale`; see the docstring above.
+
+    Attributes:
+      root: √p_k.
+      ratio: √p_k e^(−m/2), 0 for k = t.
+      share: p_k e^(−m/2), 0 for k = t.
+      top: 1 for k = t, else 0.
+      scale: [B] e^(m/2).
+    """
+
+    root: jax.Array
+    ratio: jax.Array
+    share: jax.Array
+    top: jax.Array
+    scale: jax.Array
+
+    @classmethod
+    def of(cls, logits: jax.Array) -> "_Weights":
+        log_p = jax.nn.log_softmax(logits)
+        top = jax.nn.one_hot(jnp.argmax(logits, 1), logits.shape[1], dtype=logits.dtype)
+        log_rest = jnp.where(top > 0, -jnp.inf, log_p)
+        lowest = jnp.finfo(logits.dtype).min  # classes that are ruled out have z = −∞
+        m = jnp.maximum(jnp.max(log_rest, 1, keepdims=True), lowest)
+        m = jax.lax.stop_gradient(m)
+        return cls(
+            root=jnp.exp(log_p / 2),
+            ratio=jnp.exp((log_rest - m) / 2),
+            share=jnp.exp(log_rest - m / 2),
+            top=top,
+            scale=jnp.exp(m[:, 0] / 2),
+        )
+
+
+def _widened(logits_fn: TracedCallable, x: jax.Array) -> jax.Array:
+    return widened(check_logits(logits_fn(x), x.shape[0]))
+
+
+def _by_gram(
+    logits_fn: TracedCallable, x: jax.Array, count: int, steps: int | None
+) -> _Found:
+    """All eigenvalues, or `steps`, and `count` directions from the Gram matrix."""
+    logits, raw = logits_and_jacobian(functools.partial(_widened, logits_fn), x)
+    jacobian = finite_or_zero(raw)
+    weights = _Weights.of(logits)
+    top = jnp.argmax(weights.top, 1)
+    jacobian = jacobian - jnp.take_along_axis(jacobian, top[:, None, None], 1)
+    mean = jnp.einsum("bk,bkd->bd", weights.share, jacobian, precision="highest")
+    rows = (
+        weights.ratio[:, :, None] * jacobian - weights.root[:, :, None] * mean[:, None]
+    )
+    rows, largest = _scaled(rows, (1, 2))
     gram = jnp.einsum("bkd,bld->bkl", rows, rows, precision="highest")
     eigenvalues, vectors = jnp.linalg.eigh(gram)
-    top = vectors[:, :, ::-1][:, :, :count]  # eigh's order is rising
-    along = jnp.einsum("bkd,bkc->bcd", rows, top, precision="highest")
+    eigenvalues = eigenvalues[:, ::-1]  # eigh's order is rising
+    top_vectors = vectors[:, :, ::-1][:, :, :count]
+    along = jnp.einsum("bkd,bkc->bcd", rows, top_vectors, precision="highest")
     trace = jnp.sum(rows * rows, (1, 2))
     frobenius = safe_norm(gram, (1, 2))
-    return _result(eigenvalues[:, ::-1], trace, frobenius, along, x)
+    if steps is not None:
+        eigenvalues = _resized(jnp.maximum(eigenvalues, 0), steps)
+        along = _resized(along, count)
+        trace = jnp.sum(eigenvalues, 1)
+        frobenius = _length(eigenvalues, 1)
+    scale = largest * weights.scale
+    spectrum = _result(eigenvalues, trace, frobenius, along, x, scale)
+    return _Found(spectrum, finite_samples(weights.root), finite_samples(raw))
+
+
+def _resized(values: jax.Array, size: int) -> jax.Array:
+    """The first `size` entries along the second axis, with zeros for those missing."""
+    missing = max(size - values.shape[1], 0)
+    padding = [(0, missing if axis == 1 else 0) for axis in range(values.ndim)]
+    return jnp.pad(values, padding)[:, :size]
+
+
+def _scaled(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Values divided by the largest of an image, lest their squares be 0; and that."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(values), axes))
+    divisor = jnp.where(largest > 0, largest, 1)
+    return values / jnp.expand_dims(divisor, axes), largest
+
+
+def _length(values: jax.Array, axis: int) -> jax.Array:
+    """The Euclidean norm, also where the squares would be 0."""
+    values, largest = _scaled(values, (axis,))
+    return largest * safe_norm(values, axis)
+
+
+def _by_lanczos(
+    logits_fn: TracedCallable, x: jax.Array, count: int, steps: int
+) -> _Found:
+    """The leading `steps` eigenvalues and `count` directions by Lanczos iteration."""
+    logits, push = jax.linearize(functools.partial(_widened, logits_fn), x)
+    pull = jax.linear_transpose(push, x)
+    weights = _Weights.of(logits)
+    root, ratio, share, top, scale = weights
+
+    def to_image(u):  # A′ᵀu
+        inner = ratio * u - share * jnp.sum(root * u, 1, keepdims=True)
+        (gradient,) = pull(inner - top * jnp.sum(inner, 1, keepdims=True))
+        return gradient
+
+    def apply_gram(u):  # A′(A′ᵀu)
+        change = push(to_image(u))
+        change = change - jnp.sum(top * change, 1, keepdims=True)
+        return ratio * change - root * jnp.sum(share * change, 1, keepdims=True)
+
+    basis, diagonal, off_diagonal = _lanczos(apply_gram, root, steps)
+    ritz, vectors = jnp.linalg.eigh(_tridiagonal(diagonal, off_diagonal))
+    leading = jnp.einsum("mbk,bmc->cbk", basis, vectors[:, :, ::-1][:, :, :count])
+    ritz = jnp.maximum(ritz[:, ::-1], 0)
+    along = jax.lax.map(to_image, leading).reshape(count, x.shape[0], -1)
+    along = jnp.moveaxis(along, 0, 1)
+    trace = jnp.sum(ritz, 1)
+    spectrum = _result(ritz, trace, _length(ritz, 1), along, x, scale)
+    # a gradient that is not finite leaves no number that is
+    return _Found(spectrum, finite_samples(root), jnp.isfinite(trace))
 
 
 def _result(
@@ -208,48 +364,34 @@ def _result(
     frobenius: jax.Array,
     along: jax.Array,
     x: jax.Array,
+    scale: jax.Array,
 ) -> FisherSpectrum:
-    """The spectrum from falling eigenvalues [B, n] and the leading Aᵀu [B, D, d]."""
+    """The spectrum of scale² A″ᵀA″.
+
+    Args:
+      eigenvalues: [B, n] of A″A″ᵀ, falling.
+      trace: [B].
+      frobenius: [B].
+      along: [B, D, d] the leading A″ᵀu.
+      x: [B, *S] images.
+      scale: [B].
+    """
     eigenvalues = jnp.maximum(eigenvalues, 0)
-    length = safe_norm(along, 2)[:, :, None]
-    # ‖Aᵀu‖ = √λ; below this it is rounding
+    length = _length(along, 2)[:, :, None]
+    # ‖A″ᵀu‖ = √λ; below this it is rounding
     rounding = 10 * eigenvalues.shape[1] * jnp.finfo(along.dtype).eps
     real = length > rounding * jnp.sqrt(eigenvalues[:, :1])[:, :, None]
     directions = jnp.where(real, along / jnp.where(real, length, 1), 0)
-    directions = directions.reshape(*along.shape[:2], *x.shape[1:])
+    ratio = trace / jnp.where(frobenius > 0, frobenius, 1)
+    eigenvalues = eigenvalues * scale[:, None] * scale[:, None]
     return FisherSpectrum(
         eigenvalues=eigenvalues,
-        trace=trace,
-        frobenius=frobenius,
+        trace=trace * scale * scale,
+        frobenius=frobenius * scale * scale,
         spectral=eigenvalues[:, 0],
-        directions=directions,
+        directions=directions.reshape(*along.shape[:2], *x.shape[1:]),
+        effective_rank=ratio * ratio,
     )
-
-
-def _by_lanczos(
-    logits_fn: TracedCallable, x: jax.Array, count: int, steps: int
-) -> FisherSpectrum:
-    """The leading `steps` eigenvalues and `count` directions by Lanczos iteration."""
-    logits, push = jax.linearize(logits_fn, x)
-    check_logits(logits, x.shape[0])
-    pull = jax.linear_transpose(push, x)
-    p = jax.nn.softmax(logits)
-    root = jnp.sqrt(p)
-
-    def to_image(u):  # Aᵀu = Jᵀ (√p u − p ⟨√p, u⟩)
-        (gradient,) = pull(root * (u - root * jnp.sum(root * u, 1, keepdims=True)))
-        return gradient
-
-    def apply_gram(u):  # A(Aᵀu)
-        return root * centre(push(to_image(u)), p)
-
-    basis, diagonal, off_diagonal = _lanczos(apply_gram, root, steps)
-    ritz, vectors = jnp.linalg.eigh(_tridiagonal(diagonal, off_diagonal))
-    top = jnp.einsum("mbk,bmc->cbk", basis, vectors[:, :, ::-1][:, :, :count])
-    ritz = jnp.maximum(ritz[:, ::-1], 0)
-    along = jax.lax.map(to_image, top).reshape(count, x.shape[0], -1)
-    along = jnp.moveaxis(along, 0, 1)
-    return _result(ritz, jnp.sum(ritz, 1), safe_norm(ritz, 1), along, x)
 
 
 def _lanczos(
@@ -280,7 +422,7 @@ def _lanczos(
         return w
 
     def unit(w, smallest):
-        length = safe_norm(w, 1)[:, None]
+        length = _length(w, 1)[:, None]
         alive = length > smallest
         return jnp.where(alive, w / jnp.where(alive, length, 1), 0), alive * length
 
@@ -289,7 +431,7 @@ def _lanczos(
         basis = basis.at[index].set(u)
         w = apply(u)
         alpha = jnp.sum(u * w, 1)
-        scale = jnp.maximum(scale, safe_norm(w, 1)[:, None])
+        scale = jnp.maximum(scale, _length(w, 1)[:, None])
         rounding = 10 * jnp.finfo(w.dtype).eps * scale
         u, beta = unit(orthogonal(w, basis), rounding)
         return (basis, u, scale), (alpha, beta[:, 0])

@@ -20,6 +20,8 @@ An attack of large ε is judged by k-nearest neighbours, which know no gradient.
     neighbour_votes      which classes the neighbours of an image have
     votes_along          the same along the way
 
+The last three are in `robjax.metrics.neighbours`.
+
 Images are [B, H, W, C].
 """
 
@@ -29,23 +31,43 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from robjax import attacks, losses, lowering
 from robjax.attacks import AttackResult
 from robjax.balls import L2, Ball, Linf
 from robjax.checks import (
     Bounds,
-    check_bounds,
     check_count,
     check_images,
     check_labels,
     check_number,
 )
+from robjax.metrics.finite import (
+    check_measured,
+    finite_samples,
+    summary,
+    warn_not_finite,
+    widened,
+)
+from robjax.metrics.neighbours import interpolate, neighbour_votes, votes_along
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.numerics import map_batched, safe_norm
-from robjax.samples import is_concrete
+from robjax.numerics import finite_or_zero, map_batched, safe_norm
+from robjax.samples import is_concrete, mask_samples
 from robjax.traced import TracedCallable
+
+__all__ = [
+    "Saliency",
+    "alignment",
+    "autocorrelation",
+    "border_energy",
+    "interpolate",
+    "large_perturbation",
+    "neighbour_votes",
+    "saliency",
+    "sigma_view",
+    "signed_view",
+    "votes_along",
+]
 
 # Steps and step / ε of the authors' code: L2 ε = 40 in 40 steps of 1.5, L∞ ε = .25 in
 # 120 steps of .003.
@@ -68,15 +90,24 @@ class Saliency(NamedTuple):
     autocorrelation: jax.Array
 
     def __repr__(self) -> str:
-        """Means over the images; not the arrays."""
+        """Means over the images, NaN left out; not the arrays."""
         numbers = (self.border_energy, self.alignment, self.autocorrelation)
         if not all(map(is_concrete, numbers)):
             return "Saliency(traced)"
-        border, cosine, smoothness = (np.mean(np.asarray(each)) for each in numbers)
+        border, cosine, smoothness = (summary(each, np.mean)[0] for each in numbers)
+        _, lost = summary(self.alignment, np.mean)
         return (
-            f"Saliency({np.size(self.alignment)} images, means: border energy "
+            f"Saliency({np.size(self.alignment)} images{lost}, means: border energy "
             f"{border:.3g}, alignment {cosine:.3g}, autocorrelation {smoothness:.3g})"
         )
+
+
+class _Found(NamedTuple):
+    """Saliency, and whether log-odds and input gradients are finite, [B]."""
+
+    saliency: Saliency
+    logits: jax.Array
+    gradients: jax.Array
 
 
 def saliency(
@@ -88,6 +119,8 @@ def saliency(
     batch_size: int = 256,
 ) -> Saliency:
     """The gradient of the cross-entropy at every image, and its numbers.
+
+    Components of the gradient that are not finite count as 0.
 
     A model that looks at the pixel in the middle alone has no energy at the border:
 
@@ -108,35 +141,49 @@ def saliency(
 
     Raises:
       ValueError: malformed images or labels, or a border that leaves no inside.
+
+    Warns:
+      UserWarning: the logits of some images are not finite, and their numbers NaN; or
+        their input gradients are not.
     """
-    x = _check_images(x)
+    x = check_measured(_check_images(x))
     model = as_logits_fn(logits_fn)
     y = check_labels(y, len(x), num_classes=count_classes(model, x))
     _check_width(x, width)
-    return _saliency(model, x, y, width, check_count("batch_size", batch_size))
+    found = _saliency(model, x, y, width, check_count("batch_size", batch_size))
+    warn_not_finite(logits=found.logits, gradients=found.gradients)
+    return found.saliency
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _saliency(
     logits_fn: TracedCallable, x: jax.Array, y: jax.Array, width: int, batch_size: int
-) -> Saliency:
+) -> _Found:
     def total(x, y):
-        odds = losses.log_odds(logits_fn(x), y)
+        odds = losses.log_odds(widened(logits_fn(x)), y)
         return jnp.sum(odds), odds
 
     slope = lowering.fast(jax.grad(total, has_aux=True))
 
     def measure(rows):
         x, y = rows
-        g, odds = slope(x, y)
+        raw, odds = slope(x, y)
+        g = finite_or_zero(raw)
+        known = ~jnp.isnan(odds)
+
+        def where_known(values):
+            return jnp.where(mask_samples(known, values), values, jnp.nan)
+
         # cross-entropy = softplus(log-odds), so both gradients have one direction. That
         # of the log-odds does not vanish where the network is sure.
-        return Saliency(
+        found = Saliency(
             gradient=jax.nn.sigmoid(odds)[:, None, None, None] * g,
             border_energy=border_energy(g, width=width),
             alignment=alignment(g, x),
             autocorrelation=autocorrelation(g),
         )
+        found = jax.tree.map(where_known, found)
+        return _Found(found, known, finite_samples(raw))
 
     return map_batched(measure, (x, y), batch_size)
 
@@ -303,160 +350,6 @@ def large_perturbation(
         random_start=False,
         keep_best=False,
     )
-
-
-def interpolate(
-    x: jax.Array, x_adv: jax.Array, *, points: int = 20, bounds: Bounds = (0.0, 1.0)
-) -> jax.Array:
-    """Images on the straight way from x to x_adv, in equal steps: [points, B, *S].
-
-    clip(x + t δ/‖δ‖₂) with δ = x_adv − x, for t from 0 to ‖δ‖₂.
-
-    >>> way = interpolate(jnp.zeros((1, 1)), jnp.ones((1, 1)), points=3)
-    >>> way.ravel().tolist()
-    [0.0, 0.5, 1.0]
-
-    Args:
-      x: [B, *S] where the way begins.
-      x_adv: [B, *S] where it ends.
-      points: of the way, both ends among them.
-      bounds: lowest and highest pixel value.
-
-    Raises:
-      ValueError: malformed images or bounds, different shapes, or fewer than 2 points.
-    """
-    bounds = check_bounds(bounds)
-    points = check_count("points", points, minimum=2)
-    x = check_images(x)
-    x_adv = check_images(x_adv, name="x_adv")
-    if x.shape != x_adv.shape:
-        raise ValueError(
-            f"x_adv must have the shape of x, {x.shape}, got {x_adv.shape}"
-        )
-    share = jnp.linspace(0, 1, points, dtype=x.dtype)
-    share = share.reshape(points, *(1,) * x.ndim)
-    return jnp.clip((1 - share) * x[None] + share * x_adv[None], *bounds)
-
-
-def neighbour_votes(
-    x: jax.Array,
-    reference: jax.Array,
-    labels: ArrayLike,
-    *,
-    num_classes: int,
-    k: int = 3,
-    batch_size: int = 256,
-) -> jax.Array:
-    """The share of the k nearest references (L2) in each class, [B, K].
-
-    >>> reference = jnp.array([[0.0], [1.0], [5.0]])
-    >>> labels = jnp.array([0, 1, 1])
-    >>> x = jnp.array([[0.4]])
-    >>> neighbour_votes(x, reference, labels, num_classes=2, k=2).tolist()
-    [[0.5, 0.5]]
-
-    Args:
-      x: [B, *S] images to judge.
-      reference: [N, *S] images with known labels, N ≥ k.
-      labels: [N] of `reference`.
-      num_classes: K.
-      k: neighbours; of equally near ones the first in `reference` count.
-      batch_size: images per chunk; batch_size · N distances are held at once.
-
-    Raises:
-      ValueError: the shapes do not fit, or k is not in 1 … N.
-    """
-    check_count("num_classes", num_classes, minimum=2)
-    x = check_images(x)
-    reference = check_images(reference, name="reference")
-    if x.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"reference must hold images {x.shape[1:]}, got {reference.shape[1:]}"
-        )
-    labels = check_labels(
-        labels, len(reference), num_classes=num_classes, name="labels"
-    )
-    if check_count("k", k) > len(reference):
-        raise ValueError(f"k must be 1 to {len(reference)}, got {k}")
-    batch_size = check_count("batch_size", batch_size)
-    return _neighbour_votes(x, reference, labels, num_classes, k, batch_size)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _neighbour_votes(
-    x: jax.Array,
-    reference: jax.Array,
-    labels: jax.Array,
-    num_classes: int,
-    k: int,
-    batch_size: int,
-) -> jax.Array:
-    # distances do not see the mean, rounding does
-    mean = jnp.mean(reference, axis=0)
-    x = x - mean[None]
-    reference = reference - mean[None]
-    flat = reference.reshape(len(reference), -1)
-    squares = jnp.sum(flat * flat, axis=1)
-
-    def votes(x):
-        across = jnp.matmul(x.reshape(len(x), -1), flat.T, precision="highest")
-        # ‖x − r‖² less ‖x‖², which is the same for all references
-        _, nearest = jax.lax.top_k(2 * across - squares[None], k)
-        return jnp.mean(jax.nn.one_hot(labels[nearest], num_classes), axis=1)
-
-    return map_batched(votes, x, batch_size)
-
-
-def votes_along(
-    x: jax.Array,
-    x_adv: jax.Array,
-    reached: ArrayLike,
-    reference: jax.Array,
-    labels: ArrayLike,
-    *,
-    num_classes: int,
-    k: int = 3,
-    points: int = 20,
-    bounds: Bounds = (0.0, 1.0),
-    batch_size: int = 256,
-) -> jax.Array:
-    """The share of the k nearest references in a class, along a way: [points, B].
-
-    If `reached` is the class that the network gives x_adv, then the votes say how far
-    the neighbours agree with the network.
-
-    >>> reference = jnp.array([[0.0], [1.0]])
-    >>> labels = jnp.array([0, 1])
-    >>> votes = votes_along(
-    ...     jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.array([1]), reference, labels,
-    ...     num_classes=2, k=1, points=4,
-    ... )
-    >>> votes.ravel().tolist()
-    [0.0, 0.0, 1.0, 1.0]
-
-    Args:
-      x: [B, *S] images.
-      x_adv: [B, *S] where the way ends, see `interpolate`.
-      reached: [B] class that the network gives x_adv.
-      reference, labels, num_classes, k, batch_size: see `neighbour_votes`.
-      points: of the way, the first is x.
-      bounds: lowest and highest value of an image.
-
-    Raises:
-      ValueError: as in `interpolate` and `neighbour_votes`; malformed `reached`.
-    """
-    way = interpolate(x, x_adv, points=points, bounds=bounds)
-    count, shape = way.shape[1], way.shape[2:]
-    reached = check_labels(reached, count, num_classes=num_classes, name="reached")
-    votes = neighbour_votes(
-        way.reshape(-1, *shape),
-        reference,
-        labels,
-        num_classes=num_classes,
-        k=k,
-        batch_size=batch_size,
-    )
-    return votes.reshape(points, count, -1)[:, jnp.arange(count), reached]
 
 
 def _unit(values: jax.Array) -> jax.Array:

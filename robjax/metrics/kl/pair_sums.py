@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax import lowering
+from robjax.metrics.finite import finite_samples
 from robjax.metrics.fisher import logits_and_jacobian
-from robjax.metrics.kl.components import split_kl
-from robjax.numerics import map_batched
+from robjax.metrics.kl.split import split_kl
+from robjax.numerics import finite_or_zero, map_batched
 from robjax.traced import TracedCallable
 
 # Logits of pairs held at a time: a few arrays of this size stay in a CPU's cache.
@@ -30,19 +31,23 @@ _BLOCK = 2**17
 
 
 class PairSums(NamedTuple):
-    """Sums over pairs of the KL divergence and its three parts.
+    """Sums over pairs of the KL divergence and its three parts, and of their rounding.
 
-    Over partners of other labels, both are [4, N]. With a number of classes C they are
-    over partners of each label apart, [4, N, C]. Then the pair of an image with itself
+    Over partners of other labels, both are [8, N]. With a number of classes C they are
+    over partners of each label apart, [8, N, C]. Then the pair of an image with itself
     is included, whose parts are 0.
 
     Attributes:
       by_anchor: over the partners x′ of each x.
       by_partner: over the anchors x of each x′.
+      logits: [N] whether those of an image are finite. Without that it is in no pair.
+      gradients: [N] whether its input gradients are.
     """
 
     by_anchor: np.ndarray
     by_partner: np.ndarray
+    logits: np.ndarray
+    gradients: np.ndarray
 
 
 def sum_pairs(
@@ -74,12 +79,14 @@ def sum_pairs(
     flat = x.reshape(size, -1)
     flat = flat - jnp.mean(flat, 0)[None]
     logits = _logits(logits_fn, x, batch_size)
+    known = np.asarray(finite_samples(logits))
+    y = np.where(known, y, -1)
     width = min(size, max(1, _BLOCK // (batch_size * logits.shape[1])))
-    shape = (4, size) if classes is None else (4, size, classes)
-    sums = PairSums(np.zeros(shape), np.zeros(shape))
+    shape = (8, size) if classes is None else (8, size, classes)
+    sums = PairSums(np.zeros(shape), np.zeros(shape), known, np.ones(size, bool))
     partner_chunks = list(chunks(size, width))
     for anchors, real_anchors in chunks(size, batch_size):
-        z, jacobian = _jacobian(logits_fn, x[anchors])
+        z, jacobian, finite = _jacobian(logits_fn, x[anchors])
         own = _matvec(jacobian, flat[anchors])
         anchor_labels = np.where(real_anchors, y[anchors], -1)
         # all blocks are under way before the first is waited for
@@ -96,6 +103,7 @@ def sum_pairs(
             )
             for partners, real in partner_chunks
         ]
+        sums.gradients[anchors] = finite
         for (partners, real), block in zip(partner_chunks, blocks, strict=True):
             rows, columns = map(np.asarray, block)
             sums.by_anchor[:, anchors[real_anchors]] += rows[:, real_anchors]
@@ -115,8 +123,15 @@ def chunks(size: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 @jax.jit
-def _jacobian(logits_fn: TracedCallable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return lowering.fast(lambda x: logits_and_jacobian(logits_fn, x))(x)
+def _jacobian(
+    logits_fn: TracedCallable, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits [A, K], their Jacobian [A, K, d], and whether that was finite [A]."""
+    # in float32, lest the network part be that of the rounding
+    with jax.default_matmul_precision("float32"):
+        both = lowering.fast(lambda x: logits_and_jacobian(logits_fn, x))
+        logits, jacobian = both(x)
+    return logits, finite_or_zero(jacobian), finite_samples(jacobian)
 
 
 @jax.jit
@@ -127,7 +142,7 @@ def _matvec(jacobian: jax.Array, flat: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _logits(logits_fn: TracedCallable, x: jax.Array, batch_size: int) -> jax.Array:
-    return map_batched(lowering.fast(logits_fn, forward=True), x, batch_size)
+    return map_batched(lowering.exact(logits_fn), x, batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=7)
@@ -147,14 +162,14 @@ def _block(
       z: [A, K] logits of the anchors.
       jacobian: [A, K, d] of the anchors.
       own: [K, A] J_i x_i.
-      labels: [A] of the anchors; −1 is padding.
+      labels: [A] of the anchors; −1 is padding or has logits that are not finite.
       z_prime: [P, K] logits of the partners.
       flat: [P, d] the partners.
-      labels_prime: [P] of the partners; −1 is padding.
+      labels_prime: [P] of the partners; −1 as above.
       classes: as in `sum_pairs`.
 
     Returns:
-      [4, A] and [4, P], or with `classes` [4, A, C] and [4, P, C].
+      [8, A] and [8, P], or with `classes` [8, A, C] and [8, P, C].
     """
     # class axis first: reductions over it then run along contiguous pairs
     change = jnp.einsum("akd,pd->kap", jacobian, flat, precision="highest")
@@ -164,7 +179,7 @@ def _block(
     used = (labels >= 0)[:, None] & (labels_prime >= 0)[None, :]
     if classes is None:
         used = used & (labels[:, None] != labels_prime[None, :])
-    values = jnp.where(used[None], jnp.stack(parts), 0)
+    values = jnp.where(used[None], jnp.stack(jax.tree.leaves(parts)), 0)
     if classes is None:
         return values.sum(2), values.sum(1)
     member = jax.nn.one_hot(labels, classes, dtype=values.dtype)

@@ -31,17 +31,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.checks import check_count, check_images, check_labels
-from robjax.metrics.kl.components import (
-    KLComponents,
-    is_known,
-    kl_components,
-)
+from robjax.checks import check_count, check_labels
+from robjax.metrics.finite import check_measured, warn_not_finite
+from robjax.metrics.kl.components import measure_pairs
 from robjax.metrics.kl.pair_sums import chunks, sum_pairs
+from robjax.metrics.kl.split import KLComponents, is_known, rounding_in_words
 from robjax.model import LogitsFn, as_logits_fn
 from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
+_LEFT_OUT = "they are left out"
 _PARTS = ("fisher", "softmax", "network")
 
 
@@ -58,6 +57,8 @@ class PairwiseKL(NamedTuple):
       softmax: mean of the curvature of the log-partition.
       network: mean of the curvature of the network.
       pairs: how many there are.
+      rounding: how far rounding may have moved the mean; so `fisher_rounding` and the
+        like are of the mean of each part.
     """
 
     mean: float
@@ -73,9 +74,13 @@ class PairwiseKL(NamedTuple):
     fisher_share_stderr: float
     softmax_share_stderr: float
     network_share_stderr: float
+    rounding: float
+    fisher_rounding: float
+    softmax_rounding: float
+    network_rounding: float
 
     def __repr__(self) -> str:
-        """M and the shares of its parts in words, mean ± s.e.; not every field."""
+        """M and the shares of its parts, ± s.e., and rounding where it can be seen."""
         if not all(map(is_known, self)):
             return "PairwiseKL(traced)"
         shares = ", ".join(self._share_in_words(part) for part in _PARTS)
@@ -86,7 +91,10 @@ class PairwiseKL(NamedTuple):
 
     def _share_in_words(self, part: str) -> str:
         share, stderr = self.share(part)
-        return f"{part} {100 * share:.3g} ± {100 * stderr:.2g} %"
+        off = getattr(self, f"{part}_rounding") / (abs(self.mean) or np.nan)
+        known = max(abs(share), 100 * stderr)  # far below the s.e. it is no news
+        rounding = rounding_in_words(100 * known, 100 * off, " %")
+        return f"{part} {100 * share:.3g} ± {100 * stderr:.2g} %{rounding}"
 
     def share(self, part: str) -> tuple[float, float]:
         """Share of "fisher", "softmax" or "network" in the mean, and its stderr."""
@@ -116,8 +124,8 @@ class ClassPairKL(NamedTuple):
 
     Attributes:
       labels: [C], those that occur.
-      mean: of KL(p(x) ‖ p(x′)) and its three parts, [C, C] each; NaN where there is no
-        pair.
+      mean: of KL(p(x) ‖ p(x′)) and its three parts, [C, C] each, and of their
+        `rounding`; NaN where there is no pair.
       stderr: standard errors of the means, in the same form.
       pairs: [C, C], how many there are.
     """
@@ -153,7 +161,8 @@ def pairwise_kl(
 ) -> PairwiseKL:
     """Mean KL divergence and its parts over ordered pairs with different labels.
 
-    Loops on the host, so it is not for use inside jit.
+    Loops on the host, so it is not for use inside jit. A component of an input gradient
+    that is not finite counts as 0. Images whose logits are not finite are left out.
 
     >>> x = jnp.array([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
     >>> found = pairwise_kl(lambda x: x, x, jnp.array([0, 0, 1]))
@@ -176,7 +185,11 @@ def pairwise_kl(
 
     Raises:
       ValueError: images not floating or not finite; labels not integer, not one per
-        image, or all equal; `key` given without `partners` or the reverse.
+        image, or all equal; `key` given without `partners` or the reverse; images with
+        finite logits all of one label.
+
+    Warns:
+      UserWarning: the logits of some images are not finite, or their input gradients.
     """
     x, labels, batch_size = _check(x, y, batch_size)
     if (partners is None) != (key is None):
@@ -219,20 +232,28 @@ def class_pair_kl(
 
     Raises:
       ValueError: as in `pairwise_kl`.
+
+    Warns:
+      UserWarning: as in `pairwise_kl`.
     """
     x, labels, batch_size = _check(x, y, batch_size)
     present, labels = np.unique(labels, return_inverse=True)
-    counts = np.bincount(labels)
     classes = len(present)
     model = as_logits_fn(logits_fn)
     sums = sum_pairs(model, x, labels, batch_size, classes)
+    _check_known(labels, sums.logits)
+    warn_not_finite(logits=sums.logits, gradients=sums.gradients, then=_LEFT_OUT)
+    labels = np.where(sums.logits, labels, -1)
+    counts = np.bincount(labels[sums.logits], minlength=classes)
     pairs = np.outer(counts, counts) - np.diag(counts)
-    means = np.full((4, classes, classes), np.nan)
+    means = np.full((8, classes, classes), np.nan)
     errors = np.full((4, classes, classes), np.nan)
     for a, b in np.argwhere(pairs):
         row = sums.by_anchor[:, labels == a, b]
         column = sums.by_partner[:, labels == b, a]
         means[:, a, b] = row.sum(1) / pairs[a, b]
+        row = row[:4]
+        column = column[:4]
         if a == b:
             influences = [(row + column) / (counts[a] - 1)]
             least = 3
@@ -244,14 +265,14 @@ def class_pair_kl(
             errors[:, a, b] = np.sqrt(variance)
     return ClassPairKL(
         labels=present,
-        mean=KLComponents._make(means),
+        mean=KLComponents(*means[:4], rounding=KLComponents(*means[4:])),
         stderr=KLComponents._make(errors),
         pairs=pairs,
     )
 
 
 def _check(x: object, y: object, batch_size: int) -> tuple[jax.Array, np.ndarray, int]:
-    x = check_images(x)
+    x = check_measured(x)
     labels = np.asarray(check_labels(y, x.shape[0]))
     batch_size = check_count("batch_size", batch_size)
     if (labels == labels[0]).all():
@@ -261,14 +282,31 @@ def _check(x: object, y: object, batch_size: int) -> tuple[jax.Array, np.ndarray
     return x, labels, batch_size
 
 
+def _check_known(labels: np.ndarray, known: np.ndarray) -> None:
+    """Checks that there are pairs of images with finite logits."""
+    if len(np.unique(labels[known])) < 2:
+        raise ValueError(
+            "logits_fn must give finite logits for images of two different labels at "
+            f"least, got logits that are not finite for {np.count_nonzero(~known)} of "
+            f"{len(known)} images"
+        )
+
+
 def _all_pairs(
     logits_fn: TracedCallable, x: jax.Array, y: np.ndarray, batch_size: int
 ) -> PairwiseKL:
     sums = sum_pairs(logits_fn, x, y, batch_size, None)
+    known = sums.logits
+    _check_known(y, known)
+    warn_not_finite(
+        logits=known, gradients=sums.gradients, then=_LEFT_OUT, stacklevel=4
+    )
+    y = y[known]
     possible = len(y) - np.bincount(y)[y]
     pairs = int(possible.sum())
     means = sums.by_anchor.sum(1) / pairs
-    influence = sums.by_anchor + sums.by_partner - 2 * possible[None] * means[:, None]
+    both = (sums.by_anchor + sums.by_partner)[:4, known]
+    influence = both - 2 * possible[None] * means[:4, None]
     return _summary(means, influence / pairs, pairs, None)
 
 
@@ -299,18 +337,34 @@ def _sampled_pairs(
     anchors = np.repeat(np.arange(size), partners)
     chosen = drawn.reshape(-1)
     parts = []
+    known = np.ones(size, bool)
+    gradients = np.ones(size, bool)
     for index, real in chunks(len(anchors), batch_size):
-        block = kl_components(logits_fn, x[anchors[index]], x[chosen[index]])
-        parts.append(np.asarray(block, np.float64)[:, real])
-    values = np.concatenate(parts, axis=1)
+        block = measure_pairs(logits_fn, x[anchors[index]], x[chosen[index]])
+        leaves = np.stack(jax.tree.leaves(jax.device_get(block.parts)))
+        parts.append(leaves[:, real].astype(np.float64))
+        np.logical_and.at(known, anchors[index], block.logits)
+        np.logical_and.at(known, chosen[index], block.logits_prime)
+        np.logical_and.at(gradients, anchors[index], block.gradients)
+    _check_known(y, known)
+    warn_not_finite(logits=known, gradients=gradients, then=_LEFT_OUT, stacklevel=4)
+    used = known[anchors] & known[chosen]
+    if not used.any():
+        raise ValueError(
+            f"partners must be more than {partners} here: no image with finite logits "
+            "was paired with another"
+        )
+    anchors = anchors[used]
+    chosen = chosen[used]
+    values = np.concatenate(parts, axis=1)[:, used]
     weights = (size - np.bincount(y)[y])[anchors].astype(np.float64)
     weights /= weights.sum()
     means = values @ weights
-    residuals = weights * (values - means[:, None])
+    residuals = weights * (values[:4] - means[:4, None])
     influence = np.zeros((4, size))
     np.add.at(influence.T, anchors, residuals.T)
     np.add.at(influence.T, chosen, residuals.T)
-    return _summary(means, influence, len(anchors), residuals)
+    return _summary(means, influence[:, known], len(anchors), residuals)
 
 
 def _summary(
@@ -319,7 +373,7 @@ def _summary(
     """Means with the standard errors of the module's docstring.
 
     Args:
-      means: [4] of the total and its parts.
+      means: [8] of the total and its parts, and of their rounding.
       influence: [4, N] ψ of each.
       pairs: how many there are.
       residuals: [4, pairs] e of sampled pairs; None: all pairs.
@@ -337,7 +391,8 @@ def _summary(
         independent = single @ single
         return float(np.sqrt(max(variance - independent, independent)))
 
-    mean, fisher, softmax, network = map(float, means)
+    mean, fisher, softmax, network = map(float, means[:4])
+    off, fisher_off, softmax_off, network_off = map(float, means[4:])
     e_total, e_fisher, e_softmax, e_network = np.eye(4)
 
     def share_stderr(part, value):
@@ -357,4 +412,8 @@ def _summary(
         fisher_share_stderr=share_stderr(e_fisher, fisher),
         softmax_share_stderr=share_stderr(e_softmax, softmax),
         network_share_stderr=share_stderr(e_network, network),
+        rounding=off,
+        fisher_rounding=fisher_off,
+        softmax_rounding=softmax_off,
+        network_rounding=network_off,
     )
