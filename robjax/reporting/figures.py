@@ -3,14 +3,14 @@
 A quantity followed over training is an array [seeds, epochs + 1]; epoch 0, before
 training, stands first. Its mean over the seeds is drawn, with a band of ± one standard
 error. Each line has its own dash pattern as well as its own colour. There are seven of
-both, so at most seven names fit into one panel.
+both; from the eighth name on each has its own pair of them, up to 49 names.
 
 Every function but `save` returns a matplotlib `Figure` and opens no window.
 """
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,30 +18,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from robjax.reporting.style import STYLE, check_same_names, legend_right, looks_of
 from robjax.reporting.tables import mean_stderr
 from robjax.runs import files
-
-# Okabe & Ito, "Color Universal Design" (2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-# Any: the type of its keys has a name in newer versions of matplotlib only.
-STYLE: Any = {
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "lines.linewidth": 2.2,
-    "legend.frameon": False,
-    # Text stays text, and two runs give the same bytes.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "robjax",
-}
 
 
 def save(figure: Figure, path: files.PathLike) -> list[Path]:
@@ -113,7 +96,12 @@ def curves(
       x: [points] what the quantities are followed over; None: epochs from 0 on.
       xlabel: its name and unit.
       xscale: "linear" or "log".
+
+    Raises:
+      ValueError: the panels of a row have different names, or more than 49.
     """
+    for row in rows:
+        check_same_names("rows", (panel.series for panel in row))
     with matplotlib.rc_context(STYLE):
         columns = len(rows[0])
         figure, grid = _grid(len(rows), columns, title)
@@ -124,7 +112,7 @@ def curves(
                 axes.label_outer()
             if list(panels[0].series) != named:
                 named = list(panels[0].series)
-                _legend_right(axes_row, panels[0].series.values())
+                legend_right(axes_row, panels[0].series.values())
         for axes in grid[-1]:
             axes.set(xlabel=xlabel, xscale=xscale)
         figure.align_ylabels(grid[:, 0])
@@ -203,16 +191,16 @@ def scatter(
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, 1, title)
         axes = grid[0, 0]
-        for (name, (x, y)), colour, marker in zip(
-            series.items(), COLOURS, MARKERS, strict=False
+        for (name, (x, y)), look in zip(
+            series.items(), looks_of(len(series)), strict=True
         ):
             x = np.asarray(x, float)
             y = 100 * np.asarray(y, float)
-            style = {"marker": marker, "linestyle": "none", "color": colour}
+            style = {"marker": look.marker, "linestyle": "none", "color": look.colour}
             axes.plot(x[:, :-1].ravel(), y[:, :-1].ravel(), fillstyle="none", **style)
             axes.plot(x[:, -1], y[:, -1], markersize=10, label=name, **style)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", ylim=(-3, 103))
-        _legend_right(grid[0])
+        legend_right(grid[0])
     return figure
 
 
@@ -240,10 +228,10 @@ def points(
     """
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(series), title)
-        for axes, (name, (x, y)), colour in zip(
-            grid[0], series.items(), COLOURS, strict=False
+        for axes, (name, (x, y)), look in zip(
+            grid[0], series.items(), looks_of(len(series)), strict=True
         ):
-            axes.plot(x, y, "o", color=colour, markersize=4, alpha=0.5)
+            axes.plot(x, y, "o", color=look.colour, markersize=4, alpha=0.5)
             axes.set(title=name, xlabel=xlabel, xscale=xscale)
         grid[0, 0].set_ylabel(ylabel)
     return figure
@@ -275,16 +263,17 @@ def plane(
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, 1, title)
         axes = grid[0, 0]
-        for index, (name, (x, y)) in enumerate(lines.items()):
-            style = {"color": COLOURS[index], "linestyle": DASHES[index]}
+        looks = looks_of(len(lines) + len(dots))
+        for look, (name, (x, y)) in zip(looks, lines.items(), strict=False):
+            style = {"color": look.colour, "linestyle": look.dashes}
             axes.plot(100 * np.asarray(x), 100 * np.asarray(y), label=name, **style)
-        for index, (name, (x, y)) in enumerate(dots.items(), len(lines)):
-            style = {"color": COLOURS[index], "marker": MARKERS[index]}
+        for look, (name, (x, y)) in zip(looks[len(lines) :], dots.items(), strict=True):
+            style = {"color": look.colour, "marker": look.marker}
             # hollow: dots may lie on each other
             style |= {"linestyle": "none", "fillstyle": "none"}
             axes.plot(100 * np.ravel(x), 100 * np.ravel(y), label=name, **style)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        _legend_right(grid[0])
+        legend_right(grid[0])
     return figure
 
 
@@ -309,8 +298,11 @@ def pictures(
       captions: name -> what stands below each image of that row.
     """
     with matplotlib.rc_context(STYLE):
-        size = (1.5 * len(columns) + 2.6, 1.6 * len(rows) + 1.0)
-        figure = Figure(figsize=size, layout="constrained")
+        # a caption has to be nearer to the image above than to the one below
+        between = 0.3 if captions else 0.0  # inches
+        size = (1.5 * len(columns) + 2.6, (1.6 + between) * len(rows) + 1.0)
+        layout = ConstrainedLayoutEngine(hspace=between / 1.6)
+        figure = Figure(figsize=size, layout=layout)
         figure.suptitle(title, fontsize=15, fontweight="bold")
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
@@ -321,7 +313,7 @@ def pictures(
                 shown = image[..., 0] if image.shape[-1] == 1 else image
                 axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
-                axes.set_xlabel(words, fontsize=11)
+                axes.set_xlabel(words, fontsize=11, labelpad=2)
                 axes.grid(False)
                 axes.spines[:].set(visible=True, color="0.8")
             axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
@@ -335,27 +327,37 @@ def matrices(
 ) -> Figure:
     """Shows square tables [C, C] side by side, on one colour scale.
 
-    The diagonal and NaN are left blank.
+    What is NaN or infinite is left blank. To leave the diagonal out, set it to NaN.
 
     >>> table = np.arange(9.0).reshape(3, 3)
     >>> figure = matrices({"a": table}, title="t", xlabel="x", ylabel="y")
     >>> [float(end) for end in figure.axes[0].images[0].get_clim()]
-    [1.0, 7.0]
+    [0.0, 8.0]
 
     Args:
       values: name -> [C, C], the unit named in the title.
       title: what the figure shows, in words.
       xlabel: of the second index.
       ylabel: of the first index.
+
+    Raises:
+      ValueError: an array is not [C, C], or none has a finite number.
     """
+    squares = {name: np.asarray(square, float) for name, square in values.items()}
+    for name, square in squares.items():
+        if square.ndim != 2 or len(set(square.shape)) != 1:
+            raise ValueError(
+                f"values must be square tables [C, C], got {square.shape} for {name!r}"
+            )
+    known = np.concatenate([each[np.isfinite(each)] for each in squares.values()])
+    if not known.size:
+        raise ValueError("values must hold a finite number, got none")
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(values), title)
-        squares = [np.asarray(square, float) for square in values.values()]
-        off = [square[~np.eye(len(square), dtype=bool)] for square in squares]
-        scale = {"vmin": np.nanmin(off), "vmax": np.nanmax(off), "cmap": "viridis"}
+        scale = {"vmin": known.min(), "vmax": known.max(), "cmap": "viridis"}
         shown: Any = None
-        for axes, name, square in zip(grid[0], values, squares, strict=True):
-            table = np.where(np.eye(len(square), dtype=bool), np.nan, square)
+        for axes, (name, square) in zip(grid[0], squares.items(), strict=True):
+            table = np.where(np.isfinite(square), square, np.nan)
             shown = axes.imshow(table, **scale)
             axes.grid(False)
             axes.set(title=name, xlabel=xlabel)
@@ -385,17 +387,24 @@ def bars(
       title: what the figure shows, in words.
       ylabel: what is drawn and its unit.
       percent: the values are shares, to be drawn in %.
+
+    Raises:
+      ValueError: series or labels differ from panel to panel, or are more than 49.
     """
+    check_same_names("panels", panels.values())
+    check_same_names("series", (v for each in panels.values() for v in each.values()))
     scale = 100 if percent else 1
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, len(panels), title)
         for axes, (name, series) in zip(grid[0], panels.items(), strict=True):
             width = 0.8 / len(series)
+            looks = looks_of(len(series))
             for index, (label, values) in enumerate(series.items()):
                 mean, stderr = mean_stderr(scale * np.stack(list(values.values()), 1))
                 at = np.arange(len(mean)) + (index - (len(series) - 1) / 2) * width
                 error = {"yerr": np.nan_to_num(stderr), "capsize": 3}
-                axes.bar(at, mean, width, label=label, color=COLOURS[index], **error)
+                style = {"color": looks[index].colour, "hatch": looks[index].hatch}
+                axes.bar(at, mean, width, label=label, **style, **error)
             labels = list(next(iter(series.values())))
             axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right")
             axes.set(title=name)
@@ -404,7 +413,7 @@ def bars(
             grid[0, 0].set_ylim(0, 103)
         grid[0, 0].set_ylabel(ylabel)
         drawn = next(iter(panels.values())).values()
-        _legend_right(grid[0], [v for labels in drawn for v in labels.values()])
+        legend_right(grid[0], [v for labels in drawn for v in labels.values()])
     return figure
 
 
@@ -431,18 +440,20 @@ def robustness_curves(
     with matplotlib.rc_context(STYLE):
         figure, grid = _grid(1, 1, title)
         axes = grid[0, 0]
-        for (name, values), colour, dashes, marker in zip(
-            series.items(), COLOURS, DASHES, MARKERS, strict=False
+        for (name, values), look in zip(
+            series.items(), looks_of(len(series)), strict=True
         ):
             radii, mean, stderr = (np.asarray(value, float) for value in values)
             mean = 100 * mean
             band = 100 * np.nan_to_num(stderr)
-            style = {"color": colour, "linestyle": dashes, "marker": marker}
-            axes.plot(radii, mean, markersize=5, label=name, **style)
+            style = {"color": look.colour, "linestyle": look.dashes}
+            style |= {"marker": look.marker, "markersize": 5}
+            axes.plot(radii, mean, label=name, **style)
             low, high = np.clip([mean - band, mean + band], 0, 100)
-            axes.fill_between(radii, low, high, color=colour, alpha=0.2, linewidth=0)
+            band = {"color": look.colour, "alpha": 0.2, "linewidth": 0}
+            axes.fill_between(radii, low, high, **band)
         axes.set(xlabel=xlabel, ylabel="robust accuracy [%]", ylim=(-3, 103))
-        _legend_right(grid[0])
+        legend_right(grid[0])
     return figure
 
 
@@ -458,17 +469,16 @@ def _grid(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
 
 def _draw_panel(axes: Axes, panel: Panel, x: ArrayLike | None) -> None:
     """Lines and bands of a panel, over `x` or over the epochs."""
-    for (name, values), colour, dashes in zip(
-        panel.series.items(), COLOURS, DASHES, strict=False
+    for (name, values), look in zip(
+        panel.series.items(), looks_of(len(panel.series)), strict=True
     ):
         unit = 100 if panel.scale == "percent" else 1
         mean, stderr = mean_stderr(unit * np.asarray(values, float))
         epochs = np.arange(len(mean)) if x is None else np.asarray(x)
-        axes.plot(epochs, mean, color=colour, linestyle=dashes, label=name)
+        axes.plot(epochs, mean, color=look.colour, linestyle=look.dashes, label=name)
         band = np.nan_to_num(stderr)
-        axes.fill_between(
-            epochs, mean - band, mean + band, color=colour, alpha=0.2, linewidth=0
-        )
+        style = {"color": look.colour, "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(epochs, mean - band, mean + band, **style)
     axes.set(title=panel.title, ylabel=panel.ylabel)
     if x is None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -478,19 +488,3 @@ def _draw_panel(axes: Axes, panel: Panel, x: ArrayLike | None) -> None:
         axes.set_yscale("symlog", linthresh=panel.linear_to)
     else:
         axes.set_yscale(panel.scale)
-
-
-def _legend_right(axes_row: Sequence[Axes], repeated: Iterable[ArrayLike] = ()) -> None:
-    """Puts the legend at the right of a row of axes.
-
-    Args:
-      axes_row: the axes, of which the last one has all names.
-      repeated: what is drawn, arrays [seeds, ...]. If one of them has more than one
-        seed, the legend says what bands and errors are.
-    """
-    with_errors = any(len(np.asarray(values)) > 1 for values in repeated)
-    axes_row[-1].legend(
-        title="mean ± s.e." if with_errors else None,
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-    )

@@ -18,6 +18,7 @@ and φ are the distribution function and the density of N(0, 1).
     adversarial_svm        its minimiser for ε ≥ η, in closed form and traceable
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ from robjax.samples import is_concrete
 _TINY = 1e-30
 # Weak weights below this are none.
 _NONE = 1e-9
+# Places on the unit circle, in equal steps of log t, that a sign is looked at.
+_STEPS = 300
 
 
 class SVM(NamedTuple):
@@ -145,19 +148,31 @@ def svm(
 def unit_svm(*, p: ArrayLike, m: ArrayLike) -> SVM:
     """The minimiser of `expected_hinge` of norm 1 for ε = 0, and its λ; Theorem 2.2.
 
-    It is stationary on the unit circle, v ∂L/∂w_1 = w_1 ∂L/∂v. Then λ = −(∂L/∂v)/v.
+    There are two kinds. One has no weak weights: (1, 0), a kink of the hinge, is the
+    minimiser for all λ in (0, 2p − 1] for which
+
+        p φ(Φ⁻¹(q)) ≥ (2(1 − p) + λ) m,    q = (1 − p + λ)/p
+
+    so that no direction (a, b), b > 0, leads down; a/b = −m − Φ⁻¹(q) is the steepest.
+    These λ are an interval, whose middle is given. Else the minimiser is stationary on
+    the unit circle, v ∂L/∂w_1 = w_1 ∂L/∂v, and λ = −(∂L/∂v)/v. By convexity there is
+    one with λ > 0 at most, and none where the hinge alone is least at a norm below 1.
+
     This is solved in float64 on the host (the objective is of the order 1e-4 and less),
-    for every p and m if they are arrays.
+    for every p and m if they are arrays. A v below 1e-9 is given as 0.
 
     >>> unit_svm(p=0.5, m=4.0)  # x_1 says nothing
     SVM(w1 0, v 1, λ 0.0009677)
+    >>> svm = unit_svm(p=0.6, m=0.1)  # the weak features say next to nothing
+    >>> svm.w1, svm.v
+    (1.0, 0.0)
 
     Args:
       p, m: as in `expected_hinge`.
 
     Raises:
       ValueError: p outside [½, 1), m not in (0, 37] (beyond, the hinge underflows), or
-        no minimiser has norm 1, whatever λ > 0: m too small for p.
+        no minimiser has norm 1, whatever λ > 0.
     """
     p = check_range("p", p, 0.5, below=1)
     m = check_range("m", m, _TINY, 37)
@@ -230,7 +245,7 @@ def _slopes(w1: float, v: float, law: _Law) -> _Slopes:
     across = 0.0
     for sign, weight in ((1, law.p), (-1, 1 - law.p)):
         z = (1 - (sign - law.eps) * w1 - (law.m - law.cost) * v) / v
-        density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+        density = _density(z)
         along -= weight * (sign - law.eps) * special.ndtr(z)
         across += weight * (density - (law.m - law.cost) * special.ndtr(z))
     return _Slopes(float(along), float(across))
@@ -262,22 +277,55 @@ def _svm(p: float, m: float, d: float, eps: float, lam: float) -> SVM:
 
 
 def _unit_svm(p: float, m: float) -> SVM:
-    law = _Law(p=p, m=m, eps=0.0, cost=0.0)
+    kink = _kink(p, m)
+    if kink is not None:
+        return kink
 
-    def at(angle: float) -> tuple[float, float]:
-        return float(np.sin(angle)), float(np.cos(angle))
-
-    def stationary(angle: float) -> float:
-        w1, v = at(angle)
-        slopes = _slopes(w1, v, law)
-        return slopes.w1 * v - slopes.v * w1
-
-    exists = p == 0.5 or stationary(0.0) * stationary(1.55) < 0
-    angle = _zero(stationary, 0, 1.55) if exists and p > 0.5 else 0.0
-    w1, v = at(angle)
-    lam = -_slopes(w1, v, law).v / v
-    if not exists or lam <= 0:
-        raise ValueError(
-            f"no SVM has norm 1 for p = {p:g} and m = {m:g}: m must be larger"
+    def slopes(t: float) -> _Slopes:
+        """At w_1 = (1 − t²)/(1 + t²), v = 2t/(1 + t²), without cancellation."""
+        near = special.ndtr(t - m)
+        far = special.ndtr(1 / t - m)
+        densities = p * _density(t - m) + (1 - p) * _density(1 / t - m)
+        return _Slopes(
+            w1=float((1 - p) * far - p * near),
+            v=float(densities - m * (p * near + (1 - p) * far)),
         )
-    return SVM(w1, v, lam)
+
+    def stationary(log_t: float) -> float:
+        t = math.exp(log_t)
+        w1, v = slopes(t)
+        return 2 * t * w1 - (1 - t * t) * v
+
+    steps = np.linspace(np.log(_NONE / 2), 0.0, _STEPS)
+    signs = np.sign([stationary(step) for step in steps])
+    turns = np.flatnonzero(signs[:-1] * signs[1:] < 0)
+    found = [math.exp(_zero(stationary, steps[i], steps[i + 1])) for i in turns]
+    for t in [1.0] if p == 0.5 else found:
+        v = 2 * t / (1 + t * t)
+        lam = -slopes(t).v / v
+        if lam > 0:
+            return SVM((1 - t * t) / (1 + t * t), v, lam)
+    raise ValueError(
+        f"no SVM has norm 1 for p = {p:g} and m = {m:g}: the hinge alone is least at a "
+        "norm below 1; with a larger m there is one"
+    )
+
+
+def _kink(p: float, m: float) -> SVM | None:
+    """(1, 0) and the middle of the λ that it minimises for; None if there is none."""
+
+    def slack(lam: float) -> float:  # concave
+        least = special.ndtri(min((1 - p + lam) / p, 1.0))
+        return float(p * _density(least) - (2 * (1 - p) + lam) * m)
+
+    # where the slack is largest, among λ ≥ 0
+    best = max(p * float(special.ndtr(-m)) - (1 - p), 0.0)
+    if p == 0.5 or slack(best) <= 0:
+        return None
+    low = 0.0 if slack(0.0) >= 0 else _zero(slack, 0.0, best)
+    high = _zero(slack, best, 2 * p - 1)
+    return SVM(1.0, 0.0, (low + high) / 2)
+
+
+def _density(z: float) -> float:
+    return math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
