@@ -14,16 +14,16 @@ equal ones:
 
     convolution of images      transposed to NHWC · HWIO → NHWC
     … with a 1×1 kernel        a matrix product
-    … of a dilated input       (gradient of a strided convolution) one dense convolution
+    … of a dilated input       (gradient of a strided convolution) dense convolutions
                                whose output channels are the phases of the stride
     … with ≤ 4 output channels (gradient for the image) a matrix product for all taps,
     … smaller than its kernel  then a sum of shifted images
-    select-and-scatter-add     (gradient of max-pooling) equality masks, the first
-                               maximum of a window winning, as in the original
-    select-and-gather-add      (tangent of max-pooling) a running maximum over slices
+    select-and-scatter-add     (gradient of max-pooling) a running maximum over slices,
+    select-and-gather-add      (tangent of max-pooling) with ties and NaN as in XLA
 
 It acts while the caller traces, so jit, vmap, jvp, vjp, scan and pmap around it work as
-ever. On any backend but the CPU it changes nothing.
+ever. On any backend but the CPU it changes nothing. It leaves alone what is rare: empty
+arrays, explicit shardings, and the bodies of `shard_map`, `pmap` and linear solvers.
 
 Axes: B images, H × W pixels, h × w taps of a kernel, I input and O output channels.
 """
@@ -47,6 +47,14 @@ The function returns the result of an equal operation, or None where it knows no
 
 _Pairs = Sequence[tuple[int, int]]
 """For each axis the amounts of padding, low and high."""
+
+_JIT = {"jit", "pjit"}
+_BODIES = {"cond", "custom_jvp_call", "custom_vjp_call", "remat2", "scan", "while"}
+"""Primitives whose bodies are rewritten.
+
+Other bodies stay as they are. `shard_map` names axes that exist inside it only, and the
+parts of a linear solver belong together.
+"""
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _FEW_CHANNELS = 4
@@ -114,69 +122,69 @@ def _evaluate(
     def read(atom: core.Var | core.Literal) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
+    variables = (*jaxpr.constvars, *jaxpr.invars)
+    values.update(zip(variables, (*consts, *args), strict=True))
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        name = equation.primitive.name
-        params = equation.params
-        if name in ("jit", "pjit"):
-            inner = params["jaxpr"]
-            outputs = _evaluate(inner.jaxpr, inner.consts, inputs, rules)
-        elif name in rules and (result := rules[name](*inputs, **params)) is not None:
-            outputs = [result]
-        else:
-            params = {key: _rewrite(value, rules) for key, value in params.items()}
-            params = equation.primitive.get_bind_params(params)
-            with equation.ctx.manager:
-                outputs = equation.primitive.bind(*inputs, **params)
-            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        with equation.ctx.manager:
+            outputs = _outputs(equation, inputs, rules)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _outputs(
+    equation: core.JaxprEqn, inputs: Sequence[Any], rules: Rules
+) -> Sequence[Any]:
+    """Runs one equation, by a rule if one applies."""
+    primitive = equation.primitive
+    params = equation.params
+    if primitive.name in _JIT:
+        inner = params["jaxpr"]
+        return _evaluate(inner.jaxpr, inner.consts, inputs, rules)
+    if primitive.name in rules and _ordinary(equation):
+        result = rules[primitive.name](*map(jnp.asarray, inputs), **params)
+        if result is not None:
+            return [result]
+    if primitive.name in _BODIES:
+        params = jax.tree.map(functools.partial(_rewrite, rules=rules), params)
+    outputs = primitive.bind(*inputs, **primitive.get_bind_params(params))
+    return outputs if primitive.multiple_results else [outputs]
+
+
+def _ordinary(equation: core.JaxprEqn) -> bool:
+    """Whether the rules know arrays like those of an equation.
+
+    They do not know empty ones, 64 bits where JAX has them switched off, and shardings
+    that are part of the type.
+    """
+    types: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
+    known = all(t.dtype == jax.dtypes.canonicalize_dtype(t.dtype) for t in types)
+    return known and all(t.size and not any(t.sharding.spec) for t in types)
+
+
 def _rewrite(param: Any, rules: Rules) -> Any:
-    """Rewrites the bodies of loops, branches and remat; returns the rest as it is."""
-    if isinstance(param, tuple | list) and any(
-        isinstance(item, core.ClosedJaxpr) for item in param
-    ):
-        return type(param)(_rewrite(item, rules) for item in param)
-    if isinstance(param, core.ClosedJaxpr):
-        body = param.jaxpr
-        consts = param.consts
-    elif isinstance(param, core.Jaxpr) and not param.constvars:
-        body = param
-        consts = ()
-    else:
+    """Rewrites a body of a loop, of a branch or of remat; returns the rest as it is."""
+    if not isinstance(param, core.ClosedJaxpr | core.Jaxpr) or not _touches(param):
         return param
-    if not _touches(body):
-        return param
-    shapes = [_shape(variable.aval) for variable in body.invars]
-    closed = jax.make_jaxpr(lambda *a: _evaluate(body, consts, a, rules))(*shapes)
-    if isinstance(param, core.ClosedJaxpr):
-        return closed
-    return param if closed.consts else closed.jaxpr
+    closed = isinstance(param, core.ClosedJaxpr)
+    body = param.jaxpr if closed else param
+    consts = param.consts if closed else ()
+    types = [variable.aval for variable in body.invars]
+    fast = jax.make_jaxpr(lambda *a: _evaluate(body, consts, a, rules))(*types)
+    return fast if closed else param if fast.consts else fast.jaxpr
 
 
-def _shape(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
-def _touches(jaxpr: core.Jaxpr) -> bool:
+def _touches(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> bool:
     """Whether a rule applies to an operation of the jaxpr or of one inside it."""
-
-    def bodies(param: Any) -> Iterable[core.Jaxpr]:
-        if isinstance(param, tuple | list):
-            return itertools.chain.from_iterable(map(bodies, param))
-        if isinstance(param, core.ClosedJaxpr):
-            return [param.jaxpr]
-        return [param] if isinstance(param, core.Jaxpr) else []
-
-    return any(
-        equation.primitive.name in _RULES
-        or any(_touches(b) for p in equation.params.values() for b in bodies(p))
+    inner = [
+        param
         for equation in jaxpr.eqns
-    )
+        if equation.primitive.name in _JIT | _BODIES
+        for param in jax.tree.leaves(equation.params)
+        if isinstance(param, core.ClosedJaxpr | core.Jaxpr)
+    ]
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    return any(map(_touches, inner)) or not names.isdisjoint(_RULES)
 
 
 def _convolution(
@@ -210,26 +218,30 @@ def _nhwc_convolution(
     **params: Any,
 ) -> jax.Array:
     """The convolution [B, H, W, I] · [h, w, I, O] → [B, H', W', O]."""
+    wanted = params["preferred_element_type"]
     dense = (
         params["feature_group_count"] == params["batch_group_count"] == 1
         and tuple(rhs_dilation) == (1, 1)
-        and params["preferred_element_type"] in (None, images.dtype)
+        and jnp.issubdtype(images.dtype, jnp.inexact)
+        and kernel.dtype == images.dtype
+        and (wanted is None or wanted == images.dtype)
     )
     size = kernel.shape[:2]
     strided = tuple(window_strides) != (1, 1)
     dilated = tuple(lhs_dilation) != (1, 1)
-    product = functools.partial(_matmul, precision=params["precision"])
+    precision = params["precision"]
     if dense and size == (1, 1):
+        s_h, s_w = window_strides
         if not dilated:  # fewer pixels first: drop those the stride skips
-            pixels = _skip(_pad(images, padding, (1, 1)), window_strides)
-            return product(pixels, kernel[0, 0])
-        out = _pad(product(images, kernel[0, 0]), padding, lhs_dilation)
-        return _skip(out, window_strides)
-    if dense and dilated and not strided and 0 not in images.shape + kernel.shape:
-        return _phases(images, kernel, padding, lhs_dilation, params)
+            pixels = _pad(images, padding, (1, 1))[:, ::s_h, ::s_w]
+            return _matmul(pixels, kernel[0, 0], precision)
+        out = _matmul(images, kernel[0, 0], precision)
+        return _pad(out, padding, lhs_dilation)[:, ::s_h, ::s_w]
+    if dense and dilated and not strided:
+        return _phases(images, kernel, padding, lhs_dilation, precision)
     small = min(images.shape[1:3]) < max(size) or kernel.shape[3] <= _FEW_CHANNELS
     if dense and not dilated and not strided and small:
-        return _taps(images, kernel, padding, product)
+        return _taps(images, kernel, padding, precision)
     convolve = functools.partial(
         lax.conv_general_dilated, dimension_numbers=_NHWC, **params
     )
@@ -257,83 +269,72 @@ def stored(array: jax.Array) -> jax.Array:
     return lax.cond(never, jnp.zeros_like, lambda array: array, array)
 
 
-def _matmul(images: jax.Array, matrix: jax.Array, *, precision: Any) -> jax.Array:
-    """[B, H, W, I] · [I, O] → [B, H, W, O]."""
+def _matmul(
+    images: jax.Array, matrix: jax.Array, precision: Any, dtype: Any = None
+) -> jax.Array:
+    """[B, H, W, I] · [I, O] → [B, H, W, O], of a dtype."""
     contract = (((images.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(images, matrix, contract, precision=precision)
-
-
-def _skip(images: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """The pixels that a stride does not skip."""
-    return images[:, :: strides[0], :: strides[1]]
+    return lax.dot_general(
+        images, matrix, contract, precision=precision, preferred_element_type=dtype
+    )
 
 
 def _pad(images: jax.Array, padding: _Pairs, dilation: Sequence[int]) -> jax.Array:
     """Zero padding of the two spatial axes; negative amounts crop."""
-    amounts = [
-        (low, high, step - 1)
-        for (low, high), step in zip(padding, dilation, strict=True)
-    ]
+    inner = [(*pair, step - 1) for pair, step in zip(padding, dilation, strict=True)]
     zero = jnp.zeros((), images.dtype)
-    return lax.pad(images, zero, [(0, 0, 0), *amounts, (0, 0, 0)])
+    return lax.pad(images, zero, [(0, 0, 0), *inner, (0, 0, 0)])
 
 
 def _taps(
-    images: jax.Array,
-    kernel: jax.Array,
-    padding: _Pairs,
-    product: Callable[[jax.Array, jax.Array], jax.Array],
+    images: jax.Array, kernel: jax.Array, padding: _Pairs, precision: Any
 ) -> jax.Array:
     """out[p] = Σ_t (images · K_t)[p + t]: one product for all taps t, then shifts."""
     height, width, _, channels = kernel.shape
     columns = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
-    responses = _pad(product(images, columns), padding, (1, 1))
+    # a convolution rounds to half precision once, not in every sum
+    wide = jnp.float32 if jnp.finfo(images.dtype).bits < 32 else images.dtype
+    responses = _pad(_matmul(images, columns, precision, wide), padding, (1, 1))
     out_h = responses.shape[1] - height + 1
     out_w = responses.shape[2] - width + 1
     shifted = [
         responses[:, i : i + out_h, j : j + out_w, tap * channels :][..., :channels]
         for tap, (i, j) in enumerate(np.ndindex(height, width))
     ]
-    return functools.reduce(jnp.add, shifted)
+    return functools.reduce(jnp.add, shifted).astype(images.dtype)
 
 
-class _AxisPhases(NamedTuple):
-    """How the phases r < s of `_phases` look on one axis.
+class _Run(NamedTuple):
+    """Neighbouring phases r of `_phases`, on one axis, that see the same pixels.
 
     Attributes:
-      taps: int [length, s]; the tap of a phase at each offset of the dense kernel.
-        The number of taps, which is no tap, stands where the tap is zero.
-      padding: of the dense convolution.
-      positions: how many q there are.
-      size: pixels of the output, at most s · positions.
+      taps: of each phase.
+      padding: with which a convolution over these pixels has one output for each q.
     """
 
-    taps: np.ndarray
+    taps: list[slice]
     padding: tuple[int, int]
-    positions: int
-    size: int
 
 
-def _axis_phases(
+def _runs(
     pixels: int, taps: int, padding: tuple[int, int], step: int
-) -> _AxisPhases:
-    """The phases of one axis; the formulas are those of `_phases`."""
+) -> tuple[list[_Run], int]:
+    """The phases of one axis in order, and its size; the formulas are `_phases`'."""
     low, high = padding
     size = (pixels - 1) * step + 1 + low + high - taps + 1
-    phase = np.arange(step)
-    first_tap = (low - phase) % step
-    first_pixel = (phase + first_tap - low) // step
-    start = first_pixel.min()
-    length = (first_pixel - start + -(-(taps - first_tap) // step)).max()
-    offset = np.arange(length)[:, None] - (first_pixel - start)
-    tap = first_tap + step * offset
-    positions = -(-size // step)
-    return _AxisPhases(
-        taps=np.where((offset >= 0) & (tap < taps), tap, taps),
-        padding=(-start, positions - 1 + length - 1 + start - (pixels - 1)),
-        positions=positions,
-        size=size,
-    )
+    last_position = (size - 1) // step
+
+    def seen(phase: int) -> tuple[int, int]:
+        """The first pixel for q = 0, and how many there are."""
+        tap = (low - phase) % step
+        return (phase + tap - low) // step, len(range(tap, taps, step))
+
+    runs = []
+    for (first, count), run in itertools.groupby(range(step), seen):
+        last = first + last_position + count - 1
+        run_taps = [slice((low - phase) % step, None, step) for phase in run]
+        runs.append(_Run(run_taps, padding=(-first, last - (pixels - 1))))
+    return runs, size
 
 
 def _phases(
@@ -341,48 +342,49 @@ def _phases(
     kernel: jax.Array,
     padding: _Pairs,
     dilation: Sequence[int],
-    params: Mapping[str, Any],
+    precision: Any,
 ) -> jax.Array:
     """Convolution of an input with s−1 zeros between pixels, without the zeros.
 
     Output o = s·q + r sees input pixel q + m + c_r through tap t = t_r + s·m, where
-    t_r = (low − r) mod s and c_r = (r + t_r − low)/s. All s² phases r become output
-    channels of one dense convolution over q, and are interleaved afterwards.
+    t_r = (low − r) mod s and c_r = (r + t_r − low)/s. Phases r that see the same pixels
+    become output channels of one dense convolution over q, and all are interleaved.
+    None is given more pixels than it sees: zero taps would turn infinities into NaN.
     """
-    rows, columns = (
-        _axis_phases(images.shape[axis + 1], kernel.shape[axis], pair, step)
+    (rows, height), (columns, width) = (
+        _runs(images.shape[axis + 1], kernel.shape[axis], pair, step)
         for axis, (pair, step) in enumerate(zip(padding, dilation, strict=True))
     )
-    stacked = _phase_kernel(kernel, rows.taps, columns.taps)
-    dense = lax.conv_general_dilated(
-        _pad(images, (rows.padding, columns.padding), (1, 1)),
-        stacked.reshape(*stacked.shape[:3], -1),
-        (1, 1),
-        "VALID",
-        dimension_numbers=_NHWC,
-        **params,
-    )
-    s_h, s_w = dilation
-    channels = kernel.shape[3]
-    out = dense.reshape(-1, rows.positions, columns.positions, s_h, s_w, channels)
+    parts = [
+        [_run_pair(images, kernel, row, column, precision) for column in columns]
+        for row in rows
+    ]
+    out = jnp.concatenate([jnp.concatenate(part, axis=4) for part in parts], axis=3)
+    batch, q_h, q_w, s_h, s_w, channels = out.shape
     out = out.transpose(0, 1, 3, 2, 4, 5)
-    out = out.reshape(-1, rows.positions * s_h, columns.positions * s_w, channels)
-    return out[:, : rows.size, : columns.size]
+    out = out.reshape(batch, q_h * s_h, q_w * s_w, channels)
+    return out[:, :height, :width]
 
 
-def _phase_kernel(
-    kernel: jax.Array, row_taps: np.ndarray, column_taps: np.ndarray
+def _run_pair(
+    images: jax.Array, kernel: jax.Array, row: _Run, column: _Run, precision: Any
 ) -> jax.Array:
-    """The kernels of all phases, [h, w, I, O] → [n, m, I, s_h, s_w, O]."""
-    n, s_h = row_taps.shape
-    m, s_w = column_taps.shape
-    _, _, channels_in, channels_out = kernel.shape
-    # slices rather than a gather: no array constants, and cheap
-    padded = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
-    padded = jnp.stack([padded[i] for i in row_taps.ravel()])
-    padded = jnp.stack([padded[:, j] for j in column_taps.ravel()], axis=1)
-    stacked = padded.reshape(n, s_h, m, s_w, channels_in, channels_out)
-    return stacked.transpose(0, 2, 4, 1, 3, 5)
+    """[B, H, W, I] · [h, w, I, O] → [B, q, q', r, r', O], the phases of two runs."""
+    images = _pad(images, (row.padding, column.padding), (1, 1))
+    kernels = [kernel[i, j] for i, j in itertools.product(row.taps, column.taps)]
+    n, m, channels_in, channels_out = kernels[0].shape
+    batch, height, width, _ = images.shape
+    phases = (len(row.taps), len(column.taps), channels_out)
+    shape = (batch, height - n + 1, width - m + 1, *phases)
+    if n * m == 0:
+        return jnp.zeros(shape, images.dtype)
+    stacked = jnp.stack(kernels, axis=3).reshape(n, m, channels_in, -1)
+    if n * m == 1:
+        return _matmul(images, stacked[0, 0], precision).reshape(shape)
+    out = lax.conv_general_dilated(
+        images, stacked, (1, 1), "VALID", dimension_numbers=_NHWC, precision=precision
+    )
+    return out.reshape(shape)
 
 
 def _members(
@@ -394,6 +396,25 @@ def _members(
         lax.slice(array, o, [i + n for i, n in zip(o, ends, strict=True)], strides)
         for o in np.ndindex(*window)
     ]
+
+
+def _rises(members: Iterable[jax.Array], largest: jax.Array) -> list[jax.Array]:
+    """For each member in turn, whether XLA takes it for the largest so far.
+
+    The one before stays where it is at least as large. So of equal numbers the first
+    stays, and a NaN is taken for the largest until the next member comes.
+    """
+    rises = []
+    for member in members:
+        rises.append(~(largest >= member))
+        largest = jnp.where(rises[-1], member, largest)
+    return rises
+
+
+def _simple(select: core.Primitive, window: Sequence[int], padding: _Pairs) -> bool:
+    """Whether windows are those of a maximum, unpadded and small."""
+    small = np.prod(window) <= _LARGEST_WINDOW
+    return select.name == "ge" and not np.any(padding) and bool(small)
 
 
 def _pooling_gradient(
@@ -408,22 +429,16 @@ def _pooling_gradient(
 ) -> jax.Array | None:
     """Gradient of max-pooling over windows that do not overlap and are not padded."""
     window = tuple(window_dimensions)
-    simple = (
-        select_prim.name == "ge"
-        and window == tuple(window_strides)
-        and all(amounts == (0, 0) for amounts in padding)
-    )
-    if not simple:
+    if not _simple(select_prim, window, padding) or window != tuple(window_strides):
         return None
-    members = _members(operand, window, window)
-    largest = functools.reduce(jnp.maximum, members)
+    first, *others = _members(operand, window, window)
     taken = jnp.zeros(source.shape, bool)
     shares = []
-    for member in members:
-        winner = (member == largest) & ~taken
-        taken = taken | winner
-        shares.append(jnp.where(winner, source, 0))
-    return _interleave(shares, window, operand.shape)
+    for rise in reversed(_rises(others, first)):
+        shares.append(jnp.where(rise & ~taken, source, 0))
+        taken = taken | rise
+    shares.append(jnp.where(taken, 0, source))
+    return _interleave(shares[::-1], window, operand.shape)
 
 
 def _pooling_tangent(
@@ -439,21 +454,15 @@ def _pooling_tangent(
 ) -> jax.Array | None:
     """Tangent of max-pooling without padding: that of each window's first maximum."""
     window = tuple(window_dimensions)
-    simple = (
-        select_prim.name == "ge"
-        and all(step == 1 for step in (*base_dilation, *window_dilation))
-        and all(amounts == (0, 0) for amounts in padding)
-        and np.prod(window) <= _LARGEST_WINDOW
-    )
-    if not simple:
+    dilated = any(step != 1 for step in (*base_dilation, *window_dilation))
+    if not _simple(select_prim, window, padding) or dilated:
         return None
     values = _members(operand, window, window_strides)
     changes = _members(tangents, window, window_strides)
-    largest = values[0]
-    chosen = changes[0]
-    for value, change in zip(values[1:], changes[1:], strict=True):
-        chosen = jnp.where(value > largest, change, chosen)
-        largest = jnp.maximum(value, largest)
+    lowest = jnp.full_like(values[0], -jnp.inf)  # what XLA begins with, tangent 0
+    chosen = jnp.zeros_like(changes[0])
+    for rise, change in zip(_rises(values, lowest), changes, strict=True):
+        chosen = jnp.where(rise, change, chosen)
     return chosen
 
 
@@ -464,13 +473,9 @@ def _interleave(
 
     Pixels that no window reaches get zero.
     """
-    for axis in reversed(range(len(window))):
-        if window[axis] == 1:
-            continue
-        groups = [
-            shares[i : i + window[axis]] for i in range(0, len(shares), window[axis])
-        ]
-        shares = [_weave(group, axis) for group in groups]
+    for axis, size in reversed(list(enumerate(window))):
+        starts = range(0, len(shares), size)
+        shares = [_weave(shares[i : i + size], axis) for i in starts]
     out = shares[0]
     short = [(0, full - have, 0) for full, have in zip(shape, out.shape, strict=True)]
     return lax.pad(out, jnp.zeros((), out.dtype), short)
@@ -478,10 +483,9 @@ def _interleave(
 
 def _weave(group: list[jax.Array], axis: int) -> jax.Array:
     """Arrays of one shape, entry by entry in turn along an axis."""
-    stacked = jnp.stack(group, axis=axis + 1)
     shape = list(group[0].shape)
     shape[axis] *= len(group)
-    return stacked.reshape(shape)
+    return jnp.stack(group, axis=axis + 1).reshape(shape)
 
 
 _RULES: Rules = {
