@@ -95,10 +95,15 @@ def check_images(
         values, or leaves `bounds` (checked exactly; tolerance 0).
     """
     if not isinstance(x, jax.Array | np.ndarray):
-        raise ValueError(f"{name} must be an array [B, *S], got {type(x).__name__}")
+        kind = type(x).__name__
+        raise ValueError(
+            f"{name} must be an array [B, *S], got {kind}: give np.asarray({name})"
+        )
     if x.ndim < 2 or x.size == 0:
+        one = f"; one image is the batch {name}[None]" if x.ndim == 1 and x.size else ""
         raise ValueError(
             f"{name} must be a non-empty batch of images [B, *S], got shape {x.shape}"
+            f"{one}"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -113,9 +118,19 @@ def check_images(
         if bounds is not None and (low < bounds[0] or high > bounds[1]):
             raise ValueError(
                 f"{name} must lie inside bounds {bounds}, got values from {low:.6g} to "
-                f"{high:.6g}"
+                f"{high:.6g}: {_fit(low, high, bounds, name)}"
             )
     return jnp.asarray(x)
+
+
+def _fit(low: float, high: float, bounds: Bounds, name: str) -> str:
+    """What to do with images that leave the bounds."""
+    if bounds == (0, 1) and low >= 0 and 1.5 < high <= 255:
+        return f"give {name} / 255, or bounds=(0, 255)"
+    return (
+        f"scale {name} to the bounds, or give the lowest and the highest value that a "
+        "pixel may have as bounds"
+    )
 
 
 def check_labels(
@@ -146,20 +161,37 @@ def check_labels(
     if y.shape != (batch_size,):
         raise ValueError(
             f"{name} must have shape ({batch_size},), one label for each image, got "
-            f"{y.shape}"
+            f"{y.shape}{_relabelled(y.shape, batch_size, name)}"
         )
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integer class labels, got dtype {y.dtype}")
+        raise ValueError(
+            f"{name} must be integer class labels, got dtype {y.dtype}: give "
+            f"{name}.astype(int) if it holds whole numbers"
+        )
     if _concrete(y):
         labels = np.asarray(y)
         low = int(labels.min())
         high = int(labels.max())
         if low < 0 or (num_classes is not None and high >= num_classes):
             allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+            from_one = low == 1 and high == num_classes
+            hint = f": count from 0, give {name} - 1" if from_one else ""
             raise ValueError(
                 f"{name} must hold labels {allowed}, got values from {low} to {high}"
+                f"{hint}"
             )
     return jnp.asarray(y, jnp.int32)
+
+
+def _relabelled(shape: tuple[int, ...], batch_size: int, name: str) -> str:
+    """What may make labels of an array; empty if nothing is likely."""
+    if shape == (batch_size, 1):
+        return f": give {name}[:, 0]"
+    if len(shape) == 2 and shape[0] == batch_size:
+        return f": one-hot labels are given as {name}.argmax(axis=1)"
+    if shape in ((), (1,)):
+        return "; if x is one image, give x[None] and its label as an array [1]"
+    return ""
 
 
 def check_number(
@@ -232,32 +264,86 @@ def check_count(name: str, value: object, *, minimum: int = 1) -> int:
     return int(value)
 
 
-def check_logits(logits: jax.Array, batch_size: int) -> jax.Array:
+def check_logits(logits: Any, batch_size: int, *, name: str = "logits_fn") -> Any:
     """Checks that what a model returns are logits.
 
     >>> check_logits(jnp.zeros((2, 3)), batch_size=2).shape
     (2, 3)
+    >>> check_logits({"logits": jnp.zeros((2, 3))}, batch_size=2)
+    Traceback (most recent call last):
+      ...
+    ValueError: logits_fn must return one array, got dict; return its ['logits'] \
+alone, as in lambda x: logits_fn(x)['logits']
 
     Args:
-      logits: anything array-like.
+      logits: anything; arrays may be traced, or shapes and dtypes only.
       batch_size: B.
+      name: what the caller calls the model, for the message.
 
     Returns:
       The logits as they are.
 
     Raises:
-      ValueError: they are not floating-point [B, K] with K ≥ 2.
+      ValueError: they are not [B, K] with K ≥ 2 of float16, bfloat16, float32 or
+        float64.
     """
-    shape = jnp.shape(logits)
-    dtype = jnp.result_type(logits)
+    if not isinstance(logits, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"{name} must return one array, got {type(logits).__name__}"
+            f"{_where(logits, batch_size, name)}"
+        )
+    shape = logits.shape
+    wanted = f"logits [{batch_size}, K], K >= 2, for a batch of {batch_size}"
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must return floating-point {wanted}, got {logits.dtype} of shape "
+            f"{shape}; return the scores of the classes, not the class that argmax "
+            "finds, which has no gradient"
+        )
+    if jnp.finfo(logits.dtype).bits < 16:
+        raise ValueError(
+            f"{name} must return logits of float16, bfloat16, float32 or float64, got "
+            f"{logits.dtype}: return logits.astype(jnp.float32)"
+        )
+    if shape in ((batch_size,), (batch_size, 1)):
+        raise ValueError(
+            f"{name} must return {wanted}, got shape {shape}; one logit z of two "
+            "classes is [0, z]: return jnp.stack([jnp.zeros(len(z)), z.reshape(-1)], "
+            "axis=1)"
+        )
     if len(shape) != 2 or shape[0] != batch_size or shape[1] < 2:
         raise ValueError(
-            f"logits_fn must return logits [{batch_size}, K], K >= 2, for a batch of "
-            f"{batch_size}, got shape {shape}"
+            f"{name} must return {wanted}, got shape {shape}"
+            f"{_reshaped(shape, batch_size)}"
         )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"logits_fn must return floating-point logits, got {dtype}")
     return logits
+
+
+def _where(outputs: Any, batch_size: int, name: str) -> str:
+    """Where in what a model returned its logits may be; empty if nowhere."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(outputs)
+    paths = [
+        jax.tree_util.keystr(path)
+        for path, leaf in leaves
+        if len(shape := getattr(leaf, "shape", ())) == 2
+        and shape[0] == batch_size
+        and shape[1] > 1
+    ]
+    if not paths:
+        return ""
+    path = next((path for path in paths if "logit" in path), paths[0])
+    return f"; return its {path} alone, as in lambda x: {name}(x){path}"
+
+
+def _reshaped(shape: tuple[int, ...], batch_size: int) -> str:
+    """What may make logits of an array; empty if nothing is likely."""
+    if shape[:1] == (batch_size,) and sum(size > 1 for size in shape[1:]) == 1:
+        return "; return logits.reshape(len(logits), -1)"
+    if len(shape) == 2 and shape[1] == batch_size:
+        return "; return logits.T"
+    if len(shape) == 1 and shape[0] > 1:
+        return "; a model of single images is given as jax.vmap(logits_fn)"
+    return ""
 
 
 def check_range(

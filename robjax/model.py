@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robjax import lowering
+from robjax import advice, lowering
 from robjax.checks import check_logits
 from robjax.samples import fold_keys
 from robjax.traced import TracedCallable, traced
@@ -39,8 +39,8 @@ _Evaluated = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 def as_logits_fn(logits_fn: LogitsFn) -> TracedCallable:
     """Makes a model of any framework a function of images whose weights are traced.
 
-    New weights in the same structure do not compile anew. A new function object does.
-    What `logits_fn` may be:
+    New weights in the same structure do not compile anew, nor does the same function
+    written again with other weights in its closure. What `logits_fn` may be:
 
     * ``jax.tree_util.Partial(model.apply, variables)`` of flax linen or Haiku, or the
       same with `functools.partial`;
@@ -61,75 +61,25 @@ def as_logits_fn(logits_fn: LogitsFn) -> TracedCallable:
         logits [B, K].
 
     Raises:
-      ValueError: `logits_fn` is not callable, is an NNX module in train mode, is a
-        linen module without weights, or holds an unhashable leaf that is no array.
+      ValueError: `logits_fn` is not callable, a class, a module of PyTorch, a linen
+        module without weights or an NNX module in train mode, or it holds an unhashable
+        leaf that is no array. The message says what to give instead.
     """
     if isinstance(logits_fn, TracedCallable):
         return logits_fn
-    if not callable(logits_fn):
-        raise ValueError(
-            f"logits_fn must be a callable from images to logits, got {type(logits_fn)}"
-        )
-    nnx = sys.modules.get("flax.nnx")
+    refused = advice.refusal(logits_fn)
+    if refused is not None:
+        raise ValueError(f"logits_fn {refused}")
+    return traced(_unbound(logits_fn), name="logits_fn")
+
+
+def _unbound(model: Any) -> Any:
+    """A bound linen module as its method `apply` and its variables."""
     linen = sys.modules.get("flax.linen")
-    if nnx is not None and isinstance(logits_fn, nnx.Module):
-        logits_fn = _from_nnx(nnx, logits_fn)
-    elif linen is not None and isinstance(logits_fn, linen.Module):
-        logits_fn = _from_linen(logits_fn)
-    return traced(logits_fn, name="logits_fn")
-
-
-class _Apply:
-    """``module.apply`` of a linen module; equal wherever the modules are equal.
-
-    The method object itself differs with every ``unbind``, and would compile anew.
-    """
-
-    def __init__(self, module: Any):
-        self.module = module
-
-    def __call__(self, variables: Any, *inputs: jax.Array) -> jax.Array:
-        return self.module.apply(variables, *inputs)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Apply) and self.module == other.module
-
-    def __hash__(self) -> int:
-        return hash(self.module)
-
-
-def _from_linen(module: Any) -> jax.tree_util.Partial:
-    if module.scope is None:
-        raise ValueError(
-            "logits_fn is a flax.linen module without weights: pass "
-            "jax.tree_util.Partial(model.apply, variables) or model.bind(variables)"
-        )
-    module, variables = module.unbind()
-    return jax.tree_util.Partial(_Apply(module), variables)
-
-
-def _from_nnx(nnx: Any, module: Any) -> jax.tree_util.Partial:
-    for path, node in nnx.iter_graph(module):
-        train_flags = (
-            getattr(node, "deterministic", None) is False,
-            getattr(node, "use_running_average", None) is False,
-        )
-        if any(train_flags):
-            raise ValueError(
-                "logits_fn is an NNX module in train mode: call .eval() on it first "
-                f"(at {'/'.join(map(str, path))})"
-            )
-    graphdef, state = nnx.split(module)
-    return jax.tree_util.Partial(_NnxCall(graphdef), state)
-
-
-class _NnxCall(NamedTuple):
-    """The code of an NNX module: its state and images to logits."""
-
-    graphdef: Any
-
-    def __call__(self, state: Any, *inputs: jax.Array) -> jax.Array:
-        return sys.modules["flax.nnx"].merge(self.graphdef, state)(*inputs)
+    if linen is None or not isinstance(model, linen.Module):
+        return model
+    module, variables = model.unbind()
+    return jax.tree_util.Partial(module.apply, variables)
 
 
 class _Rounded(NamedTuple):
@@ -173,10 +123,8 @@ def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallab
 
 
 @jax.jit
-def _checked_logits(
-    logits_fn: TracedCallable, x: jax.Array, *keys: jax.Array
-) -> jax.Array:
-    return check_logits(logits_fn(x, *keys), x.shape[0])
+def _call(logits_fn: TracedCallable, *inputs: jax.Array) -> Any:
+    return logits_fn(*inputs)
 
 
 def count_classes(
@@ -186,7 +134,9 @@ def count_classes(
 ) -> int:
     """The number of classes K of a model.
 
-    It traces the model once for each shape of images, and compiles nothing.
+    It traces the model once for each shape of images, and compiles nothing. Should a
+    function in the model need the values of the weights in its closure, they become
+    constants (`TracedCallable.close`).
 
     >>> import jax.numpy as jnp
     >>> count_classes(as_logits_fn(lambda x: x[:, :3]), jnp.ones((2, 4)))
@@ -198,16 +148,17 @@ def count_classes(
       keys: [B] for a randomised model, else None.
 
     Raises:
-      ValueError: the outputs are not logits, or the model takes no keys.
+      ValueError: the outputs are not logits, or calling the model failed. The message
+        says what to write instead, as far as `robjax.advice` finds out.
     """
-    if keys is None:
-        return _checked_logits.eval_shape(logits_fn, x).shape[1]
+    inputs = (x,) if keys is None else (x, keys)
     try:
-        return _checked_logits.eval_shape(logits_fn, x, keys).shape[1]
-    except TypeError as error:
-        raise ValueError(
-            f"logits_fn must take (images, keys [B]) when eot is given: {error}"
-        ) from error
+        logits = _call.eval_shape(logits_fn, *inputs)
+    except Exception as error:
+        if logits_fn.close():
+            return count_classes(logits_fn, x, keys)
+        raise ValueError(advice.explain(logits_fn.original(), inputs, error)) from error
+    return check_logits(logits, x.shape[0]).shape[1]
 
 
 def mean_logits(

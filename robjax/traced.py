@@ -11,12 +11,18 @@ function should be cut in two:
 `traced` makes that cut.
 """
 
-import functools
+import sys
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
+
+from robjax.closures import Held, TrainModeError, opened
+
+# A program of a small network and PGD takes 5 MiB, one of a large suite 20 MiB.
+_MOST_PROGRAMS = 64
 
 
 class _Hole:
@@ -43,9 +49,17 @@ class TracedCallable:
     [2.0]
     """
 
-    def __init__(self, arrays: list[Any], static: _Static):
+    def __init__(
+        self,
+        arrays: list[Any],
+        static: _Static,
+        original: Callable[..., Any] | None = None,
+    ):
         self._arrays = arrays
         self._static = static
+        self._original = original
+        self._around: weakref.WeakSet[TracedCallable] = weakref.WeakSet()
+        self._closed = False
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         return self.unwrap()(*args, **keywords)
@@ -55,7 +69,37 @@ class TracedCallable:
         treedef, rest, _ = self._static
         arrays = iter(self._arrays)
         leaves = [next(arrays) if leaf is _HOLE else leaf for leaf in rest]
-        return jax.tree_util.tree_unflatten(treedef, leaves)
+        values = [leaf.value if isinstance(leaf, Held) else leaf for leaf in leaves]
+        return jax.tree_util.tree_unflatten(treedef, values)
+
+    def original(self) -> Callable[..., Any]:
+        """The callable that the user gave, without what robjax put around it."""
+        if self._original is None:
+            return self.unwrap()
+        inner = [leaf for leaf in _leaves(self._original) if _is_traced(leaf)]
+        return inner[0].original() if inner else self._original
+
+    def close(self) -> bool:
+        """Makes the arrays in closures static, for a function that reads their values.
+
+        So it does inside and around this callable. Only what `traced` returned can do
+        that, before it goes through a transformation of JAX.
+
+        Returns:
+          Whether that changed anything.
+        """
+        if self._original is None or self._closed:
+            return False
+        self._closed = True
+        for inner in filter(_is_traced, _leaves(self._original)):
+            inner.close()
+        arrays, static = _cut(self._original, constants=True)
+        changed = static != self._static
+        self._arrays = arrays
+        self._static = static
+        for outer in self._around:
+            outer.close()
+        return changed
 
     def tree_flatten(self) -> tuple[list[Any], _Static]:
         return self._arrays, self._static
@@ -69,8 +113,13 @@ def traced(fn: Callable[..., Any], *, name: str) -> TracedCallable:
     """Cuts a callable into traced arrays and a static rest.
 
     * Arrays (NumPy's, too) are traced wherever `fn` holds them as a pytree.
+    * In the closure of a function, and among its default values, floating-point arrays
+      of at least one axis are traced. So the same function written with other weights
+      is the same program.
     * Functions, Python numbers, flags and strings are static. Two callables that
       differ in one of them are compiled separately.
+    * A function that reads other values of its module than before is another function,
+      and an object that holds other arrays is another object (`robjax.closures`).
     * A `functools.partial` is cut like a `jax.tree_util.Partial`.
 
     >>> import jax, jax.numpy as jnp
@@ -85,24 +134,65 @@ def traced(fn: Callable[..., Any], *, name: str) -> TracedCallable:
       name: what the caller calls `fn`, for the message.
 
     Raises:
-      ValueError: `fn` holds a leaf that is neither an array nor hashable.
+      ValueError: `fn` holds a leaf that is neither an array nor hashable, or an NNX
+        module in train mode.
     """
-    # `Partial`, a subclass, is a pytree already
-    if isinstance(fn, functools.partial) and type(fn) is functools.partial:
-        fn = jax.tree_util.Partial(fn.func, *fn.args, **fn.keywords)
-    leaves, treedef = jax.tree_util.tree_flatten(fn)
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
-    rest = tuple(_HOLE if _is_array(leaf) else leaf for leaf in leaves)
-    # The types belong to the static part because 1 == True == 1.0.
-    static: _Static = (treedef, rest, tuple(type(leaf) for leaf in rest))
     try:
-        hash(static)
+        arrays, static = _cut(fn, constants=False)
+        key = hash(static)
+    except TrainModeError as error:
+        raise ValueError(
+            f"{name} must not be or hold an NNX module in train mode, which draws or "
+            f"mixes the images of a batch: call .eval() on it first (at {error})"
+        ) from None
     except TypeError as error:
         raise ValueError(
             f"{name} holds a leaf that is neither an array nor hashable: {error}"
         ) from None
-    return TracedCallable(arrays, static)
+    _bound_programs(key)
+    found = TracedCallable(arrays, static, fn)
+    for inner in filter(_is_traced, _leaves(fn)):
+        inner._around.add(found)
+    return found
+
+
+def _cut(fn: Callable[..., Any], *, constants: bool) -> tuple[list[Any], _Static]:
+    leaves, treedef = jax.tree.flatten(opened(fn, constants=constants))
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    rest = tuple(_HOLE if _is_array(leaf) else leaf for leaf in leaves)
+    # The types belong to the static part because 1 == True == 1.0.
+    return arrays, (treedef, rest, tuple(type(leaf) for leaf in rest))
 
 
 def _is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, TracedCallable)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The leaves of a tree, one of which may be a `TracedCallable`."""
+    return jax.tree.leaves(value, is_leaf=_is_traced)
+
+
+_known: set[int] = set()
+"""Hashes of the static parts that were met since the programs were last dropped."""
+
+
+def _bound_programs(key: int) -> None:
+    """Drops all compiled programs of robjax, once too many callables were met.
+
+    JAX keeps thousands of programs. It cannot drop those of one callable alone.
+    """
+    if key in _known:
+        return
+    if len(_known) >= _MOST_PROGRAMS:
+        _known.clear()
+        modules = [m for name, m in sys.modules.items() if name.startswith("robjax.")]
+        for value in [value for module in modules for value in vars(module).values()]:
+            # of a function under jax.jit, and of one that keeps such functions
+            for drop in ("clear_cache", "cache_clear"):
+                getattr(value, drop, lambda: None)()
+    _known.add(key)

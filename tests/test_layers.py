@@ -13,8 +13,10 @@ import robjax
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = (
     {
+        "advice",
         "balls",
         "checks",
+        "closures",
         "losses",
         "lowering",
         "model",

@@ -109,20 +109,31 @@ def from_arrays(
 def _check_pixels(images: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
     """The images as uint8 or float32, and the value of a white pixel in them."""
     if images.ndim != 4 or images.size == 0:
+        hints = {
+            2: ": give rows of pixels as images[:, None, None, :]",
+            3: ": give grey images as images[..., None], one image as images[None]",
+        }
+        hint = hints.get(images.ndim, "") if images.size else ""
         raise ValueError(
-            f"images must be non-empty [N, H, W, C], got shape {images.shape}"
+            f"images must be non-empty [N, H, W, C], got shape {images.shape}{hint}"
         )
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
         scale = 1.0
     elif images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 or floating, got {images.dtype}")
+        raise ValueError(
+            f"images must be uint8 or floating, got {images.dtype}: give "
+            "images.astype(np.uint8) if they are whole numbers from 0 to 255"
+        )
     lowest = images.min()
     highest = images.max()
     # Written so that NaN fails too.
     if not (lowest >= 0 and highest <= scale):
+        bright = scale == 1 and lowest >= 0 and highest <= 255
+        hint = ": give images / 255" if bright else ""
         raise ValueError(
             f"images must lie in [0, {scale:g}], got values from {lowest} to {highest}"
+            f"{hint}"
         )
     return images, scale
 
@@ -132,17 +143,26 @@ def _check_classes(
 ) -> int:
     """Checks labels and returns the number of classes."""
     if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
+        hint = ""
+        if labels.shape == (num_examples, 1):
+            hint = ": give labels[:, 0]"
+        elif labels.ndim == 2:
+            hint = ": one-hot labels are given as labels.argmax(axis=1)"
+        elif labels.shape == (num_examples,):
+            hint = ": give labels.astype(int) if they are whole numbers"
         raise ValueError(
             f"labels must be integers of shape ({num_examples},), got {labels.dtype} "
-            f"{labels.shape}"
+            f"{labels.shape}{hint}"
         )
     if num_classes is None:
         num_classes = int(labels.max()) + 1
     check_count("num_classes", num_classes, minimum=2)
     if labels.min() < 0 or labels.max() >= num_classes:
+        from_one = labels.min() == 1 and labels.max() == num_classes
+        hint = ": count from 0, give labels - 1" if from_one else ""
         raise ValueError(
             f"labels must lie in 0..{num_classes - 1}, got values from {labels.min()} "
-            f"to {labels.max()}"
+            f"to {labels.max()}{hint}"
         )
     return num_classes
 

@@ -12,6 +12,7 @@ of (seed, epoch, sample), so stopping and resuming changes nothing.
 import contextlib
 import dataclasses
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,8 +76,7 @@ def fit(
       objective: what to minimise, see `robjax.training.objectives`.
       config: everything else that decides the result.
       optimizer: replaces the one that `config` describes, with its clipping and its
-        schedule. Resuming checks that its state has the same form, not that its
-        constants are the same.
+        schedule.
       run_dir: folder for metrics.jsonl, checkpoints/ and tensorboard/; None: no files.
       resume: go on from the last checkpoint in `run_dir`, bit for bit on the same
         backend, device count and versions; a run without one starts from the beginning.
@@ -97,9 +97,7 @@ def fit(
     devices = parallel.check_devices(devices, config.batch_size)
     _check_model(model, data, config, len(devices))
     _check_ball(objective)
-    description = describe_run(model, data, objective, config)
-    if optimizer is not None:
-        description["optimizer"] = "given to fit"
+    description = describe_run(model, data, objective, config, optimizer)
     journal = Journal(run_dir, description, resume=resume)
 
     model = parallel.join_batch_norm(model)
@@ -165,10 +163,7 @@ def _check_model(
     model: nn.Module, data: Dataset, config: FitConfig, num_devices: int
 ) -> None:
     """Raises ValueError unless `model` can learn `data`; compiles nothing."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model must be a flax.linen module, got {type(model).__name__}"
-        )
+    _check_kinds(model, data)
     count = len(data.labels)
     if config.batch_size > count:
         raise ValueError(
@@ -176,11 +171,8 @@ def _check_model(
             f"{config.batch_size}"
         )
     check_labels(data.labels, count, num_classes=data.num_classes, name="labels")
-    example = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), np.float32)
-    logits, variables = jax.eval_shape(
-        model.init_with_output, jax.random.key(0), example
-    )
-    check_logits(logits, 1)
+    logits, variables = _outputs(model, data)
+    check_logits(logits, 1, name="model")
     if logits.shape[1] < data.num_classes:
         raise ValueError(
             f"model must have an output for each of the {data.num_classes} classes, "
@@ -192,6 +184,63 @@ def _check_model(
             "model must have a field axis_name, handed to its batch norm, to be "
             f"trained on {num_devices} devices"
         )
+
+
+def _check_kinds(model: object, data: object) -> None:
+    """Raises ValueError unless model and data are of the right kind."""
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        found = f"the class {model.__name__}" if isinstance(model, type) else kind
+        raise ValueError(
+            "model must be a flax.linen module without weights, as "
+            f"robjax.models.MLP(10), got {found}"
+        )
+    if model.scope is not None:
+        raise ValueError(
+            f"model must have no weights, got a bound {type(model).__name__}: fit "
+            "draws its own, give model.unbind()[0]"
+        )
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            "data must be a Dataset, as robjax.data.from_arrays(images, labels) makes "
+            f"it, got {type(data).__name__}"
+        )
+    parameters = inspect.signature(type(model).__call__).parameters
+    train = parameters.get("train")
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if train.default is not False if train else not anything:
+        found = ", ".join(map(str, list(parameters.values())[1:]))
+        raise ValueError(
+            "model must be called as model(images, train=True) in training, and as "
+            "model(images) otherwise: write __call__(self, x, train: bool = False), "
+            f"got __call__(self, {found})"
+        )
+
+
+def _outputs(model: nn.Module, data: Dataset) -> tuple[Any, Mapping[str, Any]]:
+    """What a model returns for one image of `data`, and its variables, as shapes.
+
+    Raises:
+      ValueError: it cannot be called with images, or not in train mode.
+    """
+    image = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), np.float32)
+    batch = jax.ShapeDtypeStruct((2, *data.images.shape[1:]), np.float32)
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    try:
+        outputs = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    except Exception as error:
+        raise ValueError(
+            f"model must take images {list(batch.shape)}, got {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    try:
+        jax.eval_shape(train, outputs[1], batch)
+    except Exception as error:
+        raise ValueError(
+            "model must run with train=True and no random key (fit has none for "
+            f"dropout), got {type(error).__name__}: {error}"
+        ) from error
+    return outputs
 
 
 def _check_ball(objective: Objective) -> None:
