@@ -18,7 +18,14 @@ from robjax.attacks.autoattack import AutoAttackResult, autoattack, suite
 from robjax.attacks.fgsm import fgsm
 from robjax.attacks.kl_pgd import kl_pgd
 from robjax.attacks.mi_fgsm import mi_fgsm
-from robjax.attacks.minimal_norm import carlini_wagner, ddn, deepfool, fab, fmn
+from robjax.attacks.minimal_norm import (
+    carlini_wagner,
+    ddn,
+    deepfool,
+    fab,
+    fmn,
+    minimal_distance,
+)
 from robjax.attacks.pgd import pgd
 from robjax.attacks.result import AttackResult
 from robjax.attacks.square import square, square_queries, success_rate
@@ -40,6 +47,7 @@ __all__ = [
     "gradient_free",
     "kl_pgd",
     "mi_fgsm",
+    "minimal_distance",
     "pgd",
     "square",
     "square_queries",

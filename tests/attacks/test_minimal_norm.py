@@ -97,7 +97,7 @@ def test_verdicts_are_those_of_a_fresh_forward_pass(attack, norm):
     np.testing.assert_allclose(np.where(out.success, out.distance, 0), moved, rtol=1e-5)
     assert out.x_adv.min() >= 0 and out.x_adv.max() <= 1
     np.testing.assert_allclose(out.loss, losses.margin(MODEL(out.x_adv), y), atol=1e-5)
-    assert out.distance[3] == 0 and out.first_success[3] == 0 and out.queries[3] == 1
+    assert out.distance[3] == 0 and out.first_success[3] == 0 and out.queries[3] == 9
     assert (out.distance[jnp.arange(8) != 3] > 0).all()
 
 
@@ -164,8 +164,9 @@ def test_model_calls_are_those_reported_and_refinement_never_hurts(attack, norm)
     refined = run(attack, norm, model, **options)
     jax.effects_barrier()
     assert len(calls) == refined.queries.max() + (attack is attacks.deepfool)
-    assert (refined.queries == plain.queries + 27).all()
-    assert (refined.distance <= plain.distance).all()
+    assert (refined.queries == plain.queries + 8 + 27).all()  # rounding, then rounds
+    # the authors' codes may end at a margin that another forward pass denies
+    assert (refined.distance <= plain.distance * (1 + 1e-4)).all()
     assert jnp.isfinite(plain.distance).any()
 
 

@@ -18,6 +18,7 @@ from robjax.attacks.minimal_norm import hyperplanes
 from robjax.balls import Ball
 from robjax.checks import Bounds
 from robjax.model import LogitsFn
+from robjax.numerics import finite_or_zero
 from robjax.samples import flatten_samples, mask_samples
 
 # the box keeps a shift off the boundary if more than this share of the way is left
@@ -78,7 +79,9 @@ def towards_class(
         return jnp.sum(f), f
 
     w, f = lowering.fast(jax.grad(total, has_aux=True))(v)
-    return Boundary(f=f.astype(v.dtype), w=lowering.stored(w), c=c)
+    return Boundary(
+        f=finite_or_zero(f.astype(v.dtype)), w=lowering.stored(finite_or_zero(w)), c=c
+    )
 
 
 def nearest_boundary(
@@ -119,8 +122,8 @@ def nearest_boundary(
             c = likely[rank]
             towards = jax.nn.one_hot(c, num_classes) - jax.nn.one_hot(y, num_classes)
             (w,) = pull_back(towards.astype(logits.dtype))
-            f = logit_difference(logits, c, y).astype(v.dtype)
-            found = Boundary(f=f, w=lowering.stored(w), c=c)
+            f = finite_or_zero(logit_difference(logits, c, y).astype(v.dtype))
+            found = Boundary(f=f, w=lowering.stored(finite_or_zero(w)), c=c)
             distance = length(found)
             closer = distance < least
             best = Boundary(

@@ -37,6 +37,7 @@ from robjax.attacks.result import AttackResult
 from robjax.balls import L2
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
+from robjax.numerics import finite_or_zero
 from robjax.samples import flatten_samples, mask_samples
 
 _INSIDE = 0.999999
@@ -116,7 +117,7 @@ def carlini_wagner(
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most
-      1 + n × searches, and 27 for the refinement.
+      1 + n × searches, and 8 + 27 for the refinement, which may repeat itself.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -234,7 +235,11 @@ def _carlini_wagner(
     problem = lax.stop_gradient(problem)
     logits_fn, x, *_ = problem
     search, found = Search.begin(
-        problem, y, early_exit=options.early_exit, confidence=constants.confidence
+        problem,
+        y,
+        early_exit=options.early_exit,
+        confidence=constants.confidence,
+        refined=options.refined,
     )
     optimiser = optax.adam(constants.step_size)
     chart = Chart.of(problem.bounds)
@@ -292,6 +297,7 @@ def _descend(
 
     def step(now: Descent) -> Descent:
         g, (v, logits, objective) = gradient(now.u)
+        g = finite_or_zero(g)
         count = number * options.steps + now.i + 1
         update, adam = optimiser.update(g, now.adam)
         due = (now.i % interval == 0) & options.abort_early

@@ -31,6 +31,7 @@ from robjax.attacks.result import AttackResult
 from robjax.balls import L2
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
+from robjax.numerics import finite_or_zero
 from robjax.samples import per_sample
 
 _LAST_STEP = 0.01  # of the first
@@ -83,7 +84,7 @@ def ddn(
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most k for the
-      walk and 27 for the refinement.
+      walk and 8 + 27 for the refinement, which may repeat itself.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -117,7 +118,7 @@ def _ddn(
     logits_fn, x, ball, bounds = problem
     gamma, init_norm, step_size = constants
     width = bounds[1] - bounds[0]
-    search, found = Search.begin(problem, y, early_exit=early_exit)
+    search, found = Search.begin(problem, y, early_exit=early_exit, refined=refined)
     largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
 
     def total(v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,6 +131,7 @@ def _ddn(
     def step(carry):
         i, v, norm, found = carry
         g, logits = gradient(v)
+        g = finite_or_zero(g)
         found = search.note(found, v, logits, i)
         alpha = width * cosine(i / steps, step_size, _LAST_STEP * step_size)
         delta = v - x + per_sample(alpha, x) * ball.steepest(g, v, bounds)

@@ -74,7 +74,7 @@ def deepfool(
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most n + 1 for
-      the walk and 27 for the refinement.
+      the walk and 8 + 27 for the refinement, which may repeat itself.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -111,7 +111,7 @@ def _deepfool(
 ) -> AttackResult:
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
-    search, found = Search.begin(problem, y, early_exit=early_exit)
+    search, found = Search.begin(problem, y, early_exit=early_exit, refined=refined)
     # the walk of a sample ends wherever it is misclassified first
     walk = search._replace(enough=jnp.finfo(x.dtype).max)
 
@@ -119,10 +119,11 @@ def _deepfool(
         i, v, found = carry
         length = functools.partial(distance_to, v=v, start=v, ball=ball, bounds=bounds)
         logits, boundary = nearest_boundary(logits_fn, y, v, classes, length)
+        before = found
         found = walk.note(found, v, logits, i)
         beyond = (1 + overshoot) * boundary.f
         moved = v + shift_to(beyond, boundary.w, v, v, ball, bounds)
-        ended = mask_samples(search.wrong(logits), x)
+        ended = mask_samples(search.sure(before, logits), x)
         return i + 1, jnp.where(ended, v, jnp.clip(moved, *bounds)), found
 
     _, v, found = walk.repeat(steps, step, x, found)

@@ -139,8 +139,8 @@ def fab(
         the ball;
       * `distance`: of the nearest misclassified image found, inside the ball or not;
         infinite if there was none, 0 for an image misclassified as it is;
-      * `queries`: forward passes, at most 1 + 2 × (steps × runs + 10), untargeted 7
-        more.
+      * `queries`: forward passes, 8 to measure the rounding, and usually at most
+        1 + 2 × (steps × runs + 10), untargeted 7 more (`refinement` may repeat itself).
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -181,7 +181,9 @@ def _fab(
     logits_fn, x, ball, bounds = problem
     steps = options.steps
     restarts = options.restarts
-    search, found = Search.begin(problem, y, early_exit=options.early_exit)
+    search, found = Search.begin(
+        problem, y, early_exit=options.early_exit, refined=options.refined
+    )
     judge = lowering.exact(logits_fn)
     clean = judge(x)
     found = search.note(found, x, clean, 0)

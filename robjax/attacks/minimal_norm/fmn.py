@@ -39,6 +39,7 @@ from robjax.attacks.result import AttackResult
 from robjax.balls import L0, L1, L2, Ball, Linf, with_radius
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
+from robjax.numerics import finite_or_zero
 from robjax.samples import flatten_samples, per_sample
 
 _LAST_STEP = 0.01  # of the first
@@ -90,7 +91,7 @@ def fmn(
 
     Returns:
       AttackResult as that of `fab`. `queries` counts forward passes: at most k for the
-      walk and 27 for the refinement.
+      walk and 8 + 27 for the refinement, which may repeat itself.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
@@ -125,7 +126,7 @@ def _fmn(
     logits_fn, x, ball, bounds = problem
     first_gamma, first_step = constants
     width = bounds[1] - bounds[0]
-    search, found = Search.begin(problem, y, early_exit=early_exit)
+    search, found = Search.begin(problem, y, early_exit=early_exit, refined=refined)
     largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
 
     def total(v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -138,12 +139,14 @@ def _fmn(
     def step(carry):
         i, v, radius, found = carry
         w, (f, logits) = gradient(v)
+        w = finite_or_zero(w)
         found = search.note(found, v, logits, i)
         gamma = cosine(i / steps, first_gamma, _LAST_GAMMA)
         smaller, larger = _radii(radius, gamma, ball)
         if not isinstance(ball, L0):
             slope = hyperplanes.dual_norm(ball, flatten_samples(w))
-            estimate = ball.norm(v - x) + jnp.abs(f) / jnp.where(slope > 0, slope, 1)
+            step = finite_or_zero(jnp.abs(f)) / jnp.where(slope > 0, slope, 1)
+            estimate = ball.norm(v - x) + step
             larger = jnp.where(jnp.isfinite(found.distance), larger, estimate)
         smaller = jnp.minimum(smaller, found.distance)
         radius = jnp.where(search.wrong(logits), smaller, larger)

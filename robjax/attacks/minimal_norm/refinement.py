@@ -13,13 +13,17 @@ is nearer to x and its margin is at least κ + ρ.
   that v is taken for.
 * p, the part of the way, is 1 in the first three rounds. After them a failure halves it
   and a success doubles it, up to 1.
-* ρ = 4 u (max(|z_c|, |z_y|) + |margin of x|), with u the machine epsilon of the logits.
-  A margin that far from 0 has the same sign in another forward pass.
-* τ, how far beyond the boundary d leads, begins at 3 ρ, in the first three rounds and
+* ρ is `Search.rounding`: a margin that far from 0 has the same sign in another forward
+  pass.
+* τ, how far beyond the boundary d leads, begins at 1.5 ρ, in the first three rounds and
   again in the others. A failure makes it three times as large.
 
 On a linear model these thirteen rounds find the minimal distance, up to τ, wherever the
-walk ended. The authors' codes have none of this.
+walk ended.
+
+Two kinds of samples go through it up to three times more, each time after `explore`:
+those for which nothing was found, and those whose gradient was not finite somewhere, so
+that it may have hidden the way. The authors' codes have none of this.
 """
 
 import functools
@@ -37,16 +41,19 @@ from robjax.attacks.minimal_norm.boundary import (
     nearest_boundary,
     shift_to,
 )
+from robjax.attacks.minimal_norm.exploration import explore
 from robjax.attacks.minimal_norm.search import Found, Search
-from robjax.samples import mask_samples, per_sample
+from robjax.numerics import finite_or_zero
+from robjax.samples import flatten_samples, fold_keys, mask_samples, per_sample
 
 CLASSES = 10
 """How many classes, y among them, the first rounds choose from."""
 
 _AIMED = 3  # rounds towards the chosen class
 _ROUNDS = 10  # rounds after them
-_ROUNDINGS = 4  # ρ, in roundings of the logits
-_BEYOND = 3.0  # τ, in units of ρ
+_BEYOND = 1.5  # τ, in units of ρ
+_PASSES = 3  # with exploration, for samples that need it
+_POINTS = 8  # explored in each of them
 
 
 def refine(
@@ -75,6 +82,36 @@ def refine(
       classes: how many classes, y and the likeliest others, the first rounds choose
         from. 1: there are no such rounds.
     """
+    x = search.problem.x
+    # the attack gives the same result in any batch: one key for all samples
+    key = jnp.broadcast_to(jax.random.key(0), search.y.shape)
+
+    def again(carry):
+        number, lost, found = carry
+        mine = search._replace(enough=jnp.where(lost, search.enough, jnp.inf))
+
+        def look_around(found: Found) -> Found:
+            keys = fold_keys(key, number)
+            return explore(
+                mine, found, keys, points=_POINTS, steps=steps, classes=CLASSES
+            )
+
+        found = lax.cond(number > 0, look_around, lambda found: found, found)
+        found, rough = _rounds(mine, found, steps, classes)
+        return number + 1, lost & (jnp.isinf(found.distance) | rough), found
+
+    def needed(carry):
+        number, lost, _ = carry
+        return (number <= _PASSES) & lost.any()
+
+    everyone = jnp.ones(x.shape[0], bool)
+    return lax.while_loop(needed, again, (jnp.int32(0), everyone, found))[2]
+
+
+def _rounds(
+    search: Search, found: Found, steps: ArrayLike, classes: int
+) -> tuple[Found, jax.Array]:
+    """The thirteen rounds; and [B] bool, whether a gradient was not finite in them."""
     logits_fn, x, ball, bounds = search.problem
     y = search.y
     judge = lowering.exact(logits_fn)
@@ -90,35 +127,36 @@ def refine(
             fixed = lax.stop_gradient(logits)
             taken_for = likely_wrong_classes(fixed, y, 1)[0]
             f = logit_difference(logits, jnp.where(aiming, chosen, taken_for), y)
-            return jnp.sum(f), (f.astype(x.dtype), fixed)
+            return jnp.sum(f), f.astype(x.dtype)
 
-        w, (f, logits) = lowering.fast(jax.grad(total, has_aux=True))(v)
-        return f, lowering.stored(w), logits
+        w, f = lowering.fast(jax.grad(total, has_aux=True))(v)
+        return finite_or_zero(f), lowering.stored(w)
 
     def attempt(carry):
-        i, part, beyond, found = carry  # part is p, beyond is τ / ρ
+        i, part, beyond, rough, found = carry  # part is p, beyond is τ / ρ
         v = found.x_adv
         aiming = i < aimed
-        f, w, logits = linearise(v, aiming)
-        f = f - search.confidence - beyond * _rounding(logits, y, found)
+        f, w = linearise(v, aiming)
+        open_ = found.distance > search.enough
+        rough |= open_ & ~jnp.isfinite(flatten_samples(w)).all(axis=1)
+        w = finite_or_zero(w)
+        f = f - search.confidence - beyond * search.rounding
         goal = jnp.clip(x + shift_to(f, w, v, x, ball, bounds), *bounds)
         candidate = jnp.clip(v + per_sample(part, x) * (goal - v), *bounds)
         # the whole way without rounding, which might lead back over the boundary
         candidate = jnp.where(mask_samples(part == 1, x), goal, candidate)
-        logits = judge(candidate)
-        sure = search._replace(
-            confidence=search.confidence + _rounding(logits, y, found)
-        )
-        after = sure.note(found, candidate, logits, steps + i + 1, passes=2)
+        after = search.note(found, candidate, judge(candidate), steps + i + 1, passes=2)
         nearer = after.distance < found.distance
         part = jnp.where(nearer | aiming, jnp.minimum(2 * part, 1), part / 2)
         beyond = jnp.where(nearer, beyond, 3 * beyond)
         beyond = jnp.where(i + 1 == aimed, _BEYOND, beyond)
-        return i + 1, part, beyond, after
+        return i + 1, part, beyond, rough, after
 
     part = jnp.ones_like(found.loss)
     beyond = jnp.full_like(found.loss, _BEYOND)
-    return search.repeat(aimed + _ROUNDS, attempt, part, beyond, found)[-1]
+    rough = jnp.zeros(y.shape, bool)
+    end = search.repeat(aimed + _ROUNDS, attempt, part, beyond, rough, found)
+    return end[-1], end[-2]
 
 
 def _choose_class(
@@ -134,12 +172,3 @@ def _choose_class(
     chosen = nearest_boundary(logits_fn, search.y, v, classes, length)[1].c
     open_ = found.distance > search.enough
     return chosen, found._replace(queries=found.queries + open_)
-
-
-def _rounding(logits: jax.Array, y: jax.Array, found: Found) -> jax.Array:
-    """ρ [B], how far a margin must be from 0 for its sign to be no accident."""
-    c = likely_wrong_classes(logits, y, 1)[0]
-    both = jnp.take_along_axis(logits, jnp.stack([c, y], axis=1), axis=1)
-    # both may be small as sums of large terms, which have made up the margin of x
-    size = jnp.max(jnp.abs(both), axis=1) + jnp.abs(found.clean_loss)
-    return _ROUNDINGS * jnp.finfo(logits.dtype).eps * size.astype(found.loss.dtype)

@@ -12,13 +12,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from robjax import losses
+from robjax import losses, lowering
 from robjax.attacks.problem import Problem
 from robjax.attacks.result import AttackResult
 from robjax.checks import check_number
+from robjax.numerics import finite_or_zero
 from robjax.samples import mask_samples
 
 Constants = TypeVar("Constants", bound=NamedTuple)
+
+# On 12 kinds of random networks (up to 16 layers of 512 units, 3 of each kind, 500
+# images) no margin in float32 was farther from that in float64 than FACTOR times the
+# range of COPIES margins.
+_COPIES = 8
+_FACTOR = 4.0
 
 
 class Found(NamedTuple):
@@ -40,6 +47,11 @@ class Found(NamedTuple):
     first_success: jax.Array
     queries: jax.Array
 
+    @property
+    def empty(self) -> jax.Array:
+        """[B] bool, nothing has been noted yet."""
+        return self.clean_loss == -jnp.inf
+
 
 class Search(NamedTuple):
     """A search for the nearest image that the model takes for another class than y.
@@ -50,12 +62,15 @@ class Search(NamedTuple):
       enough: a number or [B]; a sample with an image no farther than this is done, and
         its record stays as it is. The other samples are open.
       confidence: margin κ ≥ 0 with which an image must be misclassified.
+      rounding: ρ [B], by how much a margin must exceed κ, so that rounding does not
+        decide; 0 for the authors' codes, which do not ask.
     """
 
     problem: Problem
     y: jax.Array
     enough: jax.Array | float
     confidence: jax.Array | float = 0.0
+    rounding: jax.Array | float = 0.0
 
     @classmethod
     def begin(
@@ -65,6 +80,7 @@ class Search(NamedTuple):
         *,
         early_exit: bool,
         confidence: jax.Array | float = 0.0,
+        refined: bool = True,
     ) -> tuple["Search", Found]:
         """The search and its empty record; x must be the first point noted in it.
 
@@ -74,6 +90,7 @@ class Search(NamedTuple):
           early_exit: a sample is done at its first image inside the ball; otherwise
             only at distance 0.
           confidence: κ.
+          refined: whether ρ is measured, in eight forward passes; otherwise it is 0.
         """
         x = problem.x
         eps = problem.ball.eps
@@ -85,17 +102,33 @@ class Search(NamedTuple):
             loss=low,
             clean_loss=low,
             first_success=never,
-            queries=jnp.zeros_like(never),
+            queries=jnp.full_like(never, _COPIES if refined else 0),
         )
         # an image at distance 0 cannot be improved
         enough = eps if early_exit else jnp.zeros_like(eps)
-        search = cls(problem=problem, y=y, enough=enough, confidence=confidence)
+        search = cls(
+            problem=problem,
+            y=y,
+            enough=enough,
+            confidence=confidence,
+            rounding=_measure_rounding(problem, y) if refined else jnp.zeros_like(low),
+        )
         return search, found
 
     def wrong(self, logits: jax.Array) -> jax.Array:
         """[B] bool, whether these are the logits of a misclassified image."""
         unsure = losses.margin(logits, self.y) < self.confidence  # false for NaN
         return losses.misclassified(logits, self.y) & ~unsure
+
+    def sure(self, found: Found, logits: jax.Array) -> jax.Array:
+        """[B] bool, whether another forward pass would find them misclassified, too.
+
+        Beyond `wrong` it asks for a margin of at least κ + ρ. x itself, which is noted
+        first, is judged by its class.
+        """
+        rho = jnp.where(found.empty, 0, self.rounding)
+        unsure = losses.margin(logits, self.y) < self.confidence + rho
+        return self.wrong(logits) & ~unsure
 
     def note(
         self,
@@ -117,14 +150,14 @@ class Search(NamedTuple):
         _, x, ball, _ = self.problem
         distance = ball.norm(v - x)
         open_ = found.distance > self.enough
-        better = open_ & self.wrong(logits) & (distance < found.distance)
+        better = open_ & self.sure(found, logits) & (distance < found.distance)
         first = better & (distance <= ball.eps) & (found.first_success < 0)
         loss = losses.margin(logits, self.y).astype(x.dtype)
         return Found(
             x_adv=jnp.where(mask_samples(better, x), v, found.x_adv),
             distance=jnp.where(better, distance, found.distance),
             loss=jnp.where(better, loss, found.loss),
-            clean_loss=jnp.where(found.queries == 0, loss, found.clean_loss),
+            clean_loss=jnp.where(found.empty, loss, found.clean_loss),
             first_success=jnp.where(first, count, found.first_success),
             queries=found.queries + passes * open_,
         )
@@ -159,6 +192,29 @@ class Search(NamedTuple):
             distance=found.distance,
             queries=found.queries,
         )
+
+
+def _measure_rounding(problem: Problem, y: jax.Array) -> jax.Array:
+    """ρ [B]: how far the margin in another precision or batch may be from this one.
+
+    In a batch of another size or in another precision sums are rounded otherwise. So
+    they are where every pixel changes by one rounding of the largest: ρ is a multiple
+    of the range of the margins of a few such images, and at least one rounding of
+    theirs.
+    """
+    logits_fn, x, _, (low, high) = problem
+    judge = lowering.exact(logits_fn)
+    rounding = jnp.finfo(x.dtype).eps
+
+    def near(number: jax.Array) -> jax.Array:
+        # the same for all samples, so that no result depends on the batch
+        signs = jax.random.rademacher(jax.random.key(number), x.shape[1:], x.dtype)
+        v = jnp.clip(x + rounding * (high - low) * signs[None], low, high)
+        return losses.margin(judge(v), y).astype(x.dtype)
+
+    margins = lax.map(near, jnp.arange(_COPIES))
+    least = rounding * jnp.max(jnp.abs(margins), axis=0)
+    return finite_or_zero(_FACTOR * jnp.maximum(jnp.ptp(margins, axis=0), least))
 
 
 def check_constants(constants: Constants, dtype: jax.typing.DTypeLike) -> Constants:
