@@ -140,6 +140,18 @@ def safe_norm(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
+def finite_or_zero(values: jax.Array) -> jax.Array:
+    """The values with 0 wherever one is NaN or infinite.
+
+    Attacks take their gradients through it: a component that is not finite says nothing
+    about where to go, so it moves nothing.
+
+    >>> finite_or_zero(jnp.array([1.0, jnp.nan, -jnp.inf])).tolist()
+    [1.0, 0.0, 0.0]
+    """
+    return jnp.where(jnp.isfinite(values), values, 0)
+
+
 def threshold(
     values: jax.Array, total: Callable[[jax.Array], jax.Array], budget: ArrayLike
 ) -> jax.Array:

@@ -21,11 +21,12 @@ from robjax.attacks.problem import check_problem
 from robjax.attacks.square import square
 from robjax.balls import L1, Ball
 from robjax.checks import Bounds
+from robjax.evaluation.arguments import check_attacks
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.loop import Outcome, run_attacks
 from robjax.evaluation.sharding import Device
-from robjax.model import LogitsFn
+from robjax.model import LogitsFn, as_logits_fn
 from robjax.runs.files import PathLike
 from robjax.samples import is_concrete
 
@@ -196,7 +197,8 @@ def autoattack(
     Args:
       logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) -> logits with
         `eot` or version="rand"; any callable (`as_logits_fn`).
-      x: [B, *S] images inside `bounds`, any number of them.
+      x: [B, *S] images inside `bounds`, any number of them; half precision becomes
+        float32.
       y: [B] integer labels.
       key: one key (sample i draws from ``fold_in(key, i)``), or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
@@ -234,6 +236,7 @@ def autoattack(
       ValueError: an argument is malformed; the message names it. Or `run_dir` holds a
         run and `resume` is False, or it holds another run.
     """
+    logits_fn = as_logits_fn(logits_fn)
     problem = check_problem(logits_fn, x, ball, bounds)
     if version == "custom":
         named = _bind_ball(attacks, ball, reference_quirks)
@@ -242,7 +245,7 @@ def autoattack(
     else:
         raise ValueError(f"attacks must be None for version {version!r}, got {attacks}")
     task = Task.make(
-        problem.logits_fn,
+        logits_fn,
         np.asarray(problem.x),
         y,
         key=key,
@@ -277,7 +280,7 @@ def _bind_ball(
     # what is not callable is left to `check_attack`, whose message has the name
     return {
         name: functools.partial(attack, ball=ball) if callable(attack) else attack
-        for name, attack in attacks.items()
+        for name, attack in check_attacks(attacks).items()
     }
 
 

@@ -21,6 +21,7 @@ def fgsm(
     bounds: Bounds = (0.0, 1.0),
     loss: Loss = losses.cross_entropy,
     targeted: bool = False,
+    eot: int | None = None,
 ) -> AttackResult:
     """Takes one step of length ε from x, in the direction that raises the loss most.
 
@@ -29,6 +30,9 @@ def fgsm(
     P projects onto ball ∩ box. In L∞ this is x + ε sign(∇_x loss), clipped to the box.
     In L2 the step goes along the gradient.
 
+    The robust accuracy to report comes from `robjax.evaluation.evaluate` or
+    `robjax.attacks.autoattack`; `robjax.evaluation.doubts` tells what to distrust.
+
     >>> import jax.numpy as jnp
     >>> from robjax.balls import Linf
     >>> x = jnp.array([[0.375, 0.5]])
@@ -36,20 +40,20 @@ def fgsm(
     [[0.5, 0.375]]
 
     Args:
-      logits_fn, x, y, ball, bounds, loss, targeted: as in `pgd`.
-      key: not used.
+      logits_fn, x, y, ball, bounds, loss, targeted, eot: as in `pgd`.
+      key: one key, or one for each sample; used only with `eot`.
 
     Returns:
-      AttackResult; one gradient and one forward pass.
+      AttackResult; one gradient and one forward pass, or `eot` of each.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    del key
     return pgd(
         logits_fn,
         x,
         y,
+        key=key,
         ball=ball,
         bounds=bounds,
         steps=1,
@@ -58,4 +62,5 @@ def fgsm(
         loss=loss,
         targeted=targeted,
         keep_best=False,
+        eot=eot,
     )

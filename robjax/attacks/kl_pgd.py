@@ -11,14 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from robjax import losses, lowering
-from robjax.attacks.ascent import ascend
-from robjax.attacks.problem import Problem, check_problem, check_step_size
+from robjax import losses
+from robjax.attacks.ascent import ascend, draw_keys, logits_at
+from robjax.attacks.problem import (
+    Problem,
+    check_draws,
+    check_problem,
+    check_step_size,
+)
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import Ball
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn, count_classes
-from robjax.samples import per_sample, sample_keys
+from robjax.samples import per_sample
 
 
 def kl_pgd(
@@ -32,6 +37,7 @@ def kl_pgd(
     step_size: ArrayLike | None = None,
     reference: str = "natural",
     keep_best: bool = True,
+    eot: int | None = None,
 ) -> AttackResult:
     """Looks for the image whose prediction differs most from a reference prediction.
 
@@ -46,7 +52,7 @@ def kl_pgd(
     ([0.125], True)
 
     Args:
-      logits_fn, x, ball, bounds, keep_best: as in `pgd`.
+      logits_fn, x, ball, bounds, keep_best, eot: as in `pgd`.
       key: one key, or one for each sample.
       steps: k ≥ 1, static.
       step_size: α, a number or [B]; by default 2.5 ε/k.
@@ -60,27 +66,30 @@ def kl_pgd(
       AttackResult. `loss` is the divergence in nats. `success` means that the predicted
       class differs from the one at x_ref. `first_success` 0 is the start. The cost is k
       gradients (k − 1 with "start") and two forward passes, one of them at x_ref.
+      `eot` multiplies it; the reference is then the mean of the logits at x_ref.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, x, ball, bounds)
-    count_classes(problem.logits_fn, problem.x)
+    problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
+    keys = check_draws(eot, key, len(problem.x), needed=True)
+    count_classes(problem.logits_fn, problem.x, None if eot is None else keys)
     check_count("steps", steps)
     if reference not in ("natural", "start"):
         raise ValueError(f"reference must be 'natural' or 'start', got {reference!r}")
     alpha = 2.5 * problem.ball.eps / steps if step_size is None else step_size
     return _kl_pgd(
         problem,
-        sample_keys(key, x.shape[0]),
+        keys,
         check_step_size(alpha, problem.x),
         steps=steps,
         reference=reference,
         keep_best=bool(keep_best),
+        eot=eot,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "reference", "keep_best"))
+@functools.partial(jax.jit, static_argnames=("steps", "reference", "keep_best", "eot"))
 def _kl_pgd(
     problem: Problem,
     keys: jax.Array,
@@ -89,6 +98,7 @@ def _kl_pgd(
     steps: int,
     reference: str,
     keep_best: bool,
+    eot: int | None,
 ) -> AttackResult:
     # for whoever differentiates around the attack, its result is a constant
     problem, step_size = jax.lax.stop_gradient((problem, step_size))
@@ -103,22 +113,23 @@ def _kl_pgd(
         steps = steps - 1
         moved = start + per_sample(step_size, x) * direction
         start = ball.project(moved, x, bounds)
-    reference_logits = lowering.fast(logits_fn, forward=True)(x_ref)
+    reference_logits = logits_at(logits_fn, x_ref, draw_keys(keys, eot, 0), eot)
+    predicted = jnp.argmax(reference_logits, axis=1)
 
-    def objective(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = logits_fn(v)
-        changed = losses.misclassified(logits, jnp.argmax(reference_logits, axis=1))
+    def objective(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        changed = losses.misclassified(logits, predicted)
         return losses.kl(reference_logits, logits), changed
 
     best = ascend(
+        problem,
         objective,
         start,
-        x,
-        Best.none(x, jax.eval_shape(objective, x)[0].dtype),
-        ball=ball,
-        bounds=bounds,
+        Best.none(x, jax.eval_shape(objective, reference_logits)[0].dtype),
         step_size=step_size,
         steps=steps,
         keep_best=keep_best,
+        keys=draw_keys(keys, eot, 1),
+        eot=eot,
     )
-    return best._replace(queries=best.queries + 1).result(x, ball)
+    best = best._replace(queries=(best.queries + 1) * (eot or 1))
+    return best.result(x, ball)

@@ -33,6 +33,7 @@ def mi_fgsm(
     momentum: float = 1.0,
     loss: Loss = losses.cross_entropy,
     targeted: bool = False,
+    eot: int | None = None,
 ) -> AttackResult:
     """Takes k steps of length ε/k from x along a running sum of gradients.
 
@@ -47,27 +48,28 @@ def mi_fgsm(
     [[0.5, 0.375]]
 
     Args:
-      logits_fn, x, y, ball, bounds, loss, targeted: as in `pgd`.
-      key: not used.
+      logits_fn, x, y, ball, bounds, loss, targeted, eot: as in `pgd`.
+      key: one key, or one for each sample; used only with `eot`.
       steps: k ≥ 1, static.
       momentum: decay factor μ ≥ 0, static; 0 is iterative FGSM.
 
     Returns:
-      AttackResult for the last iterate; k gradients and one forward pass.
+      AttackResult for the last iterate; k gradients and one forward pass, or `eot`
+      times as many.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    del key
     check_count("steps", steps)
-    problem = check_problem(logits_fn, x, ball, bounds)
+    problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
     options = Options(
         steps=steps,
+        random_start=False,
         loss=loss,
         targeted=targeted,
         momentum=momentum,
         keep_best=False,
+        eot=eot,
     )
     step_size = problem.ball.eps / steps
-    y, step_size, options = check_pgd(problem, y, step_size, options)
-    return run_pgd(problem, y, None, step_size, options)
+    return run_pgd(problem, *check_pgd(problem, y, key, step_size, options))

@@ -7,20 +7,23 @@ import jax
 from jax import lax
 from jax.typing import ArrayLike
 
-from robjax import losses, lowering
-from robjax.attacks.ascent import ascend
+from robjax import losses
+from robjax.attacks.ascent import ascend, draw_keys, logits_at, without_saturation
 from robjax.attacks.problem import (
     Problem,
     check_classes,
+    check_draws,
+    check_loss,
     check_problem,
     check_step_size,
+    check_values,
 )
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import Ball
 from robjax.checks import Bounds, check_count, check_number
 from robjax.losses import Loss
 from robjax.model import LogitsFn
-from robjax.samples import fold_keys, sample_keys
+from robjax.samples import fold_keys
 
 
 class Options(NamedTuple):
@@ -28,11 +31,13 @@ class Options(NamedTuple):
 
     steps: int
     restarts: int = 1
+    random_start: bool = True
     loss: Loss = losses.cross_entropy
     targeted: bool = False
     momentum: float = 0.0
     keep_best: bool = True
     early_exit: bool = False
+    eot: int | None = None
 
 
 def pgd(
@@ -52,12 +57,16 @@ def pgd(
     momentum: float = 0.0,
     keep_best: bool = True,
     early_exit: bool = False,
+    eot: int | None = None,
 ) -> AttackResult:
     """Raises the loss in k steps of steepest ascent, from a random point of the ball.
 
         x_{i+1} = P( x_i + α · steepest(∇_x loss(x_i)) )
 
     P projects onto ball ∩ box. In L∞ steepest(g) = sign(g), in L2 it is g / ‖g‖₂.
+
+    The robust accuracy to report comes from `robjax.evaluation.evaluate` or
+    `robjax.attacks.autoattack`; `robjax.evaluation.doubts` tells what to distrust.
 
     >>> import jax.numpy as jnp
     >>> from robjax.balls import Linf
@@ -71,10 +80,11 @@ def pgd(
     AttackResult(1 of 1 fooled at a median distance of 0.125)
 
     Args:
-      logits_fn: images [B, *S] -> logits [B, K]; any callable (`as_logits_fn`).
-      x: [B, *S] images inside `bounds`.
+      logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) with `eot`; any
+        callable (`as_logits_fn`).
+      x: [B, *S] images inside `bounds`; half precision becomes float32.
       y: [B] integer labels; with `targeted`, the classes to reach.
-      key: one key, or one for each sample. Needed only for a random start.
+      key: one key, or one for each sample. Needed only for a random start and `eot`.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
       bounds: lowest and highest pixel value.
       steps: k ≥ 1, static.
@@ -90,15 +100,19 @@ def pgd(
       early_exit: return the first iterate that fools, and stop once all samples are
         solved. Otherwise every step runs, and of the iterates that fool the one of
         highest loss is returned.
+      eot: draws of a randomised model for each point, static; None: deterministic. The
+        mean loss of fresh draws is climbed. Success and the `loss` that is returned are
+        those of the mean logits.
 
     Returns:
       AttackResult. The cost is k gradients and one forward pass for each restart. With
-      a random start, and `keep_best`, x costs another forward pass.
+      a random start, and `keep_best`, x costs another forward pass. `eot` multiplies
+      all of it.
 
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, x, ball, bounds)
+    problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts must be 1 without random_start, got {restarts}")
     if (early_exit or restarts > 1) and not keep_best:
@@ -106,50 +120,59 @@ def pgd(
     options = Options(
         steps=steps,
         restarts=restarts,
+        random_start=random_start,
         loss=loss,
         targeted=targeted,
         momentum=momentum,
         keep_best=keep_best,
         early_exit=early_exit,
+        eot=eot,
     )
-    y, step_size, options = check_pgd(problem, y, step_size, options)
-    keys = sample_keys(key, problem.x.shape[0]) if random_start else None
-    return run_pgd(problem, y, keys, step_size, options)
+    return run_pgd(problem, *check_pgd(problem, y, key, step_size, options))
 
 
 def check_pgd(
-    problem: Problem, y: jax.Array, step_size: ArrayLike | None, options: Options
-) -> tuple[jax.Array, jax.Array, Options]:
-    """Checks the labels, step size and options of PGD, for `run_pgd`.
+    problem: Problem,
+    y: jax.Array,
+    key: jax.Array | None,
+    step_size: ArrayLike | None,
+    options: Options,
+) -> tuple[jax.Array, jax.Array | None, jax.Array, Options]:
+    """Checks what PGD is given beside its problem, for `run_pgd`.
 
     >>> import jax.numpy as jnp
     >>> from robjax.balls import Linf
     >>> problem = check_problem(
     ...     lambda x: x, jnp.full((1, 2), 0.5), Linf(0.5), (0.0, 1.0)
     ... )
-    >>> _, step_size, _ = check_pgd(problem, jnp.array([1]), None, Options(steps=5))
+    >>> options = Options(steps=5, random_start=False)
+    >>> checked = check_pgd(problem, jnp.array([1]), None, None, options)
+    >>> y, keys, step_size, options = checked
     >>> float(step_size)
     0.25
 
     Args:
       problem: made by `check_problem`.
       y: [B] integer labels.
+      key: as in `pgd`.
       step_size: α, a number or [B]; None: 2.5 ε/k.
       options: as in `pgd`.
 
     Returns:
-      Labels [B] int32, step size [] or [B], options.
+      Labels [B] int32, keys [B] or None, step size [] or [B], options.
 
     Raises:
       ValueError: one of them is malformed; the message names it.
     """
-    y, _ = check_classes(problem, y)
+    check_loss(options.loss)
+    keys = check_draws(options.eot, key, len(problem.x), needed=options.random_start)
+    y, _ = check_classes(problem, y, keys=None if options.eot is None else keys)
     check_count("steps", options.steps)
     check_count("restarts", options.restarts)
     check_number("momentum", options.momentum, minimum=0)
     alpha = 2.5 * problem.ball.eps / options.steps if step_size is None else step_size
     options = options._replace(momentum=float(options.momentum))
-    return y, check_step_size(alpha, problem.x), options
+    return y, keys, check_step_size(alpha, problem.x), options
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -167,15 +190,15 @@ def run_pgd(
     >>> problem = check_problem(
     ...     lambda x: x, jnp.array([[0.375, 0.5]]), Linf(0.125), (0.0, 1.0)
     ... )
-    >>> checked = check_pgd(problem, jnp.array([1]), None, Options(steps=5))
-    >>> y, step_size, options = checked
-    >>> run_pgd(problem, y, None, step_size, options).x_adv.tolist()
+    >>> options = Options(steps=5, random_start=False)
+    >>> checked = check_pgd(problem, jnp.array([1]), None, None, options)
+    >>> run_pgd(problem, *checked).x_adv.tolist()
     [[0.5, 0.375]]
 
     Args:
       problem: made by `check_problem`.
       y: [B] int32 labels.
-      keys: [B] of the random starts; None: start at x.
+      keys: [B] of the random starts and of the draws of the model; None: of neither.
       step_size: α, [] or [B].
       options: as in `pgd`, static.
 
@@ -185,46 +208,43 @@ def run_pgd(
     # for whoever differentiates around the attack, its result is a constant
     problem, step_size = lax.stop_gradient((problem, step_size))
     logits_fn, x, ball, bounds = problem
-    # log_odds gives the direction of the cross-entropy, without its saturation
-    saturates = options.loss is losses.cross_entropy
-    climbed = losses.log_odds if saturates else options.loss
+    eot = options.eot
+    climbed, read = without_saturation(options.loss, eot)
 
-    def objective(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = logits_fn(v)
+    def objective(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         wrong = losses.misclassified(logits, y)
-        value = climbed(logits, y)
+        value = check_values(climbed(logits, y), len(y))
         return (-value, ~wrong) if options.targeted else (value, wrong)
 
     def run(restart: ArrayLike, best: Best) -> Best:
         start = x
-        if keys is not None:
+        if keys is not None and options.random_start:
             drawn = ball.sample(fold_keys(keys, restart), x)
             start = ball.project(x + drawn, x, bounds)
         return ascend(
+            problem,
             objective,
             start,
-            x,
             best,
-            ball=ball,
-            bounds=bounds,
             step_size=step_size,
             steps=options.steps,
             momentum=options.momentum,
             keep_best=options.keep_best,
             early_exit=options.early_exit,
+            keys=draw_keys(keys, eot, restart + 1),
+            eot=eot,
         )
 
-    loss_dtype = jax.eval_shape(objective, x)[0].dtype
-    best = Best.none(x, loss_dtype)
-    if keys is not None and options.keep_best:
-        judged = lowering.fast(objective, forward=True)(x)
-        best = best.update(x, *judged, freeze=options.early_exit, replace=False)
+    def judge(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return objective(logits_at(logits_fn, v, draw_keys(keys, eot, 0), eot))
+
+    best = Best.none(x, jax.eval_shape(judge, x)[0].dtype)
+    if options.random_start and options.keep_best:
+        best = best.update(x, *judge(x), freeze=options.early_exit, replace=False)
     if options.restarts == 1:
         best = run(0, best)
     else:
         best = lax.fori_loop(0, options.restarts, run, best)
-    if options.targeted:
-        best = best._replace(loss=-best.loss)
-    if saturates:
-        best = best._replace(loss=jax.nn.softplus(best.loss))
-    return best.result(x, ball)
+    loss = read(-best.loss if options.targeted else best.loss)
+    result = best._replace(loss=loss).result(x, ball)
+    return result._replace(queries=result.queries * (eot or 1))

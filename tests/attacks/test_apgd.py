@@ -85,6 +85,7 @@ def test_first_window_counts_the_first_step_against_the_start(loss_sign, quirks)
 # --- against the reference implementation -------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:ball.eps is")  # radii beyond the box, too
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
@@ -281,6 +282,17 @@ def test_bad_arguments_are_named(name):
     for attack in (apgd, apgd_targeted):
         with pytest.raises(ValueError, match=message):
             attack(*positional, **arguments)
+
+
+def test_bad_losses_are_named():
+    for loss, message in (
+        ("ce", r"loss must be a function \(logits, labels"),
+        (lambda z, y: losses.margin(z, y).mean(), "loss must give one value for each"),
+        (lambda z, y: y, "loss must give floating-point values"),
+        (losses.targeted_dlr, "apgd_targeted climbs it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            apgd(MODEL, X, Y, key=KEY, ball=Linf(0.1), loss=loss)
 
 
 def test_bad_targets_are_named():

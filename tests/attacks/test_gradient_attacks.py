@@ -105,6 +105,7 @@ def test_momentum_by_hand():
     np.testing.assert_allclose(out.x_adv, v, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:ball.eps is")  # radii beyond the box, too
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**31),
@@ -327,6 +328,10 @@ BAD = {
         {"loss": lambda z, y: losses.cross_entropy(z, y).mean()},
         "loss must give one value for each sample",
     ),
+    "loss by name": ({"loss": "ce"}, r"loss must be a function \(logits, labels"),
+    "loss of ints": ({"loss": lambda z, y: y}, "loss must give floating-point values"),
+    "loss of targets": ({"loss": losses.targeted_dlr}, "apgd_targeted climbs it"),
+    "class": ({"ball": Linf}, "ball must be Linf.* got the class Linf"),
     "last of restarts": ({"restarts": 2, "keep_best": False}, "keep_best must be True"),
     "logits_fn": ({"logits_fn": 3}, "logits_fn must be a callable"),
     "logits": ({"logits_fn": lambda x: x}, "logits_fn must return logits"),

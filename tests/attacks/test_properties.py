@@ -97,6 +97,7 @@ def length(norm, delta):
     return np.linalg.norm(delta.reshape(len(delta), -1), ord=order, axis=1)
 
 
+@pytest.mark.filterwarnings("ignore:ball.eps is")  # radii beyond the box, too
 @each_case
 @settings(max_examples=10)
 @given(seed=seeds, scale=scales)

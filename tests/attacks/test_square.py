@@ -166,7 +166,6 @@ BAD = {
     "restarts": ({"restarts": 0}, "restarts must be a whole number"),
     "p_init": ({"p_init": 1.5}, r"p_init must be a number in \(0, 1\]"),
     "no key": ({"key": None}, "key must be one key"),
-    "flat": ({"x": X.reshape(10, -1), "ball": L2(0.1)}, "at least 3 × 3 pixels"),
 }
 
 

@@ -9,6 +9,10 @@ its first success, and the loop ends when all samples are solved.
 With ``eot=n`` a randomised model is evaluated with n fresh draws at every point. Loss,
 gradient and logits are means over these draws. A point fools the model if the mean
 logits do.
+
+In place of the cross-entropy, whose gradient rounds to 0 where the model is confident,
+a run climbs the log-odds (`ascent.without_saturation`). With `reference_quirks` it
+climbs the cross-entropy itself.
 """
 
 import functools
@@ -23,13 +27,22 @@ from jax.typing import DTypeLike
 from robjax import losses
 from robjax.attacks.apgd import step_rule, step_rule_l1
 from robjax.attacks.apgd.plan import Options, make_plan
-from robjax.attacks.problem import Problem, check_classes, check_problem
+from robjax.attacks.ascent import Climbable, without_saturation
+from robjax.attacks.problem import (
+    Problem,
+    check_attacked,
+    check_classes,
+    check_draws,
+    check_loss,
+    check_problem,
+    check_values,
+)
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import L1, L2, Ball, Linf, with_radius
-from robjax.checks import Bounds, check_count, check_images, check_number
+from robjax.checks import Bounds, check_count, check_number
 from robjax.losses import Loss
 from robjax.model import LogitsFn, loss_gradient, mean_logits
-from robjax.samples import fold_keys, sample_keys, select_samples
+from robjax.samples import fold_keys, select_samples
 
 
 def apgd(
@@ -54,6 +67,9 @@ def apgd(
     The rules are in `step_rule` and `step_rule_l1`: Croce & Hein, ICML 2020, algorithm
     1, and ICML 2021, algorithm 1.
 
+    The robust accuracy to report comes from `robjax.evaluation.evaluate` or
+    `robjax.attacks.autoattack`; `robjax.evaluation.doubts` tells what to distrust.
+
     >>> x = jnp.array([[0.375, 0.5]])
     >>> result = apgd(
     ...     lambda x: x, x, jnp.array([1]), key=jax.random.key(0), ball=Linf(0.125)
@@ -63,7 +79,7 @@ def apgd(
 
     Args:
       logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) with `eot`.
-      x: [B, *S] images inside `bounds`.
+      x: [B, *S] images inside `bounds`; half precision becomes float32.
       y: [B] integer labels.
       key: one key, or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
@@ -77,6 +93,7 @@ def apgd(
       large_reps: shrink the radius from 3ε over 2ε to ε. L1 only, at least 10 steps.
       start: [B, *S] where the first restart begins, instead of at random.
       reference_quirks: do as the reference implementation does.
+        * It climbs the cross-entropy itself, also where its gradient rounds to 0.
         * Its loss history begins with a 0.
         * Its L2 projection is not exact.
         * Its L1 runs do not end with the step that is best on a linear model.
@@ -91,11 +108,11 @@ def apgd(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    if eot is not None:
-        check_count("eot", eot)
-    problem = check_problem(logits_fn, x, ball, bounds, (Linf, L2, L1))
-    keys = sample_keys(key, problem.x.shape[0])
+    kinds = (Linf, L2, L1)
+    problem = check_problem(logits_fn, x, ball, bounds, kinds, warn_if_wide=True)
+    keys = check_draws(eot, key, len(problem.x), needed=True)
     y, num_classes = check_classes(problem, y, keys=None if eot is None else keys)
+    check_loss(loss)
     if loss is losses.dlr and num_classes == 2:
         loss = losses.margin
     options = Options(
@@ -158,10 +175,9 @@ def apgd_targeted(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    if eot is not None:
-        check_count("eot", eot)
-    problem = check_problem(logits_fn, x, ball, bounds, (Linf, L2, L1))
-    keys = sample_keys(key, problem.x.shape[0])
+    kinds = (Linf, L2, L1)
+    problem = check_problem(logits_fn, x, ball, bounds, kinds, warn_if_wide=True)
+    keys = check_draws(eot, key, len(problem.x), needed=True)
     y, num_classes = check_classes(problem, y, keys=None if eot is None else keys)
     options = Options(
         loss={2: losses.margin, 3: losses.dlr}.get(num_classes, losses.targeted_dlr),
@@ -191,7 +207,7 @@ def _check_options(options: Options, ball: Ball) -> Options:
 def _check_start(start: jax.Array | None, problem: Problem) -> jax.Array | None:
     if start is None:
         return None
-    start = check_images(start, bounds=problem.bounds, name="start")
+    start = check_attacked(start, problem.bounds, name="start")
     if start.shape != problem.x.shape:
         raise ValueError(f"start must have the shape of x, got {start.shape}")
     return start.astype(problem.x.dtype)
@@ -244,6 +260,7 @@ def _apgd(
         return (number < ranks.size * options.restarts) & ~best.success.all()
 
     _, best = lax.while_loop(unsolved, run, (0, best))
+    best = best._replace(loss=_climbed(options).read(best.loss))
     result = best.result(x, ball)
     return result._replace(queries=result.queries * (options.eot or 1))
 
@@ -274,10 +291,9 @@ def _climb(
     """
     rule = step_rule_l1 if isinstance(problem.ball, L1) else step_rule
     plan = make_plan(rule.phases(options))
-    report = _reported_loss(options)
     gradient = loss_gradient(
         problem.logits_fn,
-        functools.partial(_loss, options.loss, y, target),
+        functools.partial(_loss, _climbed(options).loss, y, target),
         eot=options.eot,
         last_draw_only=options.reference_quirks,
     )
@@ -290,7 +306,7 @@ def _climb(
         point_keys = fold_keys(fold_keys(keys, 1), i)
         g, (value, logits) = gradient(climb.x, point_keys)
         fools = row.counts & losses.misclassified(logits, y)
-        loss = jnp.where(row.counts, report(logits, y), -jnp.inf)
+        loss = jnp.where(row.counts, _compared(logits, y, options), -jnp.inf)
         best = _note(best, climb.x, loss, fools, solved_before, options)
         climb = rule.advance(climb, g, value, row, problem, options)
         return _Run(i + 1, climb, best)
@@ -306,9 +322,10 @@ def _judge_clean(
     x: jax.Array, y: jax.Array, logits: jax.Array, options: Options
 ) -> Best:
     """The clean images as the best points so far; evaluation 0."""
-    return Best.none(x, logits.dtype).update(
+    loss = _compared(logits, y, options)
+    return Best.none(x, loss.dtype).update(
         x,
-        _reported_loss(options)(logits, y),
+        loss,
         losses.misclassified(logits, y),
         freeze=True,
         replace=False,
@@ -321,9 +338,17 @@ def _sort_wrong_classes(logits: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=1)
 
 
-def _reported_loss(options: Options) -> Loss:
-    """The loss that points are compared by, over all runs."""
-    return losses.margin if options.targeted else options.loss
+def _climbed(options: Options) -> Climbable:
+    """What a run climbs in place of its loss."""
+    if options.reference_quirks:
+        return Climbable(options.loss, lambda value: value)
+    return without_saturation(options.loss, options.eot)
+
+
+def _compared(logits: jax.Array, y: jax.Array, options: Options) -> jax.Array:
+    """The values [B] that points are compared by, over all runs."""
+    loss = losses.margin if options.targeted else _climbed(options).loss
+    return check_values(loss(logits, y), len(y))
 
 
 def _loss(loss: Loss, y: jax.Array, target: jax.Array, logits: jax.Array) -> jax.Array:

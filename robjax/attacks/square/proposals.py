@@ -8,6 +8,12 @@
 A bump η_s is a pair of pyramids of opposite sign, side by side or one above the other.
 Images are [B, H, W, C] throughout. Sources: see `square`.
 
+**Rows.** The papers know square images only. In L2 and L1 a row [B, 1, d, 1] has
+intervals for windows, and its start is ±ε/√d (L1: ±ε/d) everywhere, then the box.
+A bump that lies across the row has one half only, a single pyramid. A bump changes
+several pixels together, and the box may stop one of them. So every third window is a
+single pixel.
+
 The sizes of windows are traced, so that all of them share one compiled loop. A window
 is therefore a mask, made by comparing coordinates.
 """
@@ -27,6 +33,19 @@ from robjax.samples import per_sample
 _TINY = 1e-12
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _GRID = 5
+_SMALLEST = 3  # side of a square in L2 and L1
+_SINGLE = 3  # in a row, one of this many windows is a single pixel
+
+
+def has_room(height: int, width: int) -> bool:
+    """Whether an image has room for squares, in L2 and L1.
+
+    It has at least 3 rows and columns, and the tiles of the start fit side by side.
+
+    >>> has_room(8, 8), has_room(2, 8), has_room(14, 3)
+    (True, False, False)
+    """
+    return min(height, width) >= _SMALLEST and _grid(height, width).columns > 0
 
 
 def window_sides(
@@ -46,7 +65,8 @@ def window_sides(
     [[4, 4], [3, 3]]
 
     Args:
-      ball: in L2 and L1, windows are squares with an odd side of at least 3.
+      ball: in L2 and L1, windows are squares with an odd side of at least 3. In a row
+        they are intervals as long, and every third one is a single pixel.
       shape: of the images, [B, H, W, C].
       queries: Q.
       p_init: in (0, 1].
@@ -64,7 +84,10 @@ def window_sides(
         else:
             sides.append(_odd_square(area, height, width))
     halvings = np.searchsorted(_HALVINGS, np.arange(queries), side="left")
-    return np.asarray(sides, np.int32)[halvings]
+    sides = np.asarray(sides, np.int32)[halvings]
+    if height == 1 and not isinstance(ball, Linf):
+        sides[_SINGLE - 1 :: _SINGLE] = 1
+    return sides
 
 
 def _rectangle(area: float, height: int, width: int, square: bool) -> tuple[int, int]:
@@ -78,8 +101,12 @@ def _rectangle(area: float, height: int, width: int, square: bool) -> tuple[int,
 
 
 def _odd_square(area: float, height: int, width: int) -> tuple[int, int]:
-    side = max(round(math.sqrt(area)), 3)
-    side = min(side + 1 - side % 2, height, width)
+    """A square of this area and an odd side, or what fits of it."""
+    side = max(round(math.sqrt(area)), _SMALLEST)
+    side += 1 - side % 2
+    if height == 1:
+        return 1, min(side, width)
+    side = min(side, height, width)
     return side, side
 
 
@@ -213,7 +240,7 @@ def propose(
         step = jnp.where(window.first, 2 * per_sample(ball.eps, x) * sign, 0)
         return ball.project(v + step, x, bounds)
     change = v - x
-    bump = _bump_at(ball, side[0], window.corner, draws.turned, x.shape, x.dtype)
+    bump = _bump_at(ball, side, window.corner, draws.turned, x.shape, x.dtype)
     old = jnp.where(window.first, change, 0)
     new = bump * sign + old / (_length(ball, old, (1, 2)) + _TINY)
     new = new / (_length(ball, new, (1, 2)) + _TINY)
@@ -269,7 +296,8 @@ def bumps(
     """The bump η_s in an image, upright and transposed.
 
     Each half of a bump is a sum of nested squares of radius k, weighted (k + 1)^−2
-    (L1: −4). The halves have length 1 and opposite signs, and so does the whole.
+    (L1: −4), cut to the half. The halves have equal lengths and opposite signs; the
+    whole has length 1. A side of one pixel has no halves: there the bump is one sum.
 
     >>> upright, turned = bumps(L1(1.0), 3, (3, 3), (0, 0))
     >>> jnp.sign(upright).astype(int).tolist()
@@ -277,24 +305,30 @@ def bumps(
 
     Args:
       ball: L2 or L1.
-      side: s, of the square around both halves.
+      side: height and width of the window, or s for both; at most √(H W) + 2.
       shape: height and width of the image.
       corner: row and column of the first pixel of the bump.
 
     Returns:
       [2, *shape].
     """
-    tails = jnp.asarray(_ring_values(max(shape) // 2 + 2, ball), jnp.float32)
+    longest = math.isqrt(math.prod(shape))
+    tails = jnp.asarray(_ring_values(longest // 2 + 2, ball), jnp.float32)
+    height, width = jnp.broadcast_to(jnp.asarray(side), (2,))
 
-    def upright(along: jax.Array, across: jax.Array) -> jax.Array:
-        upper = side // 2
+    def pair(
+        along: jax.Array, across: jax.Array, extent: jax.Array, breadth: jax.Array
+    ) -> jax.Array:
+        """Two halves one after the other, of this extent and breadth together."""
+        upper = extent // 2
         lower = along >= upper
-        height = jnp.where(lower, side - upper, upper)
-        row = jnp.where(lower, along - upper, along)
-        ring = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(across - side // 2))
-        inside = (along >= 0) & (along < side) & (across >= 0) & (across < side)
+        size = jnp.where(lower, extent - upper, upper)
+        place = jnp.where(lower, along - upper, along)
+        ring = jnp.maximum(jnp.abs(place - size // 2), jnp.abs(across - breadth // 2))
+        inside = (along >= 0) & (along < extent) & (across >= 0) & (across < breadth)
         ring = jnp.clip(ring, 0, tails.shape[1] - 1)
-        values = jnp.where(inside, tails[side // 2 + 1][ring], 0)
+        squares = jnp.maximum(extent - upper, breadth) // 2 + 1
+        values = jnp.where(inside, tails[squares][ring], 0)
         halves = [jnp.where(lower == half, values, 0) for half in (False, True)]
         lengths = [_length(ball, half, (0, 1)) for half in halves]
         first, second = (
@@ -307,7 +341,8 @@ def bumps(
     rows = jnp.arange(shape[0])[:, None] - corner[0]
     columns = jnp.arange(shape[1])[None] - corner[1]
     rows, columns = jnp.broadcast_arrays(rows, columns)
-    return jnp.stack([upright(rows, columns), upright(columns, rows)])
+    upright = pair(rows, columns, height, width)
+    return jnp.stack([upright, pair(columns, rows, width, height)])
 
 
 def _ring_values(count: int, ball: Ball) -> np.ndarray:

@@ -9,6 +9,7 @@ and it changes only when a quarter or less is needed, so that few sizes are comp
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -20,8 +21,8 @@ from robjax.attacks.problem import check_problem
 from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.square import search
 from robjax.attacks.square.search import SearchSpace, SearchState
-from robjax.balls import Ball
-from robjax.checks import Bounds, check_count, check_labels
+from robjax.balls import L1, L2, Ball, Linf
+from robjax.checks import Bounds, check_count, check_labels, check_logits
 from robjax.samples import sample_keys
 
 Predict = Callable[[np.ndarray], Any]
@@ -62,9 +63,10 @@ def square_queries(
     [True]
 
     Args:
-      predict: images [b, *S], 1 ≤ b ≤ B -> scores [b, K]; NumPy in, and out what
-        `np.asarray` takes. Logits, log-probabilities or probabilities: the largest is
-        the class, and the search raises max_{i≠y} z_i − z_y.
+      predict: images [b, *S], 1 ≤ b ≤ B -> scores [b, K]; NumPy in, float32 or better,
+        and out what `np.asarray` takes, but no tuple. Logits, log-probabilities or
+        probabilities: the largest is the class, and the search raises
+        max_{i≠y} z_i − z_y.
       x, y, key, ball, bounds, p_init: as in `square`.
       queries: proposals for each restart. No sample is shown more than
         1 + restarts × (queries + 1) times, nor again once it is solved.
@@ -73,26 +75,40 @@ def square_queries(
 
     Returns:
       AttackResult as of `square` with the same key. `queries` says how many images of
-      each sample `predict` was shown.
+      each sample `predict` was shown. An image with a score of NaN or +∞ counts as
+      fooled.
 
     Raises:
       ValueError: an argument is malformed, or so are the scores of `predict`. They must
-        be floating [b, K], with the same K ≥ 2 above all labels. None may be NaN or +∞,
-        and each image must have a finite one.
+        be floating [b, K], with the same K ≥ 2 above all labels. Each image must have
+        one above −∞, and some clean image must have neither NaN nor +∞.
+
+    Warns:
+      UserWarning: images count as fooled because of NaN or +∞; or ε is larger than the
+        distance of any two images.
     """
     if not callable(predict):
         raise ValueError(f"predict must be a function of images, got {predict!r}")
     # predict is not for tracing: another function stands in for it
-    problem = check_problem(jnp.asarray, cast(jax.Array, x), ball, bounds)
+    images = cast(jax.Array, x)
+    kinds = (Linf, L2, L1)
+    problem = check_problem(jnp.asarray, images, ball, bounds, kinds, warn_if_wide=True)
     _, x, ball, bounds = problem
     labels = np.asarray(check_labels(y, x.shape[0]))
-    search.check_search(ball, x, queries, restarts, p_init)
+    search.check_search(queries, restarts, p_init)
     if batch_size is not None:
         check_count("batch_size", batch_size)
     keys = sample_keys(key, x.shape[0])
     space = search.search_space(x, keys, ball, bounds, queries=queries, p_init=p_init)
     ask = functools.partial(_ask, predict, x.shape[1:], batch_size)
-    best = _run(ask, space, labels, restarts)
+    best, lost = _run(ask, space, labels, restarts)
+    if lost:
+        warnings.warn(
+            f"{lost} of {len(labels)} images count as fooled because predict returned "
+            "NaN or +inf for them: find the operation that overflows, without which "
+            "the model may be more robust",
+            stacklevel=2,
+        )
     result = _result(jax.tree.map(jnp.asarray, best), space.x, ball)
     return result._replace(x_adv=result.x_adv.reshape(x.shape))
 
@@ -116,9 +132,23 @@ def success_rate(first_success: jax.Array, budgets: Sequence[int]) -> jax.Array:
     return jnp.mean((first >= 0) & (first < jnp.asarray(budgets)[:, None]), axis=1)
 
 
-def _run(ask: Ask, space: SearchSpace, y: np.ndarray, restarts: int) -> Best:
-    """The whole search, with labels y [B]; the result is on the host."""
+def _run(
+    ask: Ask, space: SearchSpace, y: np.ndarray, restarts: int
+) -> tuple[Best, int]:
+    """The whole search, with labels y [B].
+
+    Returns:
+      Its result, on the host, and how many images got a score of NaN or +∞.
+    """
     scores = ask(np.asarray(space.x), None)
+    lost = int(_unknown(scores).sum())
+    if lost == len(y):
+        raise ValueError(
+            "predict must return scores whose largest is finite, got "
+            f"{scores[0].max()} for the first of {lost} clean images and none finite "
+            "for the others: check its weights, and that it scales the images as in "
+            "training"
+        )
     classes = scores.shape[1]
     check_labels(y, len(y), num_classes=classes)
     loss, wrong = _judge(scores, y)
@@ -136,12 +166,13 @@ def _run(ask: Ask, space: SearchSpace, y: np.ndarray, restarts: int) -> Best:
             rows = np.arange(len(rows))
         images = _propose(state, space)
         scores = ask(np.asarray(images)[rows], classes)
+        lost += int(_unknown(scores).sum())
         verdict = _judge(scores, y[index[rows]])
         loss, wrong = (_scatter(value, rows, len(space.x)) for value in verdict)
         state = _update(state, space, images, loss, wrong)
         rows = rows[~wrong[rows]]
     _store(done, state, index)
-    return done
+    return done, lost
 
 
 def _scatter(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
@@ -174,10 +205,16 @@ def _store(done: Best, state: SearchState, index: np.ndarray) -> None:
 def _judge(scores: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Margin max_{i≠y} z_i − z_y [b], and whether the class is another than y."""
     others = np.where(np.arange(scores.shape[1]) == y[:, None], -np.inf, scores)
-    margin = others.max(axis=1) - np.take_along_axis(scores, y[:, None], axis=1)[:, 0]
+    own = np.take_along_axis(scores, y[:, None], axis=1)[:, 0]
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        margin = others.max(axis=1) - own
     margin = margin.astype(jax.dtypes.canonicalize_dtype(scores.dtype))
-    unknown = ~(scores < np.inf).all(axis=1)  # as in losses.misclassified
-    return margin, unknown | (scores.argmax(axis=1) != y)
+    return margin, _unknown(scores) | (scores.argmax(axis=1) != y)
+
+
+def _unknown(scores: np.ndarray) -> np.ndarray:
+    """Which of b images have a score of NaN or +∞, as in `losses.misclassified`."""
+    return ~np.all(scores < np.inf, axis=1)
 
 
 def _ask(
@@ -194,27 +231,42 @@ def _ask(
     for first in range(0, len(images), count):
         # a copy, so that predict may write to it
         shown = np.array(images[first : first + count])
-        scores = np.asarray(predict(shown))
-        parts.append(_check_scores(scores, len(shown), classes))
+        scores = _check_scores(predict(shown), len(shown), classes)
+        parts.append(scores)
         classes = scores.shape[1]
     return np.concatenate(parts)
 
 
-def _check_scores(scores: np.ndarray, count: int, classes: int | None) -> np.ndarray:
+def _check_scores(returned: Any, count: int, classes: int | None) -> np.ndarray:
     """Scores [count, K] in at least float32; ValueError if they are malformed."""
+    if isinstance(returned, dict | tuple):
+        outputs = dict(returned) if isinstance(returned, dict) else returned
+        check_logits(outputs, count, name="predict")  # it says which to return
+    try:
+        scores = np.asarray(returned)
+    except Exception as error:
+        kind = type(returned).__name__
+        raise ValueError(
+            f"predict must return what np.asarray takes, got {kind}: {error}"
+        ) from error
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        got = type(returned).__name__ if scores.dtype == object else scores.dtype
+        raise ValueError(
+            f"predict must return floating scores, got {got}: return the score of "
+            "every class, not the class itself"
+        )
     size = scores.shape[-1] if scores.ndim == 2 and len(scores) == count else 0
     if size < 2 or size != (classes or size):
+        single = scores.shape in ((count,), (count, 1))
+        binary = "; one score z of two classes is [0, z]" if single else ""
         raise ValueError(
             f"predict must return scores [{count}, {classes or 'K ≥ 2'}] for {count} "
-            f"images, got shape {scores.shape}"
+            f"images, got shape {scores.shape}{binary}"
         )
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise ValueError(f"predict must return floating scores, got {scores.dtype}")
     scores = scores.astype(jnp.promote_types(scores.dtype, np.float32))
-    largest = scores.max(axis=1)  # NaN where one of them is
-    if not np.isfinite(largest).all():
+    if (scores == -np.inf).all(axis=1).any():
         raise ValueError(
-            "predict must return scores whose largest is finite, got "
-            f"{largest[~np.isfinite(largest)][0]}"
+            "predict must return scores whose largest is finite, got -inf for every "
+            "class of an image"
         )
     return scores

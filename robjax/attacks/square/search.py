@@ -10,6 +10,7 @@ them in one compiled loop around the model, `square_queries` one by one around a
 Python function. All samples move in step; a solved one stays as it is.
 """
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax import lax
 
 from robjax.attacks.result import Best
 from robjax.attacks.square import proposals
-from robjax.balls import L1, L2, Ball, Linf
+from robjax.balls import Ball, Linf
 from robjax.checks import Bounds, check_count
 from robjax.samples import fold_keys, mask_samples
 
@@ -27,7 +28,7 @@ class SearchSpace(NamedTuple):
     """What is searched; made by `search_space`.
 
     Attributes:
-      x: [B, H, W, C] images, see `as_image`.
+      x: [B, H, W, C] images, made by `as_image`.
       keys: [B], where each sample's draws come from.
       ball: Linf(ε), L2(ε) or L1(ε).
       bounds: lowest and highest pixel value.
@@ -59,43 +60,42 @@ class SearchState(NamedTuple):
     number: jax.Array
 
 
-def check_search(
-    ball: Ball, x: jax.Array, queries: int, restarts: int, p_init: float
-) -> None:
-    """Checks the options of a search on images x [B, *S].
+def check_search(queries: int, restarts: int, p_init: float) -> None:
+    """Checks the options of a search.
 
-    >>> check_search(L2(0.5), jnp.ones((1, 8, 8, 3)), 5000, 1, p_init=2)
+    >>> check_search(5000, 1, p_init=2)
     Traceback (most recent call last):
     ValueError: p_init must be a number in (0, 1], got 2
 
     Raises:
-      ValueError: an option is malformed, or the images are too small for the ball.
+      ValueError: an option is malformed.
     """
     check_count("queries", queries)
     check_count("restarts", restarts)
-    if not isinstance(p_init, int | float) or not 0 < p_init <= 1:
+    if not isinstance(p_init, numbers.Real) or not 0 < p_init <= 1:
         raise ValueError(f"p_init must be a number in (0, 1], got {p_init!r}")
-    if not isinstance(ball, Linf | L2 | L1):
-        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
-    height, width, _ = as_image(x).shape[1:]
-    if not isinstance(ball, Linf) and min(height, width) < 3:
-        raise ValueError(
-            "x must be images [B, H, W, C] of at least 3 × 3 pixels for square in L2 "
-            f"and L1, got shape {x.shape}"
-        )
 
 
-def as_image(x: jax.Array) -> jax.Array:
+def as_image(x: jax.Array, ball: Ball) -> jax.Array:
     """Brings images [B, *S] into the form [B, H, W, C].
 
-    Where S has neither two axes nor three, it becomes one row of pixels.
+    Where S has neither two axes nor three, it becomes one row of pixels. In L2 and L1
+    so does an image without room for squares, whose channels are then pixels, too.
 
-    >>> [as_image(jnp.ones((2, *s))).shape for s in [(8, 8, 3), (8, 8), (64,)]]
-    [(2, 8, 8, 3), (2, 8, 8, 1), (2, 1, 64, 1)]
+    >>> from robjax.balls import L2
+    >>> x = jnp.ones((2, 2, 8, 3))
+    >>> as_image(x, Linf(0.1)).shape, as_image(x, L2(0.1)).shape
+    ((2, 2, 8, 3), (2, 1, 48, 1))
+
+    Args:
+      x: [B, *S].
+      ball: Linf, L2 or L1.
     """
-    if x.ndim == 4:
-        return x
-    return x[..., None] if x.ndim == 3 else x.reshape(x.shape[0], 1, -1, 1)
+    if x.ndim in (3, 4):
+        _, height, width = x.shape[:3]
+        if isinstance(ball, Linf) or proposals.has_room(height, width):
+            return x.reshape(*x.shape[:3], -1)
+    return x.reshape(x.shape[0], 1, -1, 1)
 
 
 def search_space(
@@ -124,7 +124,7 @@ def search_space(
       p_init: as in `square`.
       reference_quirks: as in `square`.
     """
-    x = as_image(x)
+    x = as_image(x, ball)
     sides = proposals.window_sides(ball, x.shape, queries, p_init, reference_quirks)
     return SearchSpace(
         x=x, keys=keys, ball=ball, bounds=bounds, sides=jnp.asarray(sides)

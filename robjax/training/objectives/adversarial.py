@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from robjax import attacks, losses
 from robjax.balls import Ball, Linf
+from robjax.numerics import finite_or_zero
 from robjax.training.objectives.network import AttackMode, Network, Outcome, correct
 
 AUTHORS_BALL = Linf(8 / 255)
@@ -226,7 +227,8 @@ def n_fgsm(
     x̃ = x + η + step · ε sign ∇CE(x + η) with η uniform within noise · ε. De Jorge et
     al., "Make some noise: reliable and efficient single-step adversarial training",
     NeurIPS 2022, eq. 3. x̃ stays where it is, outside the ball, but x + η and x̃ are
-    clipped to [0, 1]. It takes one input gradient. Logs "adversarial_accuracy".
+    clipped to [0, 1]. It takes one input gradient, whose components that are not finite
+    count as 0. Logs "adversarial_accuracy".
 
     >>> from robjax.training.objectives.network import tiny_problem
     >>> network, images, labels, keys = tiny_problem()
@@ -257,7 +259,8 @@ def n_fgsm(
     logits_fn = network.logits_fn(attack_mode)
     # they rise with the cross-entropy, but their gradient never rounds to 0
     slope = jax.grad(lambda v: losses.log_odds(logits_fn(v), labels).sum())(start)
-    attacked = jnp.clip(start + step * eps * jnp.sign(slope), 0, 1)
+    direction = jnp.sign(finite_or_zero(slope))
+    attacked = jnp.clip(start + step * eps * direction, 0, 1)
     logits, network = network.train(attacked)
     metrics = {"adversarial_accuracy": correct(logits, labels)}
     return losses.cross_entropy(logits, labels), metrics, network
@@ -279,10 +282,11 @@ def awp(
     """CE(x̃, y) at the weights θ + v, with v the adversarial weight perturbation.
 
     v_l = γ ‖θ_l‖ g_l / ‖g_l‖ for every array of two or more axes. g is the gradient of
-    the mean loss at x̃, and v is held constant in θ. Wu, Xia & Wang, "Adversarial weight
-    perturbation helps robust generalization", NeurIPS 2020, eq. 8 and 10, one step. γ
-    is scaled by the strength, too. Logs "adversarial_accuracy", which is measured at
-    θ + v, as are the running statistics.
+    the mean loss at x̃, with 0 for components that are not finite, and v is held
+    constant in θ. Wu, Xia & Wang, "Adversarial weight perturbation helps robust
+    generalization", NeurIPS 2020, eq. 8 and 10, one step. γ is scaled by the strength,
+    too. Logs "adversarial_accuracy", which is measured at θ + v, as are the running
+    statistics.
 
     >>> from robjax.training.objectives.network import tiny_problem
     >>> network, images, labels, keys = tiny_problem()
@@ -324,6 +328,7 @@ def awp(
         if weights.ndim < 2:
             return weights
         length = jnp.linalg.norm(jax.lax.stop_gradient(weights))
+        slope = finite_or_zero(slope)
         unit = slope / jnp.maximum(jnp.linalg.norm(slope), _TINY)
         return weights + gamma * strength * length * unit
 

@@ -1,0 +1,89 @@
+"""Radii that cannot be meant: attacks say so, where the radius is known."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from robjax import attacks
+from robjax.balls import L1, L2, Linf
+
+KEY = jax.random.key(0)
+X = jnp.full((2, 3, 3, 1), 0.5)
+Y = jnp.zeros(2, jnp.int32)
+
+
+def model(x):
+    return x.reshape(len(x), -1)[:, :4]
+
+
+def unlabelled(attack):
+    return lambda logits_fn, x, y, **options: attack(logits_fn, x, **options)
+
+
+ATTACKS = {
+    "fgsm": attacks.fgsm,
+    "mi_fgsm": functools.partial(attacks.mi_fgsm, steps=2),
+    "pgd": functools.partial(attacks.pgd, steps=2),
+    "kl_pgd": functools.partial(unlabelled(attacks.kl_pgd), steps=2),
+    "apgd": functools.partial(attacks.apgd, steps=2),
+    "apgd_targeted": functools.partial(attacks.apgd_targeted, steps=2, targets=1),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_ball_that_holds_every_image_is_warned_of(name):
+    with pytest.warns(UserWarning, match=r"ball.eps is 8 .* did you mean 8/255\?"):
+        out = ATTACKS[name](model, X, Y, key=KEY, ball=Linf(8))
+    assert out.x_adv.min() >= 0 and out.x_adv.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("ball", "bounds"),
+    [
+        (L2(128.0), (0, 1)),
+        (L1(9.1), (0, 1)),
+        (Linf(2.01), (-1, 1)),
+        (Linf(jnp.array([0.1, 1.5])), (0, 1)),
+        (Linf(256), (0, 255)),
+    ],
+    ids=str,
+)
+def test_in_every_norm_and_box(ball, bounds):
+    with pytest.warns(UserWarning, match="the ball holds all of them"):
+        attacks.fgsm(model, X, Y, ball=ball, bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    ("ball", "bounds"),
+    [
+        (L2(3.0), (0, 1)),  # √9 pixels
+        (L1(9.0), (0, 1)),
+        (Linf(1.0), (0, 1)),
+        (Linf(jnp.float32(0.1) * 10), (0, 1)),
+        (Linf(8), (0, 255)),
+        (Linf(0.0), (0, 1)),
+    ],
+    ids=str,
+)
+def test_radii_that_can_be_meant_are_silent(ball, bounds):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacks.fgsm(model, X, Y, ball=ball, bounds=bounds)
+
+
+def test_traced_radii_and_minimal_norm_attacks_are_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack = functools.partial(attacks.fgsm, model, X, Y)
+        jax.jit(lambda eps: attack(ball=Linf(eps)).x_adv)(8.0)
+        options = {"key": KEY, "steps": 2, "reference_quirks": True}
+        attacks.fmn(model, X, Y, ball=Linf(8.0), **options)
+
+
+def test_the_warning_points_at_the_call():
+    with pytest.warns(UserWarning) as record:
+        attacks.pgd(model, X, Y, key=KEY, ball=Linf(8), steps=2)
+    assert record[0].filename == __file__
