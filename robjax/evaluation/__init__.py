@@ -2,17 +2,20 @@
 
     evaluate               clean and robust accuracy over a data set, sample by sample
     robust_accuracy_curve  robust accuracy for many radii
+    doubts                 reasons to distrust any number on a model, before an attack
 
 An evaluation goes through these files, in this order:
 
-    evaluate.py   checks the data and reads the result off the record
+    evaluate.py   reads the result off the record of a run
+    arguments.py  checks of data, attacks and balls
     batches.py    what is attacked, and how it makes up batches
     loop.py       the loop over attacks and batches, which can be killed and resumed
     store.py      the files of a run: which batches are done
     attack.py     what an attack is: how it is called, what it returns
     verdicts.py   one attack on one batch, and what counts as fooled
     sharding.py   how several devices divide a batch
-    warnings.py   reasons to distrust the result
+    warnings.py   reasons to distrust the result, and what to do
+    probe.py      what these take to know: repeated passes, input gradients
     tables.py     the result
     curves.py     robust accuracy over the radius
 """
@@ -25,6 +28,7 @@ from robjax.evaluation.curves import (
 )
 from robjax.evaluation.evaluate import evaluate
 from robjax.evaluation.tables import AttackTable, Estimate, Evaluation, proportion
+from robjax.evaluation.warnings import doubts
 
 __all__ = [
     "Attack",
@@ -33,6 +37,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "curve_from_distances",
+    "doubts",
     "evaluate",
     "gradient_free",
     "proportion",

@@ -92,6 +92,9 @@ class Task(NamedTuple):
             check_count("eot", eot)
         mesh = sharding.make_mesh(devices)
         count = len(images)
+        # before the model is called: one image without a batch axis may not fit it
+        labels = np.asarray(labels) if isinstance(labels, int | np.integer) else labels
+        check_labels(labels, count, name=name)
         if batch_size is None:
             batch_size = _BATCH_SIZES.get(_platform(mesh), 256)
         batch_size = min(check_count("batch_size", batch_size), count)

@@ -22,11 +22,12 @@ from jax.typing import ArrayLike
 
 from robjax.balls import Ball, Linf
 from robjax.checks import Bounds, check_bounds, check_images
-from robjax.evaluation.attack import Attack
+from robjax.evaluation.attack import Attack, uses_gradients
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import Device
 from robjax.evaluation.tables import Estimate
-from robjax.evaluation.verdicts import Verdicts, attack_and_judge
+from robjax.evaluation.verdicts import attack_all, check_attack
+from robjax.evaluation.warnings import of_task
 from robjax.model import LogitsFn
 from robjax.samples import is_concrete
 
@@ -43,6 +44,7 @@ class Curve(NamedTuple):
       accuracy: [E] share of samples that are not broken.
       stderr: [E] binomial standard error of `accuracy`.
       smallest: [N] the smallest ε of the grid that breaks the sample; inf if none does.
+      warnings: reasons to distrust the curve, in words; empty if there are none.
     """
 
     epsilons: np.ndarray
@@ -50,10 +52,11 @@ class Curve(NamedTuple):
     accuracy: np.ndarray
     stderr: np.ndarray
     smallest: np.ndarray
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Shows the accuracy at a few radii, from the smallest to the largest."""
-        if not all(map(is_concrete, self)):
+        """Shows the accuracy at a few radii, and the warnings."""
+        if not is_concrete(self.accuracy):
             return "Curve(traced)"
         count = len(self.epsilons)
         shown = np.linspace(0, count - 1, min(count, _ROWS)).round().astype(int)
@@ -62,7 +65,7 @@ class Curve(NamedTuple):
         for i in shown:
             rate = Estimate(float(self.accuracy[i]), float(self.stderr[i]))
             lines.append(f"  ε = {self.epsilons[i]:<8.4g} {rate}")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
 
 def robust_accuracy_curve(
@@ -75,6 +78,7 @@ def robust_accuracy_curve(
     key: jax.Array,
     ball: Callable[[float], Ball] = Linf,
     bounds: Bounds = (0.0, 1.0),
+    eot: int | None = None,
     batch_size: int | None = None,
     devices: Sequence[Device] | None = None,
     minimal_norm: bool = False,
@@ -96,7 +100,8 @@ def robust_accuracy_curve(
       ε = 0.45       0.00 ± 0.00 %
 
     Args:
-      logits_fn: images [B, *S] -> logits [B, K]; any callable (`as_logits_fn`).
+      logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) -> logits with
+        `eot`; any callable (`as_logits_fn`).
       x: [N, *S] images inside `bounds`.
       y: [N] integer labels.
       attack: untargeted, with all its options bound except the ball, for example
@@ -107,6 +112,8 @@ def robust_accuracy_curve(
       ball: the kind of ball, a function ε -> Ball: Linf, L2, L1, or for example
         ``partial(L1, density=0.0)``.
       bounds: lowest and highest pixel value.
+      eot: draws over which verdicts on a randomised model are averaged; None: the model
+        is deterministic. The attack has an `eot` of its own, to be bound to it.
       batch_size: most images at a time, over all devices together; rounded up to a
         multiple of the device count. By default 64 on a CPU, else 256.
       devices: devices that share each batch; default: all local ones.
@@ -123,28 +130,37 @@ def robust_accuracy_curve(
     grid = check_epsilons(epsilons)
     bounds = check_bounds(bounds)
     images = np.asarray(check_images(x, bounds=bounds))
-    _check_attack(attack)
     _check_ball(ball)
+    _check_attack(attack)
     task = Task.make(
         logits_fn,
         images,
         y,
         key=key,
         bounds=bounds,
+        eot=eot,
         batch_size=batch_size,
         devices=devices,
     )
-    clean = _run(task, None, np.arange(len(images)))
+    largest = ball(float(grid[-1]))
+    check_attack("attack", functools.partial(attack, ball=largest), task)
+    clean = attack_all(task, None, np.arange(len(images)))
     distances = np.where(clean.fooled, 0, np.inf)
     for epsilon in grid[-1:] if minimal_norm else grid:
         left = np.flatnonzero(np.isinf(distances))
         if epsilon == 0 or not len(left):
             continue
         with_ball = functools.partial(attack, ball=ball(float(epsilon)))
-        verdicts = _run(task, with_ball, left)
+        verdicts = attack_all(task, with_ball, left)
         reached = verdicts.distance if minimal_norm else epsilon
         distances[left] = np.where(verdicts.fooled, reached, np.inf)
-    return curve_from_distances(distances, grid)
+    found = of_task(
+        task,
+        clean,
+        gradients=uses_gradients(attack),
+        balls=[] if minimal_norm else [largest],
+    )
+    return curve_from_distances(distances, grid)._replace(warnings=tuple(found))
 
 
 def curve_from_distances(
@@ -208,26 +224,17 @@ def check_epsilons(epsilons: object) -> np.ndarray:
 
 def _check_attack(attack: object) -> None:
     if not callable(attack):
-        raise ValueError(f"attack must be callable, got {attack!r}")
-    keywords = functools.partial(attack).keywords
-    if "ball" in keywords:
+        raise ValueError(
+            f"attack must be callable, one attack as in functools.partial(pgd, "
+            f"steps=40), got {attack!r}"
+        )
+    if "ball" in (keywords := functools.partial(attack).keywords):
         raise ValueError(
             f"attack must not have a ball of its own, got {keywords['ball']}; name its "
             "kind as ball=Linf"
         )
-    if keywords.get("targeted", False):
-        raise ValueError(f"attack must be untargeted, got {attack!r}")
 
 
 def _check_ball(ball: object) -> None:
     if not callable(ball) or not hasattr(ball(1.0), "eps"):
         raise ValueError(f"ball must be a kind of ball (Linf, L2 or L1), got {ball!r}")
-
-
-def _run(task: Task, attack: Attack | None, index: np.ndarray) -> Verdicts:
-    """Runs one attack (None: no change) on the samples of `index`, in batches."""
-    parts = []
-    for batch, real in task.batches(index):
-        verdicts, _ = attack_and_judge(task, attack, batch, None)
-        parts.append(verdicts.first(real))
-    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from robjax.checks import Bounds, check_bounds, check_images, check_labels
+from robjax.checks import Bounds, check_bounds
 from robjax.data import Dataset
+from robjax.evaluation.arguments import check_attacks, check_data
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.loop import Outcome, run_attacks
@@ -79,7 +80,8 @@ def evaluate(
         multiple of the device count. By default 64 on a CPU, else 256.
       bounds: lowest and highest pixel value.
       eot: draws over which verdicts on a randomised model are averaged; None: the model
-        is deterministic.
+        is deterministic. Each attack has an `eot` of its own, to be bound to it, as in
+        ``partial(attacks.pgd, ball=ball, eot=20)``.
       dtype: precision in which the attacks run the model, for example `jnp.bfloat16`;
         None: that of the model. Verdicts always come from the model in its own
         precision. Where a verdict denies a success that an attack claims, the sample is
@@ -91,7 +93,9 @@ def evaluate(
       progress: show a bar for each attack, with the robust accuracy so far.
 
     Returns:
-      The per-sample table, on the host.
+      The per-sample table, on the host. Its `warnings` say what there is to distrust;
+      `doubts` says it before an attack has run. They cost the gradients of at most 512
+      images, if an attack uses gradients, and two passes over one batch.
 
     Raises:
       ValueError: an argument is malformed; the message names it, and the model has not
@@ -99,7 +103,8 @@ def evaluate(
         holds another run.
     """
     bounds = check_bounds(bounds)
-    images, labels, scale = _check_data(data, bounds)
+    images, labels, scale = check_data(data, bounds)
+    attacks = check_attacks(attacks)
     task = Task.make(
         logits_fn,
         images,
@@ -121,7 +126,7 @@ def evaluate(
         resume=resume,
         progress=progress,
     )
-    return _assemble(labels, outcome, cascade)
+    return _assemble(task.labels, outcome, cascade)
 
 
 def _assemble(labels: np.ndarray, outcome: Outcome, cascade: bool) -> Evaluation:
@@ -150,32 +155,3 @@ def _assemble(labels: np.ndarray, outcome: Outcome, cascade: bool) -> Evaluation
         fooled_by=outcome.fooled_by,
         warnings=outcome.warnings,
     )
-
-
-def _check_data(
-    data: object, bounds: Bounds
-) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Returns images [N, *S] and labels [N] on the host, and what divides the images.
-
-    The last is None for floating images.
-    """
-    if isinstance(data, Dataset):
-        images = np.asarray(data.images)
-        scale = data.scale
-        low = images.min(initial=0) / scale
-        high = images.max(initial=0) / scale
-        if not (bounds[0] <= low and high <= bounds[1]):  # NaN fails too
-            raise ValueError(
-                f"data images must lie inside bounds {bounds}, got values from "
-                f"{low:g} to {high:g}"
-            )
-        labels = check_labels(
-            data.labels, len(images), num_classes=data.num_classes, name="data labels"
-        )
-        return images, np.asarray(labels), scale
-    if not (isinstance(data, tuple) and len(data) == 2):
-        kind = type(data).__name__
-        raise ValueError(f"data must be a Dataset or (images, labels), got {kind}")
-    images = check_images(data[0], bounds=bounds, name="data images")
-    labels = check_labels(data[1], len(images), name="data labels")
-    return np.asarray(images), np.asarray(labels), None

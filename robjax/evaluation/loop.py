@@ -80,8 +80,9 @@ def run_attacks(
 
     Args:
       task: what is attacked.
-      attacks: name -> attack with its options bound, `ball` among them. The images of
-        an attack without a ball have to be inside the box only.
+      attacks: name -> attack with its options bound, `ball` among them; checked by
+        `arguments.check_attacks`. The images of an attack without a ball have to be
+        inside the box only.
       cascade: each attack sees only the samples that no attack before it fooled, and
         has draws of its own. Otherwise each sees all samples that are classified
         correctly, with the same draws.
@@ -95,7 +96,7 @@ def run_attacks(
         `resume` is False, or it holds another run.
     """
     for name, attack in attacks.items():
-        check_attack(name, attack, task)
+        check_attack(f"attacks[{name!r}]", attack, task)
     store = Store.open(folder, task, attacks, cascade=cascade, resume=resume)
     x_adv = _clean_images(task) if keep_images else None
     record: dict[str, Verdicts] = {}

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from robjax import losses, lowering
 from robjax.balls import L0, L1, L2, Ball, Linf
-from robjax.checks import Bounds, check_number
+from robjax.checks import Bounds
+from robjax.evaluation.arguments import advice_on_eot, check_bound
 from robjax.evaluation.attack import Attack, BoundAttack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SHARED, SPLIT, over_devices, place
@@ -31,6 +32,29 @@ from robjax.traced import TracedCallable
 _PROBABILITY = 1e-5  # how far the sum of probabilities may be from 1
 _FIELDS = ("success", "first_success", "queries", "distance")
 _JUDGE = 2**32 - 1  # what the keys of a verdict fold in; no attack has this number
+
+
+class Judgement(NamedTuple):
+    """What a forward pass says of each of B images.
+
+    Attributes:
+      predicted: [B] int32, the class; −1 where a logit is not finite.
+      margin: [B] max_{i≠y} z_i − z_y; inf where a logit is not finite.
+      spread: [B] highest less lowest logit; 0 where a logit is not finite.
+      simplex: [B] bool, the outputs are probabilities, up to 1e-5 as in AutoAttack's
+        code.
+    """
+
+    predicted: np.ndarray
+    margin: np.ndarray
+    spread: np.ndarray
+    simplex: np.ndarray
+
+    def __repr__(self) -> str:
+        """Says how many images were judged; shows no arrays."""
+        if not is_concrete(self.predicted):
+            return "Judgement(traced)"
+        return f"Judgement({len(self.predicted)} images)"
 
 
 class Verdicts(NamedTuple):
@@ -163,8 +187,32 @@ def _attack_again(
     return verdicts, x_adv
 
 
-def check_attack(name: str, attack: Attack, task: Task) -> None:
-    """Traces an attack as it will run, so that it checks its own options.
+def attack_all(task: Task, attack: Attack | None, index: np.ndarray) -> Verdicts:
+    """Runs one attack on many samples, in batches, and judges what it returns.
+
+    >>> task = Task.make(
+    ...     lambda x: x, np.array([[0.9, 0.2], [0.1, 0.5]], np.float32), [0, 0],
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
+    ... )
+    >>> attack_all(task, None, np.arange(2)).fooled.tolist()
+    [False, True]
+
+    Args:
+      task, attack: as in `attack_and_judge`.
+      index: [n] samples, n ≥ 1.
+
+    Returns:
+      The verdicts [n].
+    """
+    parts = []
+    for batch, real in task.batches(index):
+        verdicts, _ = attack_and_judge(task, attack, batch, None)
+        parts.append(verdicts.first(real))
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+
+
+def check_attack(label: str, attack: Attack, task: Task) -> None:
+    """Checks an attack, and traces it as it will run, so that it checks its options.
 
     Nothing is compiled. JAX keeps traces, so an attack that has run once with the same
     options costs nothing.
@@ -173,34 +221,24 @@ def check_attack(name: str, attack: Attack, task: Task) -> None:
     ...     lambda x: x, np.ones((2, 2), np.float32), [0, 0],
     ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
     ... )
-    >>> check_attack("mirror", lambda f, x, y, *, key, bounds: x[:, ::-1], task)
-    >>> check_attack("mirror", None, task)
+    >>> check_attack("attack", lambda f, x, y, *, key, bounds: x[:, ::-1], task)
+    >>> check_attack("attack", lambda f, x, y, *, key, bounds: x[:, :1], task)
     Traceback (most recent call last):
       ...
-    ValueError: attacks['mirror'] must be callable, got None
+    ValueError: attack must return x_adv of shape (2, 2) for 2 images, got (2, 1)
 
     Args:
-      name: what the caller calls the attack.
+      label: what the caller calls it, for messages.
       attack: with its options bound.
       task: what it is to attack.
 
     Raises:
       ValueError: `attack` is no untargeted attack, or does not like its options.
     """
-    if not callable(attack):
-        raise ValueError(f"attacks[{name!r}] must be callable, got {attack!r}")
-    if name == "clean":
-        raise ValueError("attacks must not name one 'clean': that is the clean image")
-    options = functools.partial(attack).keywords
-    if options.get("targeted", False):
-        raise ValueError(f"attacks[{name!r}] must be untargeted, got {attack!r}")
+    check_bound(label, attack, len(task.labels))
     bound = BoundAttack(attack, task.bounds)
-    if bound.ball is not None:
-        eps = getattr(bound.ball, "eps", None)
-        what = f"attacks[{name!r}] ball.eps"
-        check_number(what, eps, minimum=0, batch_size=len(task.labels))
     index, _ = next(task.batches(np.arange(len(task.labels))))
-    x, y, keys = task.take(index)
+    x, y, keys = place(task.take(index), task.mesh, SPLIT)  # or JAX would trace again
     ball = bound.ball_of(index, x.dtype)
     try:
         if jax.tree.leaves(bound.call):  # bound arrays have values outside jit only
@@ -209,19 +247,16 @@ def check_attack(name: str, attack: Attack, task: Task) -> None:
             jax.eval_shape(call, task.attacked, x, y, key=keys)
         program = _program(task.mesh, _spec_of(ball))
         returned = program.eval_shape(bound.call, task.attacked, x, y, keys, ball)
-    except TypeError as error:
-        if task.eot is None or options.get("eot") is not None:
-            raise
-        raise ValueError(
-            f"attacks[{name!r}] must have an eot bound, since with eot={task.eot} "
-            f"logits_fn takes (images, keys): {error}"
-        ) from error
+    except (TypeError, ValueError) as error:
+        if advice := advice_on_eot(attack, task):
+            raise ValueError(f"{label} {advice}") from error
+        raise
     for field, array in returned.items():
         wanted = x.shape if field == "x_adv" else y.shape
         if array.shape != wanted:
             raise ValueError(
-                f"attacks[{name!r}] must return {field} of shape {wanted} for "
-                f"{len(x)} images, got {array.shape}"
+                f"{label} must return {field} of shape {wanted} for {len(x)} images, "
+                f"got {array.shape}"
             )
 
 
@@ -250,6 +285,11 @@ def _attack(
     result = call.unwrap()(model, x, y, key=keys, **own_ball)
     if isinstance(result, jax.Array):
         return {"x_adv": result}
+    if not hasattr(result, "x_adv"):
+        raise ValueError(
+            "attacks must return the images x_adv [b, *S] alone, or an object with "
+            f"x_adv, got {type(result).__name__}"
+        )
     # what else it returns need not have a value for each sample
     known = [name for name in _FIELDS if hasattr(result, name)]
     return {name: getattr(result, name) for name in ["x_adv", *known]}
@@ -258,13 +298,13 @@ def _attack(
 def _judge_clean(task: Task, x: jax.Array, y: jax.Array, keys: jax.Array) -> Verdicts:
     """The verdicts on the clean images."""
     size = len(x)
-    predicted, margin, _ = judge(task, x, y, keys)
-    misclassified = predicted != np.asarray(y)
+    judged = judge(task, x, y, keys)
+    misclassified = judged.predicted != np.asarray(y)
     return Verdicts.empty(size)._replace(
         tried=np.ones(size, bool),
         fooled=misclassified,
-        predicted=predicted,
-        margin=margin,
+        predicted=judged.predicted,
+        margin=judged.margin,
         first_success=np.zeros(size, np.int32),
         queries=np.full(size, task.eot or 1, np.int32),
         claimed=misclassified,
@@ -281,11 +321,11 @@ def _judge_attacked(
 ) -> tuple[Verdicts, np.ndarray]:
     """The verdicts on what an attack `returned`; they fill in what it does not say."""
     size = len(x)
-    judged = returned["x_adv"].astype(x.dtype)
-    predicted, margin, _ = judge(task, judged, y, keys)
-    x_adv = np.asarray(judged)
+    images = returned["x_adv"].astype(x.dtype)
+    judged = judge(task, images, y, keys)
+    x_adv = np.asarray(images)
     outside, distance = measure(x_adv, np.asarray(x), ball, task.bounds)
-    misclassified = predicted != np.asarray(y)
+    misclassified = judged.predicted != np.asarray(y)
     if distance is None:
         distance = np.asarray(returned.get("distance", np.zeros(size, x.dtype)))
     unknown = np.full(size, -1, np.int32)
@@ -293,8 +333,8 @@ def _judge_attacked(
     verdicts = Verdicts(
         tried=np.ones(size, bool),
         fooled=misclassified & ~outside,
-        predicted=predicted,
-        margin=np.where(outside, -np.inf, margin),
+        predicted=judged.predicted,
+        margin=np.where(outside, -np.inf, judged.margin),
         first_success=np.asarray(returned.get("first_success", unknown)),
         distance=distance,
         queries=np.where(queries < 0, -1, queries + (task.eot or 1)),
@@ -304,9 +344,7 @@ def _judge_attacked(
     return verdicts, x_adv
 
 
-def judge(
-    task: Task, x: jax.Array, y: jax.Array, keys: jax.Array
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def judge(task: Task, x: jax.Array, y: jax.Array, keys: jax.Array) -> Judgement:
     """Classifies images by the forward pass that decides.
 
     >>> x = np.array([[0.25, 0.75], [0.5, 1.0]], np.float32)
@@ -314,8 +352,8 @@ def judge(
     ...     lambda x: x, x, [0, 1], key=jax.random.key(0), bounds=(0.0, 1.0),
     ...     devices=jax.local_devices()[:1],
     ... )
-    >>> predicted, margin, simplex = judge(task, *task.take(np.arange(2)))
-    >>> predicted.tolist(), margin.tolist(), simplex.tolist()
+    >>> judged = judge(task, *task.take(np.arange(2)))
+    >>> judged.predicted.tolist(), judged.margin.tolist(), judged.simplex.tolist()
     ([1, 1], [0.5, -0.5], [True, False])
 
     Args:
@@ -323,16 +361,9 @@ def judge(
       x: [B, *S] images as an attack returned them.
       y: [B] labels.
       keys: [B] of a randomised model.
-
-    Returns:
-      * [B] int32, predicted class; −1 where a logit is not finite.
-      * [B] margin max_{i≠y} z_i − z_y; inf where a logit is not finite.
-      * [B] bool, whether the outputs are probabilities, up to 1e-5 as in AutoAttack's
-        code.
     """
     answers = _judge(task.model, x, y, keys, eot=task.eot, mesh=task.mesh)
-    predicted, margin, simplex = (np.asarray(answer) for answer in answers)
-    return predicted, margin, simplex
+    return Judgement(*map(np.asarray, answers))
 
 
 @functools.partial(jax.jit, static_argnames=("eot", "mesh"))
@@ -344,12 +375,12 @@ def _judge(
     *,
     eot: int | None,
     mesh: Mesh,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The compiled part of `judge`."""
+) -> tuple[jax.Array, ...]:
+    """The compiled part of `judge`: the fields of a `Judgement`."""
 
     def answer(
         model: TracedCallable, x: jax.Array, y: jax.Array, keys: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, ...]:
         def logits_of(v: jax.Array) -> jax.Array:
             return mean_logits(model, v, fold_keys(keys, _JUDGE), eot)
 
@@ -357,9 +388,10 @@ def _judge(
         finite = jnp.all(jnp.isfinite(logits), axis=1)
         predicted = jnp.where(finite, jnp.argmax(logits, axis=1), -1)
         margin = jnp.where(finite, losses.margin(logits, y), jnp.inf)
+        spread = jnp.where(finite, jnp.ptp(logits, axis=1), 0)
         off = jnp.abs(jnp.sum(logits, axis=1, dtype=jnp.float32) - 1)
         simplex = jnp.all(logits >= 0, axis=1) & (off < _PROBABILITY)
-        return predicted.astype(jnp.int32), margin, simplex
+        return predicted.astype(jnp.int32), margin, spread, simplex
 
     on_devices = over_devices(answer, mesh, (SHARED, SPLIT, SPLIT, SPLIT))
     return on_devices(model, x, y, keys)

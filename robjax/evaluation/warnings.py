@@ -1,31 +1,119 @@
-"""Reasons to distrust an evaluation, from what its attacks did.
+"""Reasons to distrust an evaluation, each with what it means and what to do.
 
-Three of them are those of AutoAttack's own code:
+They are about
 
-* the outputs of the model are random;
-* the outputs of the model are probabilities;
-* an attack without gradients fooled more than 0.2 % of the samples that no attack with
-  gradients fooled.
+* the model: logits or gradients that are not finite, gradients that vanish, outputs
+  that are constant, random, probabilities, or differ with the rest of the batch;
+* the setting: bounds that the images do not fill, a radius that cannot be meant;
+* an attack: what it returned is outside, or not what it says;
+* attacks together: one without gradients fooled more than 0.2 % of the samples that no
+  attack with gradients fooled.
 
-`robjax.masking` looks deeper.
+Random outputs, probabilities and the last are warnings of AutoAttack's own code.
+`doubts` gives those of the model and the setting without any attack. `robjax.masking`
+looks deeper.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
-from robjax.evaluation.attack import Attack, uses_gradients
+from robjax.balls import L0, L1, Ball, Linf
+from robjax.checks import Bounds, check_bounds, check_images
+from robjax.evaluation import probe
+from robjax.evaluation.arguments import check_ball
+from robjax.evaluation.attack import Attack, BoundAttack, uses_gradients
 from robjax.evaluation.batches import Task
-from robjax.evaluation.sharding import SPLIT, place
-from robjax.evaluation.verdicts import Verdicts, judge
+from robjax.evaluation.verdicts import Verdicts, attack_all
+from robjax.model import LogitsFn
 
 # Share of samples whose verdict reassociated floating-point sums may flip.
 _BORDERLINE = 1e-3
-# Change of a margin, as a share of the largest one. The same program on the same images
-# repeats itself to 1e-6.
+# Change of a margin, as a share of the spread of the logits. The same program on the
+# same images repeats itself to 1e-6.
 _SAME = 1e-4
+# The same among other neighbours, where low precision may round otherwise.
+_SAME_ELSEWHERE = 1e-2
 # Share of samples that only attacks without gradients fooled.
 _GRADIENT_FREE = 2e-3
+# Share of the bounds that the images span.
+_SPANNED = 0.05
+# A radius as a share of the box. Published ones are above 1e-3; 8/255 where the bounds
+# are (0, 255) is 1.2e-4.
+_SMALL_RADIUS = 2.5e-4
+
+# Why the verdicts of an attack may not be those of the evaluation.
+_CAUSES = (
+    "See that the logits change neither from pass to pass nor with the batch, that "
+    "dtype= is not too low, and that `success` is that of the images returned"
+)
+_MORE_EOT = (
+    "That is another mean over draws: raise eot, in the evaluation and in the attack, "
+    "until the two agree"
+)
+
+
+def doubts(
+    logits_fn: LogitsFn,
+    x: jax.Array | np.ndarray,
+    y: ArrayLike | Sequence[int],
+    *,
+    key: jax.Array | None = None,
+    ball: Ball | L0 | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    eot: int | None = None,
+) -> tuple[str, ...]:
+    """Lists reasons to distrust any attack on this model, without attacking it.
+
+    It is cheap: a forward pass over the images, two more over a batch of them, and the
+    gradients of at most 512. Ask it before you call an attack yourself: `pgd` and its
+    kin say nothing of all this.
+
+    **The number to report** is not that of one attack. It is that of
+    ``evaluate(logits_fn, data, attacks.suite("standard", ball), key=key,
+    cascade=True)``, or of `attacks.autoattack`, which judge what the attacks return by
+    a fresh forward pass. They put the same sentences into their `warnings`.
+
+    >>> x = np.array([[0.1, 0.4], [0.9, 0.3]], np.float32)
+    >>> doubts(lambda x: 10 * x, x, np.array([1, 0]))
+    ()
+    >>> (found,) = doubts(lambda x: (20 * x).round(), x, np.array([1, 0]))
+    >>> found.partition(",")[0]
+    '2 of 2 images have an input gradient of exactly 0'
+
+    Args:
+      logits_fn: images [B, *S] -> logits [B, K], or (images, keys [B]) -> logits with
+        `eot`; any callable (`as_logits_fn`).
+      x: [B, *S] images inside `bounds`.
+      y: [B] integer labels.
+      key: one key, or one for each sample, for a randomised model; None: that of seed
+        0.
+      ball: the threat model whose radius is looked at; None: none is.
+      bounds: lowest and highest pixel value.
+      eot: draws over which a randomised model is averaged; None: deterministic.
+
+    Returns:
+      One sentence for each doubt; empty if there are none.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
+    """
+    bounds = check_bounds(bounds)
+    images = np.asarray(check_images(x, bounds=bounds))
+    task = Task.make(
+        logits_fn,
+        images,
+        y,
+        key=jax.random.key(0) if key is None else key,
+        bounds=bounds,
+        eot=eot,
+    )
+    if ball is not None:
+        check_ball("ball", ball, len(images))
+    clean = attack_all(task, None, np.arange(len(images)))
+    return tuple(of_task(task, clean, gradients=True, balls=[ball]))
 
 
 def find_warnings(
@@ -33,13 +121,11 @@ def find_warnings(
 ) -> tuple[str, ...]:
     """Lists reasons to distrust an evaluation, one sentence each.
 
-    >>> import jax
-    >>> from robjax.evaluation.verdicts import attack_and_judge
     >>> task = Task.make(
     ...     lambda x: x, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), [1, 0],
     ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
     ... )
-    >>> clean, _ = attack_and_judge(task, None, np.arange(2), None)
+    >>> clean = attack_all(task, None, np.arange(2))
     >>> find_warnings(task, {}, {"clean": clean})[0].partition(",")[0]
     'the outputs are probabilities'
 
@@ -48,48 +134,189 @@ def find_warnings(
       attacks: by name.
       verdicts: by name; those on "clean" and on every attack.
     """
-    found = _of_the_model(task, verdicts["clean"])
+    found = of_task(
+        task,
+        verdicts["clean"],
+        gradients=any(map(uses_gradients, attacks.values())),
+        balls=[BoundAttack(attack, task.bounds).ball for attack in attacks.values()],
+    )
     for name in attacks:
-        found += _of_an_attack(name, verdicts[name], task.labels)
+        found += _of_an_attack(name, verdicts[name], task)
     return tuple(found + _of_gradient_free(attacks, verdicts))
 
 
-def _of_the_model(task: Task, clean: Verdicts) -> list[str]:
+def of_task(
+    task: Task,
+    clean: Verdicts,
+    *,
+    gradients: bool,
+    balls: Iterable[Ball | L0 | None],
+) -> list[str]:
+    """Lists reasons to distrust any attack on a task: its model, bounds and radii.
+
+    >>> task = Task.make(
+    ...     lambda x: x, np.array([[0.5, 1.0]], np.float32), [1],
+    ...     key=jax.random.key(0), bounds=(0.0, 255.0),
+    ... )
+    >>> clean = attack_all(task, None, np.arange(1))
+    >>> (found,) = of_task(task, clean, gradients=True, balls=[])
+    >>> found.partition(":")[0]
+    'the images lie between 0.5 and 1 and span 0.2 % of bounds=(0.0, 255.0)'
+
+    Args:
+      task: what is attacked.
+      clean: the verdicts on its clean images.
+      gradients: whether the gradients of the model matter.
+      balls: threat models, or None for the box alone.
+    """
+    found = _of_logits(task, clean)
+    if gradients:
+        found += _of_slopes(task, np.flatnonzero(~clean.fooled))
+    low, high = _extremes(task)
+    width = task.bounds[1] - task.bounds[0]
+    fits = high - low >= _SPANNED * width
+    if not fits:
+        found.append(
+            f"the images lie between {low:.3g} and {high:.3g} and span "
+            f"{100 * (high - low) / width:.2g} % of bounds={task.bounds}: attacks may "
+            "give pixels values that no image has; give the range of the images as "
+            "bounds, or scale the images"
+        )
+    for ball in balls:
+        doubted = [] if ball is None else _of_radius(ball, task, fits=fits)
+        found += [text for text in doubted if text not in found]  # attacks share balls
+    return found
+
+
+def _of_logits(task: Task, clean: Verdicts) -> list[str]:
     found = []
     labels = task.labels
-    if lost := np.count_nonzero(clean.predicted < 0):
-        found.append(f"{lost} images have logits that are not finite; counted as wrong")
-    if len(labels) > 1 and np.ptp(clean.predicted) == 0 and np.ptp(labels) > 0:
-        found.append(f"every image is classified as {clean.predicted[0]}")
-    index, real = next(task.batches(np.arange(len(labels))))
-    _, margin, simplex = judge(task, *place(task.take(index), task.mesh, SPLIT))
-    before = clean.margin[index[:real]]
-    again = margin[:real]
-    known = np.isfinite(before) & np.isfinite(again)
-    change = np.abs(before[known] - again[known]).max(initial=0)
-    if change > _SAME * np.abs(before)[known].max(initial=0):
+    known = clean.predicted[clean.predicted >= 0]
+    if lost := len(labels) - len(known):
         found.append(
-            "the same images give other logits in a second pass: give the model as "
-            "logits_fn(images, keys), with eot"
+            f"{lost} of {len(labels)} images have logits that are not finite and count "
+            "as misclassified: look for NaN among the weights, and for operations that "
+            "overflow"
         )
-    if simplex[:real].all():
+    if len(known) > 1 and np.ptp(known) == 0 and np.ptp(labels) > 0:
+        found.append(
+            f"every image is classified as {known[0]}, so robust accuracy is at most "
+            "the share of that class: check the weights, and that the images are "
+            "scaled as in training"
+        )
+    repeats = probe.repeats(task, clean.margin)
+    moved = np.mean(repeats.elsewhere > _SAME_ELSEWHERE)
+    if (repeats.again > _SAME).any():
+        found.append(
+            "the same images give other logits in a second pass, so chance decides "
+            "verdicts: give the model as logits_fn(images, keys), with eot, or switch "
+            "its noise off"
+        )
+    elif moved:  # without a second pass that differs: noise would move them, too
+        found.append(
+            "the logits of an image depend on its neighbours or place in the batch "
+            f"({moved:.0%} of the images looked at), so every number depends on the "
+            "batch size: switch batch norm to inference mode, and draw noise for each "
+            "image from its own key"
+        )
+    if repeats.simplex.all():
         found.append(
             "the outputs are probabilities, whose gradients vanish with confidence: "
-            "give the logits"
+            "give the logits, which go into the softmax"
         )
     return found
 
 
-def _of_an_attack(name: str, verdicts: Verdicts, labels: np.ndarray) -> list[str]:
+def _of_slopes(task: Task, correct: np.ndarray) -> list[str]:
+    """Doubts about the input gradients at the samples `correct`."""
+    if not len(correct):
+        return []
+    try:
+        slopes = probe.slopes(task, correct)
+    except Exception as error:  # the model's own; verdicts must not be lost to it
+        reason = str(error).partition("\n")[0]
+        return [
+            f"the model cannot be differentiated ({type(error).__name__}: {reason}), "
+            "so only attacks without gradients say anything: use attacks.square, and "
+            "mark such attacks of your own with evaluation.gradient_free"
+        ]
+    found = []
+    looked_at = f"{len(slopes.zero)} images"
+    if broken := np.count_nonzero(slopes.broken):
+        found.append(
+            f"{broken} of {looked_at} have an input gradient that is not finite, whose "
+            "NaN or infinite components attacks take for 0: find the operation that "
+            "has no slope there (a norm or root at 0, a division, an overflow)"
+        )
+    if zero := np.count_nonzero(slopes.zero):
+        found.append(
+            f"{zero} of {looked_at} have an input gradient of exactly 0, so gradients "
+            "lead no attack there and robust accuracy comes out too high: replace "
+            "rounding, sign, arg max and stop_gradient by a differentiable stand-in on "
+            "the way back (BPDA), scale down what saturates, and use attacks.square; "
+            "robjax.masking looks deeper"
+        )
+    return found
+
+
+def _extremes(task: Task) -> tuple[float, float]:
+    """Lowest and highest pixel of all images, in the units of the bounds."""
+    scale = 1 if task.scale is None else task.scale
+    return float(task.images.min() / scale), float(task.images.max() / scale)
+
+
+def _of_radius(ball: Ball | L0, task: Task, *, fits: bool) -> list[str]:
+    """Doubts about a radius; `fits`: the bounds are those of the images."""
+    width = task.bounds[1] - task.bounds[0]
+    count = task.images[0].size
+    eps = float(np.asarray(ball.eps).max())
+    shown = f"{type(ball).__name__}({eps:.4g})"
+    if isinstance(ball, L0):
+        least = 1.0
+        most = float(count)
+        advice = "ε is the number of values that may change"
+    else:
+        side = 1.0 if isinstance(ball, Linf) else float(np.sqrt(count))
+        least = _SMALL_RADIUS * side * width if fits else 0.0
+        # from there the middle of the box lies in the ball of every image
+        most = (count if isinstance(ball, L1) else side) * width / 2
+        advice = (
+            "ε is in the unit of the pixels, where 8 of 255 levels are "
+            f"{8 * width / 255:.3g}"
+        )
+    if eps >= most:
+        return [
+            f"{shown} lets all images within bounds={task.bounds} become the same one, "
+            f"so no model that tells classes apart is robust: {advice}"
+        ]
+    if eps < least:
+        return [
+            f"{shown} lets images hardly move within bounds={task.bounds}, so robust "
+            f"accuracy hardly differs from accuracy: {advice}"
+        ]
+    return []
+
+
+def _of_an_attack(name: str, verdicts: Verdicts, task: Task) -> list[str]:
     found = []
     if bad := np.count_nonzero(verdicts.outside):
-        found.append(f"{name}: {bad} images returned outside the ball or the bounds")
+        found.append(
+            f"{name}: {bad} images returned outside the ball or the bounds count as "
+            "not fooled: let the attack end with ball.project(x_adv, x, bounds)"
+        )
     if lost := np.count_nonzero(verdicts.tried & (verdicts.predicted < 0)):
-        found.append(f"{name}: {lost} attacked images give logits not finite")
+        found.append(
+            f"{name}: {lost} attacked images give logits that are not finite and count "
+            "as fooled: find the operation that overflows, without which the model may "
+            "be more robust"
+        )
     wrong = verdicts.tried & ~verdicts.outside
-    wrong &= verdicts.claimed != (verdicts.predicted != labels)
-    if (lied := np.count_nonzero(wrong)) > _BORDERLINE * len(labels):
-        found.append(f"{name}: {lied} verdicts differ from the attack's own")
+    wrong &= verdicts.claimed != (verdicts.predicted != task.labels)
+    if (lied := np.count_nonzero(wrong)) > _BORDERLINE * len(task.labels):
+        found.append(
+            f"{name}: {lied} verdicts differ from the attack's own `success`; those of "
+            f"a fresh forward pass count. {_CAUSES if task.eot is None else _MORE_EOT}"
+        )
     return found
 
 
@@ -106,5 +333,6 @@ def _of_gradient_free(
         return []
     return [
         f"{', '.join(without)}: fooled {alone.sum()} images that no other attack did, "
-        "without gradients: they may be masked (robjax.masking)"
+        "without gradients, so these may be masked: report the worst case of all "
+        "attacks, and ask robjax.masking.check where gradients fail"
     ]
