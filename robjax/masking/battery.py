@@ -104,7 +104,7 @@ def check(
     met = _attack(problem, y, keys, margin, classes, surrogate, queries)
     compared = thresholds.attacks(met, look)
     findings = findings.joined(compared.only(compared.flags, judged))
-    notes = []
+    notes = thresholds.weak_losses(compared, judged)
     if met.square is None:
         notes.append("square was left out: outside Linf it needs 3 × 3 pixels")
     if not judged.any():
@@ -192,7 +192,7 @@ def _attack(
     runs = [Run(probes.LOG_ODDS, seed=seed) for seed in range(_RESTARTS)]
     runs += [
         Run(probes.MARGIN),
-        Run(probes.LOG_ODDS, radius=0.25),
+        Run(probes.MARGIN, radius=0.25),
         Run(probes.LOG_ODDS, seed=-1, steps=1),
         Run(probes.LOG_ODDS, radius=0, seed=_RESTARTS),
         Run(probes.MARGIN, radius=0, seed=_RESTARTS + 1),

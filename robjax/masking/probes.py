@@ -94,6 +94,9 @@ class Look(NamedTuple):
       dlr: [P, B] length of DLR's gradient over that of the margin's gradient, times
         z_(1) − z_(3), by which DLR divides. NaN where the label is not on top, and for
         two classes.
+      dlr_rise: [P, B] ⟨g, u⟩ with u the steepest step of DLR: below 0 it lowers the
+        margin.
+      dlr_share: [P, B] (z_(1) − z_(2)) / (z_(1) − z_(3)), NaN as in `dlr`.
       predicted: [P, J, B] ⟨g, x₊ − x₋⟩.
       measured: [P, J, B] m(x₊) − m(x₋).
       jump: [P, J, B] largest change of a logit from x₋ to x₊.
@@ -103,6 +106,8 @@ class Look(NamedTuple):
     zero: jax.Array
     finite: jax.Array
     dlr: jax.Array
+    dlr_rise: jax.Array
+    dlr_share: jax.Array
     predicted: jax.Array
     measured: jax.Array
     jump: jax.Array
@@ -155,13 +160,16 @@ def _look_from(
 
     z = at_p.logits
     length = _sum(jnp.abs(g))
+    apart, share = _dlr_parts(z, y)
     finite = jnp.isfinite(_sum(g) + _sum(at_p.cross_entropy))
     predicted, measured, jump = lax.map(step, jnp.arange(len(scales)))
     return Look(
         logits=z,
         zero=(length == 0) | (_sum(jnp.abs(at_p.cross_entropy)) == 0),
         finite=finite & jnp.isfinite(z).all(axis=1),
-        dlr=_dlr_length(z, y, _sum(jnp.abs(at_p.dlr)) / length),
+        dlr=apart * _sum(jnp.abs(at_p.dlr)) / length,
+        dlr_rise=_sum(g * ball.steepest(at_p.dlr, p, bounds)),
+        dlr_share=share,
         predicted=predicted,
         measured=measured,
         jump=jump,
@@ -207,13 +215,14 @@ def _gradients(model: TracedCallable, y: jax.Array, p: jax.Array) -> _Gradients:
     )
 
 
-def _dlr_length(z: jax.Array, y: jax.Array, relative: jax.Array) -> jax.Array:
-    """`Look.dlr` of one point, from the lengths' ratio `relative` [B]."""
+def _dlr_parts(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """z_(1) − z_(3) and the share of z_(1) − z_(2) in it; NaN as in `Look.dlr`."""
     if z.shape[1] < 3:
-        return jnp.full(z.shape[0], jnp.nan, relative.dtype)
+        unknown = jnp.full(z.shape[0], jnp.nan, z.dtype)
+        return unknown, unknown
     top = lax.top_k(z, 3)[0]
-    on_top = jnp.argmax(z, axis=1) == y
-    return jnp.where(on_top, relative * (top[:, 0] - top[:, 2]), jnp.nan)
+    apart = jnp.where(jnp.argmax(z, axis=1) == y, top[:, 0] - top[:, 2], jnp.nan)
+    return apart, (top[:, 0] - top[:, 1]) / apart
 
 
 def _sum(v: jax.Array) -> jax.Array:

@@ -112,8 +112,8 @@ CHECKS: dict[str, Check] = {
         ),
     ),
     "growth": Check(
-        measures="loss reached at ε less that at ε/4",
-        means="a larger ball does not give gradient attacks a larger loss",
+        measures="margin reached at ε less that at ε/4",
+        means="a larger ball does not give gradient attacks a larger margin",
         advice="do not trust gradient attacks here; use attacks.square and a surrogate",
         attacks=True,
     ),
@@ -134,10 +134,14 @@ CHECKS: dict[str, Check] = {
     ),
     "losses": Check(
         measures="progress with the worst loss, of that with the best",
-        means="an attack with one loss does nothing where another works",
+        means=(
+            "the cross-entropy does nothing where another loss fools the model, or DLR "
+            "cannot rise towards the boundary"
+        ),
         advice=(
             "use several losses: losses.cross_entropy, losses.margin and losses.dlr; "
-            "DLR is blind where the second and third logit tie"
+            "DLR is blind where the second and third logit tie, and is led away where "
+            "the third falls faster than the margin"
         ),
         attacks=True,
     ),
@@ -178,7 +182,7 @@ class MaskingReport(NamedTuple):
       flags: check -> bool [B]; the checks that ran, causes before consequences.
       numbers: check, or "check/detail" -> [B], what was measured (see `CHECKS`).
       judged: bool [B], images classified correctly; only they are attacked.
-      notes: what was left out, in words.
+      notes: what was left out, and which loss is weak on its own, in words.
     """
 
     flags: dict[str, np.ndarray]
@@ -223,9 +227,10 @@ class MaskingReport(NamedTuple):
         count = len(self.judged)
         if not self.masked:
             return f"no sign of gradient masking on {count} images"
+        attacks = "one loss" if self.raised == ("losses",) else "gradient attacks"
         return (
             f"gradient masking: {', '.join(self.raised)} on {count} images; robust "
-            "accuracy under gradient attacks alone is not to be trusted"
+            f"accuracy under {attacks} alone is not to be trusted"
         )
 
     def table(self) -> str:

@@ -32,7 +32,9 @@ SAME = 1e-3
 # The same for images in another batch, which GPUs may compute in another way (TF32).
 SAME_IN_BATCH = 1e-2
 # Gradient and difference along the gradient may differ by a factor of 3 at 0.1 % of ε,
-# where only kinks separate them, and of 10 at ε/4, where curvature does too.
+# where only kinks separate them, and of 10 at ε/4, where curvature does too. The sign
+# counts at 0.1 % of ε only: in networks of 10 layers and more, steps of ε/4 through the
+# kinks go down on up to a quarter of the images, and attacks succeed all the same.
 RATIO_SMALL = 3.0
 RATIO_COARSE = 10.0
 # In random directions the gradient must explain 3/4 of the square of the differences,
@@ -46,11 +48,20 @@ BETTER = 1.25
 POINTS_BETTER = 0.05
 # The best of four restarts goes half as far again as the typical one.
 RESTARTS_BETTER = 1.5
-# An attack "does nothing" with a fifth of the progress of another.
+# An attack "does nothing" with a fifth of the progress of another. Of the same 519 runs
+# the cross-entropy did nothing from four starts on 4.5 % of the images at most where
+# another loss fooled the model; from one start and short of fooling it was 19 %.
 NOTHING = 0.2
 # DLR divides the margin by z_(1) − z_(3). Where its gradient is this much shorter than
 # the margin's gradient divided by the same number, the two parts of it cancel.
 CANCELLED = 1e-3
+# Where the margin is less than a tenth of z_(1) − z_(3), the third logit outweighs it.
+# Near the boundary that is so in honest networks, too, but there DLR still leads to it:
+# of 519 honest runs (MLPs of 1 to 12 layers) none had more than 2.1 % of its images
+# both so and led away. That DLR leads away is no sign by itself: with margins of any
+# size it does so on up to 40 % of the images of deep or narrow networks, whose logits
+# shrink together towards the boundary, which a ratio of them does not show.
+SWAMPED = 0.1
 # Gradients of two averages of the same size: below 1/2, noise outweighs the signal.
 AGREEMENT = 0.5
 # Kinks and local maxima flag this share of the samples of an honest model, in checks
@@ -86,7 +97,7 @@ class Met(NamedTuple):
       clean: [B] of the image itself.
       restarts: [R, B] of PGD on the cross-entropy from R random starts.
       margin: [B] of PGD on the margin.
-      quarter: [B] of PGD on the cross-entropy in a ball of radius ε/4.
+      quarter: [B] of PGD on the margin in a ball of radius ε/4.
       one_step: [B] of one gradient step of length ε from the image.
       whole: [B] of PGD that may give each pixel any value.
       transfer: [B] of an attack on a surrogate.
@@ -214,7 +225,7 @@ def slopes(look: Look) -> Findings:
     predicted = np.asarray(look.predicted)
     measured = np.asarray(look.measured)
     rounding = ROUNDINGS * np.finfo(z.dtype).eps * np.abs(z).max(axis=2)  # [P, B]
-    coarse = _ratio(predicted[:, 0], measured[:, 0], rounding)
+    coarse = _ratio(np.abs(predicted[:, 0]), np.abs(measured[:, 0]), rounding)
     small = _ratio(predicted[:, 1], measured[:, 1], rounding)
     residual = _residual(predicted[:, 3:], measured[:, 3:], rounding)
     spread = np.stack([_logit_spread(each) for each in z])
@@ -231,7 +242,7 @@ def slopes(look: Look) -> Findings:
         "shattered": jump,
         "gradient": residual,
         "gradient/ratio at 0.001 ε": small,
-        "gradient/ratio at 0.25 ε": coarse,
+        "gradient/|ratio| at 0.25 ε": coarse,
     }
     return Findings(flags, numbers)
 
@@ -239,42 +250,58 @@ def slopes(look: Look) -> Findings:
 def attacks(met: Met, look: Look) -> Findings:
     """Checks that attacks which ought to be stronger are stronger.
 
+    A loss that does nothing where another works is no masking: deep, narrow and hardly
+    confident networks have such images for every loss, without a defence. It is a flag
+    if the loss is the default and another one fools the model, so that the verdict
+    changes, and if DLR fails by its denominator. Else `weak_losses` names it.
+
     >>> nothing = np.array([-2.0])  # the margin of the clean image
     >>> met = Met(clean=nothing, restarts=np.stack(4 * [nothing]), margin=nothing,
     ...     quarter=nothing, one_step=nothing, whole=nothing, transfer=np.array([1.0]))
-    >>> look = Look(**dict.fromkeys(Look._fields))._replace(dlr=np.ones((4, 1)))
+    >>> one = np.ones((4, 1))
+    >>> look = Look(**dict.fromkeys(Look._fields))
+    >>> look = look._replace(dlr=one, dlr_rise=one, dlr_share=one)
     >>> found = attacks(met, look)
     >>> [name for name, flag in found.flags.items() if flag]
     ['growth', 'full_box', 'transfer']
     """
     clean = met.clean
     restarts = progress(met.restarts, clean)
-    typical = np.median(restarts, axis=0)
     luckiest = restarts.max(axis=0)
-    by_loss = {"cross-entropy": restarts[0], "margin": progress(met.margin, clean)}
+    others = {"margin": progress(met.margin, clean)}
     if met.dlr is not None:
-        by_loss["dlr"] = progress(met.dlr, clean)
+        others["dlr"] = progress(met.dlr, clean)
+    by_loss = {"cross-entropy": restarts[0]} | others
+    other = np.max(list(others.values()), axis=0)
     worst_loss = np.min(list(by_loss.values()), axis=0)
-    white = np.maximum(luckiest, np.max(list(by_loss.values()), axis=0))
+    # where another loss does it, the cross-entropy is to blame and not the surface
+    typical = np.maximum(np.median(restarts, axis=0), other)
+    many_steps = np.maximum(restarts[0], other)
+    white = np.maximum(luckiest, other)
     one_step = progress(met.one_step, clean)
     whole = progress(met.whole, clean)
-    growth = met.restarts[0] - met.quarter
+    growth = met.margin - met.quarter
     dlr_length = _median_known(look.dlr)
-    blind = (worst_loss < NOTHING * white) & (white > POINTS_BETTER)
+    led_away = (np.asarray(look.dlr_rise) <= 0) & (np.asarray(look.dlr_share) < SWAMPED)
+    default_fails = (luckiest < NOTHING) & (other == 1)
     flags = {
-        "growth": growth <= 0,
-        "steps": _better(one_step, restarts[0]),
+        # where the smaller ball is enough, there is nothing left to grow
+        "growth": (growth <= 0) & (met.quarter < 0),
+        "steps": _better(one_step, many_steps),
         "restarts": _better(luckiest, typical, RESTARTS_BETTER),
-        "losses": blind | (dlr_length < CANCELLED),
+        "losses": default_fails
+        | (dlr_length < CANCELLED)
+        | (led_away.mean(axis=0) >= 0.5),
         "full_box": whole < 1,
     }
     numbers = {
         "growth": growth,
-        "steps": one_step - restarts[0],
+        "steps": one_step - many_steps,
         "restarts": luckiest - typical,
         "losses": worst_loss / np.where(white > 0, white, 1),
         "full_box": whole,
         "losses/gradient of dlr": dlr_length,
+        "losses/dlr led away": led_away.mean(axis=0),
         "white-box": white,
     }
     numbers |= {f"losses/{name}": each for name, each in by_loss.items()}
@@ -285,6 +312,31 @@ def attacks(met: Met, look: Look) -> Findings:
             numbers[name] = black - white
             numbers[f"{name}/progress"] = black
     return Findings(flags, numbers)
+
+
+def weak_losses(found: Findings, judged: np.ndarray) -> list[str]:
+    """A sentence on each loss that does nothing where another works, beyond chance.
+
+    >>> numbers = {"losses/dlr": np.zeros(50), "white-box": np.ones(50)}
+    >>> weak_losses(Findings({}, numbers), judged=np.ones(50, bool))[0][:57]
+    'dlr alone does nothing on 50 of 50 images where another l'
+
+    Args:
+      found: what `attacks` found.
+      judged: [B] bool, the images that were attacked.
+    """
+    asked = int(judged.sum())
+    white = found.numbers["white-box"]
+    sentences = []
+    for name in ("cross-entropy", "margin", "dlr"):
+        alone = found.numbers.get(f"losses/{name}", white)
+        weak = (alone < NOTHING * white) & (white > POINTS_BETTER) & judged
+        if weak.sum() > tolerated(asked):
+            sentences.append(
+                f"{name} alone does nothing on {weak.sum()} of {asked} images where "
+                "another loss works: report attacks with several losses"
+            )
+    return sentences
 
 
 def _better(one: np.ndarray, other: np.ndarray, factor: float = BETTER) -> np.ndarray:
