@@ -20,7 +20,8 @@ demo: $(installed)
 	$(bin)/python -m experiments.kl_metric $(ARGS)
 
 test: $(installed)
-	$(bin)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(bin)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 \
+		--dist loadfile $(ARGS)
 
 lint: $(installed)
 	$(bin)/ruff check .

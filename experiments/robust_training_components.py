@@ -81,7 +81,8 @@ def draw(history: History) -> Mapping[str, Figure]:
     shares, paths, attacked = {}, [], {}
     for title, seeds in history.pairs.items():
         total, fisher = np.mean([table["class_mean"][:2] for table in seeds], axis=0)
-        shares[title] = 100 * fisher / total
+        between = ~np.eye(len(total), dtype=bool)  # pairs of two classes
+        shares[title] = 100 * np.where(between, fisher / total, np.nan)
         path = np.stack([table["path"] for table in seeds])  # [seeds, 4, T]
         names = ("total", *(f"{part} part" for part in PARTS))
         series = {name: path[:, i] for i, name in enumerate(names)}

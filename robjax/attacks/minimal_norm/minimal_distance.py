@@ -27,7 +27,7 @@ from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn, as_logits_fn
 from robjax.samples import fold_keys, sample_keys, select_samples
 
-_POINTS = 16  # explored before each refinement
+_CLIMBS = 4  # before each refinement
 
 
 def minimal_distance(
@@ -66,8 +66,8 @@ def minimal_distance(
       ball: Linf(ε), L2(ε) or L1(ε); ε only decides what counts as success, so take a
         large one for distances.
       bounds: lowest and highest pixel value.
-      starts: how often it looks around the nearest image, with 16 random points each
-        time, static.
+      starts: how often it looks for a nearer image, with four climbs from random
+        points each time, static.
 
     Returns:
       AttackResult as that of `fab`; `first_success` is that of the attack that found
@@ -119,14 +119,7 @@ def _look_around(
     )
 
     def look(i, found: Found) -> Found:
-        found = explore(
-            search,
-            found,
-            fold_keys(keys, i),
-            points=_POINTS,
-            steps=0,
-            classes=classes,
-        )
+        found = explore(search, found, fold_keys(keys, i), climbs=_CLIMBS, steps=0)
         return refine(search, found, steps=0, classes=classes)
 
     found = lax.fori_loop(0, starts, look, found)

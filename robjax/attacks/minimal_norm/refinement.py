@@ -53,7 +53,7 @@ _AIMED = 3  # rounds towards the chosen class
 _ROUNDS = 10  # rounds after them
 _BEYOND = 1.5  # τ, in units of ρ
 _PASSES = 3  # with exploration, for samples that need it
-_POINTS = 8  # explored in each of them
+_CLIMBS = 4  # from random points, in each of them
 
 
 def refine(
@@ -92,9 +92,7 @@ def refine(
 
         def look_around(found: Found) -> Found:
             keys = fold_keys(key, number)
-            return explore(
-                mine, found, keys, points=_POINTS, steps=steps, classes=CLASSES
-            )
+            return explore(mine, found, keys, climbs=_CLIMBS, steps=steps)
 
         found = lax.cond(number > 0, look_around, lambda found: found, found)
         found, rough = _rounds(mine, found, steps, classes)
