@@ -54,6 +54,11 @@ def deepfool(
     As in `fab`, the radius ε only decides what counts as success. Pass a large one to
     ask for the smallest distances rather than a verdict.
 
+    It goes to the nearest boundary that its linear model shows, not on to a nearer one.
+    On random 2-dimensional networks of ReLUs 85 % of its L∞ distances were within 1 %
+    of those of a grid search, 3 % of the images got none, and on some networks it ended
+    several times too far. `minimal_distance` asks several attacks from several starts.
+
     >>> x = jnp.array([[0.25, 0.75]])
     >>> y = jnp.array([1])
     >>> result = deepfool(lambda x: x, x, y, ball=Linf(1.0))

