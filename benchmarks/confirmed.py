@@ -203,6 +203,7 @@ def main(networks: int) -> None:
             for norm, attack, counts in look(case(kind, seed), seed):
                 totals[norm, attack].update(images=IMAGES, **counts)
         print(f"{name}: {networks} networks", flush=True)
+        jax.clear_caches()  # the programs of the next kind are others
     columns = ("images", "claimed", "not in float64", "not alone", "outside", "missed")
     print(f"| norm | attack | {' | '.join(columns)} |\n|{(len(columns) + 2) * '---|'}")
     for (norm, attack), total in totals.items():

@@ -23,6 +23,9 @@ from robjax.closures import Held, TrainModeError, opened
 
 # A program of a small network and PGD takes 5 MiB, one of a large suite 20 MiB.
 _MOST_PROGRAMS = 64
+# XLA maps a program of an attack into memory in 60 to 450 pieces. Linux allows a
+# process 65,530, and XLA ends the process where it gets no more.
+_MOST_MAPPINGS = 30_000
 
 
 class _Hole:
@@ -139,7 +142,7 @@ def traced(fn: Callable[..., Any], *, name: str) -> TracedCallable:
     """
     try:
         arrays, static = _cut(fn, constants=False)
-        key = hash(static)
+        key = hash((static, tuple(array.shape for array in arrays)))
     except TrainModeError as error:
         raise ValueError(
             f"{name} must not be or hold an NNX module in train mode, which draws or "
@@ -178,7 +181,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 _known: set[int] = set()
-"""Hashes of the static parts that were met since the programs were last dropped."""
+"""Hashes of what programs depend on, met since the programs were last dropped."""
 
 
 def _bound_programs(key: int) -> None:
@@ -188,7 +191,7 @@ def _bound_programs(key: int) -> None:
     """
     if key in _known:
         return
-    if len(_known) >= _MOST_PROGRAMS:
+    if len(_known) >= _MOST_PROGRAMS or _mappings() > _MOST_MAPPINGS:
         _known.clear()
         modules = [m for name, m in sys.modules.items() if name.startswith("robjax.")]
         for value in [value for module in modules for value in vars(module).values()]:
@@ -196,3 +199,12 @@ def _bound_programs(key: int) -> None:
             for drop in ("clear_cache", "cache_clear"):
                 getattr(value, drop, lambda: None)()
     _known.add(key)
+
+
+def _mappings() -> int:
+    """How many pieces of memory the process has mapped; 0 where nothing tells."""
+    try:
+        with open("/proc/self/maps", "rb") as lines:
+            return sum(1 for _ in lines)
+    except OSError:
+        return 0
