@@ -17,7 +17,7 @@ import sklearn.linear_model
 from flax import nnx
 from jax.tree_util import Partial
 
-from robjax import attacks, data, models, training
+from robjax import attacks, data, metrics, models, training
 from robjax.balls import Linf
 from robjax.checks import check_images, check_labels, check_logits
 from robjax.model import as_logits_fn, count_classes
@@ -230,6 +230,47 @@ def test_a_mistake_is_one_error_that_says_what_to_write(name):
         attacks.fgsm(model, X, Y, ball=Linf(0.1))
     with pytest.raises(ValueError, match=f"^logits_fn .*{message}"):
         count_classes(as_logits_fn(model), X)
+
+
+METRICS: dict[str, Any] = {
+    "kl_components": lambda model: metrics.kl_components(model, X, X[::-1]),
+    "kl_path": lambda model: metrics.kl_path(model, X, X[::-1], [0.5, 1.0]),
+    "kl_to_class_means": lambda model: metrics.kl_to_class_means(model, X, Y),
+    "pairwise_kl": lambda model: metrics.pairwise_kl(model, X, Y),
+    "class_pair_kl": lambda model: metrics.class_pair_kl(model, X, Y),
+    "fisher_spectrum": lambda model: metrics.fisher_spectrum(model, X),
+    "Lanczos": lambda model: metrics.fisher_spectrum(model, X, lanczos_steps=2),
+    "saliency": lambda model: metrics.saliency.saliency(model, X, Y, width=1),
+}
+
+
+@pytest.mark.parametrize("mistake", ["a dict", "single images", "Haiku", "transposed"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_tell_a_mistake_as_attacks_do(metric, mistake):
+    model, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=f"^logits_fn .*{message}"):
+        METRICS[metric](model)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_take_models_that_read_the_values_of_their_weights(metric):
+    rows = np.asarray(W)
+    METRICS[metric](lambda x: flat(x) @ W / np.linalg.norm(rows))
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [
+        lambda x: x.reshape(len(x), 7),
+        lambda x: x.detach(),
+        lambda: 1,
+        Partial(haiku_apply, W),
+        LINEN,
+    ],
+)
+def test_what_cannot_take_images_is_no_function_to_query(predict):
+    with pytest.raises(ValueError, match=r"^predict .*\[4, 8, 8, 1\] of float32"):
+        attacks.square_queries(predict, X, Y, key=KEY, ball=Linf(0.1), queries=2)
 
 
 def two_classes(x):
