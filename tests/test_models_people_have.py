@@ -290,6 +290,7 @@ MENDED: dict[str, Any] = {
     "rows of pixels": lambda x: MISTAKES["rows of pixels"][0](x.reshape(len(x), -1)),
     "Haiku": Partial(haiku_apply, W, None),
     "Haiku with state": lambda x: haiku_with_state(W, {}, None, x)[0],
+    "keys": lambda x: MISTAKES["keys"][0](x, jnp.broadcast_to(KEY, len(x))),
     "params": Partial(jax.jit(linear), W),
     "an instance": Callable(W),
     "scikit-learn": lambda x: flat(x) @ SKLEARN.coef_.T + SKLEARN.intercept_[None],
