@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sklearn.linear_model
 from flax import nnx
@@ -485,6 +486,30 @@ def test_fit(model, dataset, message):
         training.fit(
             model, dataset, config=config, progress=False, devices=jax.devices()[:1]
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "trades"}, "objective must be a function.*got 'trades'"),
+        ({"objective": None}, "objective must be a function.*got None"),
+        (
+            {"objective": functools.partial(attacks.pgd, ball=Linf(0.1))},
+            r"objective must be called as objective\(network, images, labels",
+        ),
+        ({"config": {"epochs": 1}}, r"config must be a FitConfig.*got {'epochs': 1}"),
+        ({"config": FitConfig}, "config must be a FitConfig"),
+        ({"optimizer": "adam"}, r"optimizer must be one of optax.*got 'adam'"),
+        ({"optimizer": optax.adam}, r"optimizer must be one of optax, as optax.adam"),
+        ({"on_epoch": 3}, "on_epoch must be a function or None, got 3"),
+        ({"devices": "cpu"}, "devices must be a list of jax.devices.*got 'cpu'"),
+        ({"devices": jax.devices()[0]}, "devices must be a list of jax.devices"),
+    ],
+)
+def test_options_of_fit(options, message):
+    given = {"config": FitConfig(epochs=1, batch_size=4), "progress": False} | options
+    with pytest.raises(ValueError, match=f"^{message}"):
+        training.fit(MLP, DATA, **given)
 
 
 def test_fit_takes_a_model_of_any_keywords():

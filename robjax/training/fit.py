@@ -94,6 +94,7 @@ def fit(
       FloatingPointError: the loss, a metric or the gradient is not finite; the
         message names the step. Nothing of that step is saved.
     """
+    _check_options(objective, config, optimizer, on_epoch)
     devices = parallel.check_devices(devices, config.batch_size)
     _check_model(model, data, config, len(devices))
     _check_ball(objective)
@@ -241,6 +242,33 @@ def _outputs(model: nn.Module, data: Dataset) -> tuple[Any, Mapping[str, Any]]:
             f"dropout), got {type(error).__name__}: {error}"
         ) from error
     return outputs
+
+
+def _check_options(
+    objective: object, config: object, optimizer: object, on_epoch: object
+) -> None:
+    """Raises ValueError unless the options are of the right kind."""
+    if isinstance(objective, type) or not callable(objective):
+        raise ValueError(
+            "objective must be a function, as robjax.training.objectives has them, got "
+            f"{objective!r}"
+        )
+    try:
+        inspect.signature(objective).bind(None, None, None, keys=None, strength=None)
+    except TypeError as error:
+        raise ValueError(
+            "objective must be called as objective(network, images, labels, keys=, "
+            f"strength=), as those of robjax.training.objectives, got {objective!r}: "
+            f"{error}"
+        ) from error
+    if not isinstance(config, FitConfig):
+        raise ValueError(f"config must be a FitConfig, as FitConfig(), got {config!r}")
+    if not (optimizer is None or hasattr(optimizer, "init")):
+        raise ValueError(
+            f"optimizer must be one of optax, as optax.adam(1e-3), got {optimizer!r}"
+        )
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(f"on_epoch must be a function or None, got {on_epoch!r}")
 
 
 def _check_ball(objective: Objective) -> None:
