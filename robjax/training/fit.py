@@ -112,6 +112,8 @@ def fit(
         steps_per_epoch,
         data.scale,
         tuple(devices),
+        # the same functions may read other values of their module than before
+        repr([description.get(name) for name in ("model", "objective", "optimizer")]),
     )
     loop = _Loop(
         step=step,
@@ -147,7 +149,9 @@ def _compiled_step(
     steps_per_epoch: int,
     scale: float,
     devices: tuple[parallel.Device, ...],
+    description: str,
 ) -> StepFn:
+    del description  # a part of the key alone
     optimizer = optimizer or make_optimizer(config, steps_per_epoch)
     step = make_step(
         model,
