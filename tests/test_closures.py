@@ -432,7 +432,8 @@ def in_a_class_of_a_closure():
 
 
 def in_slots():
-    net = type("Slots", (), {"__slots__": ("factor",)})()
+    slots: Any = type("Slots", (), {"__slots__": ("factor",)})
+    net = slots()
     net.factor = 1
     return lambda x: net.factor * x, functools.partial(setattr, net, "factor")
 

@@ -235,7 +235,7 @@ def test_a_mistake_is_one_error_that_says_what_to_write(name):
 
 METRICS: dict[str, Any] = {
     "kl_components": lambda model: metrics.kl_components(model, X, X[::-1]),
-    "kl_path": lambda model: metrics.kl_path(model, X, X[::-1], [0.5, 1.0]),
+    "kl_path": lambda model: metrics.kl_path(model, X, X[::-1], jnp.ones(2)),
     "kl_to_class_means": lambda model: metrics.kl_to_class_means(model, X, Y),
     "pairwise_kl": lambda model: metrics.pairwise_kl(model, X, Y),
     "class_pair_kl": lambda model: metrics.class_pair_kl(model, X, Y),
