@@ -157,7 +157,7 @@ def explain(
       error: what calling the model with them raised.
     """
     x = inputs[0]
-    said = f"{type(error).__name__}: {_first_line(error)}"
+    said = f"{type(error).__name__}: {first_line(error)}"
     for attempt in _attempts(x, has_keys=len(inputs) > 1):
         if _works(attempt, model, inputs):
             return f"logits_fn {attempt.advice}; the error was {said}"
@@ -170,7 +170,12 @@ def explain(
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    r"""The first line of what an error says.
+
+    >>> first_line(ValueError("one\ntwo"))
+    'one'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else ""
 
@@ -187,7 +192,8 @@ def _attempts(x: Shaped, *, has_keys: bool) -> Iterator[_Attempt]:
         return
     yield _Attempt(
         "takes (images, keys [B]), so it is randomised: give eot=n, the number of "
-        "draws to average over",
+        "draws to average over, or where there is no eot one draw, as in "
+        "lambda x: logits_fn(x, jnp.broadcast_to(key, len(x)))",
         lambda model, x: model(x, jax.random.split(jax.random.key(0), len(x))),
     )
     yield _Attempt(

@@ -7,14 +7,15 @@ callable apart, and what it holds becomes the leaves of a tree:
 
     floating-point arrays [n, …] of a closure  themselves: they may be weights
     other arrays of a closure                  `Held`, compared by content
-    code, and what it reads of its module      `Held`, compared by value
-    objects that are no pytrees, lists, dicts  `Held`, compared by identity and `_state`
+    code                                       `Held`, compared by value
+    objects that are no pytrees, lists, dicts  `Held`, compared by identity and by what
+                                               `robjax.runs.identity` says they are
 
-`jax.tree_util.tree_unflatten` puts the callable together again.
+`jax.tree_util.tree_unflatten` puts the callable together again. What its code reads of
+modules and classes is not in the tree: `surroundings` tells it.
 
-**Not seen.** Whole numbers and strings in an object, a list or a dict may change unseen
-(most are counters and logs). So may what a function assigns itself to a variable of its
-closure, and what it finds only when it runs (through `getattr`, or in a file).
+**Not seen.** What a function assigns itself to a variable of its closure may change
+unseen, and what it finds only when it runs (through `getattr`, or in a file).
 """
 
 import dis
@@ -30,7 +31,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-_DEPTH = 6  # how far `_state` follows attributes of attributes
 _ASSIGNMENTS = {
     "STORE_DEREF",
     "DELETE_DEREF",
@@ -152,8 +152,10 @@ class _Opening(NamedTuple):
         if isinstance(value, _Array):
             return self.open_array(value) if self.within else value
         own_equality = type(value).__eq__ is not object.__eq__
-        if isinstance(value, _Plain) or own_equality or not any(_state(value)):
+        if isinstance(value, _Plain) or own_equality:
             return value
+        if isinstance(value, CellType):
+            return Held(value)
         return _kept(value)
 
     def open_array(self, array: _Array) -> Any:
@@ -180,7 +182,7 @@ class _Opening(NamedTuple):
         empty = tuple(CellType() for _ in fn.__code__.co_freevars)
         hollow = _build_function(fn, empty, None, None)
         names = (fn.__qualname__, fn.__module__)
-        key = (fn.__code__, Held(fn.__globals__), *names, *_reads(fn))
+        key = (fn.__code__, Held(fn.__globals__), *names)
         return _node_or_leaf(fn, _build_function, Held(hollow, *key), *parts)
 
 
@@ -255,9 +257,14 @@ def _open_nnx(module: Any) -> _Node:
 def _variables(fn: FunctionType) -> Iterator[Any]:
     """The values of a closure; the cell itself where it is not the value that counts.
 
-    That is a variable without a value, and one that the function assigns to. If that
-    is None, it waits for its first value, and any cell will do.
+    That is a variable without a value, a collection to which the function only adds,
+    and a variable that it assigns to. If that is None, it waits for its first value,
+    and any cell will do.
     """
+    # late, since what describes runs describes these trees
+    from robjax.runs.anatomy import is_log
+    from robjax.runs.bytecode import loads
+
     assigned = _assigned(fn.__code__)
     cells = fn.__closure__ or ()
     for name, cell in zip(fn.__code__.co_freevars, cells, strict=True):
@@ -265,7 +272,9 @@ def _variables(fn: FunctionType) -> Iterator[Any]:
             value = cell.cell_contents
         except ValueError:
             value = cell
-        yield cell if name in assigned and value is not None else value
+        taken = [path[1:] for path in loads(fn.__code__).cells if path[0] == name]
+        counted = name in assigned and value is not None
+        yield cell if counted or (taken and is_log(value, taken)) else value
 
 
 def _content(array: _Array) -> tuple[Hashable, ...]:
@@ -282,72 +291,25 @@ def _content(array: _Array) -> tuple[Hashable, ...]:
 
 
 def _kept(value: Any) -> Held:
-    return Held(value, Held(value), *_state(value))
-
-
-def _state(
-    value: Any, seen: dict[int, Any] | None = None, depth: int = 0
-) -> Iterator[Hashable]:
-    """The arrays and floats in a value, which may change while it stays the same."""
-    seen = {} if seen is None else seen
-    if isinstance(value, float | complex):
-        yield type(value), repr(value)
-    if isinstance(value, _Plain) or id(value) in seen:
-        return
-    seen[id(value)] = value
-    if isinstance(value, jax.Array):
-        yield Held(value)
-    elif isinstance(value, np.ndarray):
-        yield _content(value)
-    elif depth < _DEPTH:
-        for part in _parts(value):
-            yield from _state(part, seen, depth + 1)
-
-
-def _parts(value: Any) -> list[Any]:
-    """What a value is made of: elements, attributes, the variables of a closure."""
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, MethodType):
-        return [value.__self__]
-    attributes = list(getattr(value, "__dict__", {}).values())
-    if isinstance(value, FunctionType):
-        defaults = [value.__defaults__, value.__kwdefaults__]
-        return [*attributes, *_variables(value), *defaults]
-    leaves = jax.tree.leaves(value)
-    return attributes if any(leaf is value for leaf in leaves) else attributes + leaves
-
-
-def _reads(fn: FunctionType, seen: list[Any] | None = None) -> Iterator[Hashable]:
-    """What a user's function reads of modules; functions of the user are followed."""
+    """Stands for a value as long as it is the same object and has not changed."""
     # late, since what describes runs describes these trees
-    from robjax.runs.anatomy import Whose, follow, whose
-    from robjax.runs.bytecode import loads
+    from robjax.runs.identity import identify
 
-    seen = [] if seen is None else seen
-    if any(fn is other for other in seen) or whose(fn.__globals__) != Whose.USER:
-        return
-    seen.append(fn)
-    counters = _assigned(fn.__code__)
-    for path in sorted(loads(fn.__code__).variables):
-        if path[0] not in fn.__globals__:
-            continue
-        taken, value = follow(fn.__globals__[path[0]], path[1:])
-        name = (path[0], *taken)
-        if isinstance(value, FunctionType):
-            yield name, value.__code__, *_state(value)
-            yield from _reads(value, seen)
-        elif isinstance(value, int) and name[-1] in counters:
-            continue
-        elif isinstance(value, _Plain):
-            yield name, type(value), value
-        else:
-            by_value = type(value).__eq__ is not object.__eq__ and _is_hashable(value)
-            yield name, (value if by_value else _kept(value))
+    words, reads, code = identify(value)
+    return Held(value, Held(value), words, *reads.items(), *code.items())
+
+
+def surroundings(value: Any) -> tuple[Hashable, ...]:
+    """What the code of a callable finds in modules and classes; not what it holds.
+
+    >>> names = {"__name__": "__main__", "factor": 2}
+    >>> surroundings(eval("lambda x: factor * x", names))[0]
+    ('__main__.factor', '2')
+    """
+    from robjax.runs.identity import identify
+
+    _, reads, code = identify(value, arrays=False)
+    return (*reads.items(), *code.items())
 
 
 @functools.lru_cache(maxsize=4096)

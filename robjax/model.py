@@ -111,7 +111,11 @@ def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallab
     Raises:
       ValueError: `dtype` is not a floating-point type.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:  # no type at all
+        floating = False
+    if not floating:
         raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
 
     def cast(leaf: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from robjax.closures import Held, TrainModeError, opened
+from robjax.closures import Held, TrainModeError, opened, surroundings
 
 # A program of a small network and PGD takes 5 MiB, one of a large suite 20 MiB.
 _MOST_PROGRAMS = 64
@@ -34,8 +34,14 @@ class _Hole:
 
 _HOLE = _Hole()
 
-_Static = tuple[jax.tree_util.PyTreeDef, tuple[Hashable, ...], tuple[type, ...]]
-"""Tree structure, leaves with holes for the arrays, and the types of these leaves."""
+_Static = tuple[
+    jax.tree_util.PyTreeDef,
+    tuple[Hashable, ...],
+    tuple[type, ...],
+    tuple[Hashable, ...],
+]
+"""Tree structure; leaves with holes for the arrays; the types of these leaves; what the
+code finds in modules and classes."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -69,7 +75,7 @@ class TracedCallable:
 
     def unwrap(self) -> Callable[..., Any]:
         """The callable that `traced` was given, with the present arrays in it."""
-        treedef, rest, _ = self._static
+        treedef, rest, *_ = self._static
         arrays = iter(self._arrays)
         leaves = [next(arrays) if leaf is _HOLE else leaf for leaf in rest]
         values = [leaf.value if isinstance(leaf, Held) else leaf for leaf in leaves]
@@ -164,7 +170,8 @@ def _cut(fn: Callable[..., Any], *, constants: bool) -> tuple[list[Any], _Static
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
     rest = tuple(_HOLE if _is_array(leaf) else leaf for leaf in leaves)
     # The types belong to the static part because 1 == True == 1.0.
-    return arrays, (treedef, rest, tuple(type(leaf) for leaf in rest))
+    types = tuple(type(leaf) for leaf in rest)
+    return arrays, (treedef, rest, types, surroundings(fn))
 
 
 def _is_array(leaf: object) -> bool:

@@ -367,6 +367,134 @@ def test_the_same_function_with_other_weights_is_another_model(make):
     np.testing.assert_allclose(run(model), X @ second, rtol=1e-6)
 
 
+class Factor:
+    """Multiplies; what by is found in another place in every test."""
+
+    shared: Any = 1
+
+    def __init__(self):
+        self.factor: Any = 1
+
+    def __call__(self, x):
+        return self.factor * x
+
+    def by_class(self, x):
+        return self.shared * x
+
+    def by_global(self, x):
+        return FACTOR * x
+
+
+class LinenFactor(nn.Module):
+    def __call__(self, x):
+        return FACTOR * x
+
+
+class EquinoxFactor(eqx.Module):
+    def __call__(self, x):
+        return FACTOR * x
+
+
+def set_global(value):
+    global FACTOR
+    FACTOR = value
+
+
+def in_an_attribute():
+    net = Factor()
+    return net, functools.partial(setattr, net, "factor")
+
+
+def in_an_attribute_of_a_closure():
+    net = types.SimpleNamespace(factor=1)
+    return lambda x: net.factor * x, functools.partial(setattr, net, "factor")
+
+
+def in_a_list():
+    factors = [1]
+    return lambda x: factors[0] * x, functools.partial(factors.__setitem__, 0)
+
+
+def in_a_default_list():
+    factors: list[Any] = [1]
+
+    def model(x, factors=factors):
+        return factors[0] * x
+
+    return model, functools.partial(factors.__setitem__, 0)
+
+
+def in_a_dict():
+    factors = {"x": 1}
+    return lambda x: factors["x"] * x, functools.partial(factors.__setitem__, "x")
+
+
+def in_a_class():
+    Factor.shared = 1
+    return Factor().by_class, functools.partial(setattr, Factor, "shared")
+
+
+def in_a_class_of_a_closure():
+    Factor.shared = 1
+    return lambda x: Factor.shared * x, functools.partial(setattr, Factor, "shared")
+
+
+def in_slots():
+    slots: Any = type("Slots", (), {"__slots__": ("factor",)})
+    net = slots()
+    net.factor = 1
+    return lambda x: net.factor * x, functools.partial(setattr, net, "factor")
+
+
+def by_a_method():
+    set_global(1)
+    return Factor().by_global, set_global
+
+
+def by_a_linen_module():
+    set_global(1)
+    return Partial(LinenFactor().apply, {}), set_global
+
+
+def by_an_equinox_module():
+    set_global(1)
+    return EquinoxFactor(), set_global
+
+
+def by_an_object_in_a_closure():
+    set_global(1)
+    module = EquinoxFactor()
+    return lambda x: module(x), set_global
+
+
+@pytest.mark.parametrize("value", [2, 2.5, np.float32(3), True], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        in_an_attribute,
+        in_an_attribute_of_a_closure,
+        in_a_list,
+        in_a_default_list,
+        in_a_dict,
+        in_a_class,
+        in_a_class_of_a_closure,
+        in_slots,
+        by_a_method,
+        by_a_linen_module,
+        by_an_equinox_module,
+        by_an_object_in_a_closure,
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_numbers_that_change_in_place_are_used(make, value):
+    model, change = make()
+    run = jax.jit(lambda fn, x: fn(x))
+    x = X[:, :3]
+    np.testing.assert_allclose(run(as_logits_fn(model), x), x)
+    change(value)
+    np.testing.assert_allclose(run(as_logits_fn(model), x), value * x, rtol=1e-6)
+
+
 def test_numbers_and_functions_of_a_module_count():
     names = {"__name__": "notebook", "w": weights(0), "factor": 1.0}
     exec("def scale(x):\n    return factor * x", names)

@@ -253,7 +253,7 @@ def test_nothing_classified_correctly(network):
         ({"eot": 2}, "logits_fn must take"),
         ({"bounds": (1.0, 0.0)}, "bounds must be"),
         ({"key": 3}, "key must be"),
-        ({"surrogate": 3}, "logits_fn must be"),
+        ({"surrogate": 3}, "surrogate is a model, whose logits_fn must be"),
         ({"surrogate": lambda x: jnp.zeros((x.shape[0], 3))}, "surrogate must have"),
     ],
 )

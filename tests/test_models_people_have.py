@@ -12,12 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sklearn.linear_model
 from flax import nnx
 from jax.tree_util import Partial
 
-from robjax import attacks, data, models, training
+from robjax import attacks, data, metrics, models, training
 from robjax.balls import Linf
 from robjax.checks import check_images, check_labels, check_logits
 from robjax.model import as_logits_fn, count_classes
@@ -232,6 +233,47 @@ def test_a_mistake_is_one_error_that_says_what_to_write(name):
         count_classes(as_logits_fn(model), X)
 
 
+METRICS: dict[str, Any] = {
+    "kl_components": lambda model: metrics.kl_components(model, X, X[::-1]),
+    "kl_path": lambda model: metrics.kl_path(model, X, X[::-1], jnp.ones(2)),
+    "kl_to_class_means": lambda model: metrics.kl_to_class_means(model, X, Y),
+    "pairwise_kl": lambda model: metrics.pairwise_kl(model, X, Y),
+    "class_pair_kl": lambda model: metrics.class_pair_kl(model, X, Y),
+    "fisher_spectrum": lambda model: metrics.fisher_spectrum(model, X),
+    "Lanczos": lambda model: metrics.fisher_spectrum(model, X, lanczos_steps=2),
+    "saliency": lambda model: metrics.saliency.saliency(model, X, Y, width=1),
+}
+
+
+@pytest.mark.parametrize("mistake", ["a dict", "single images", "Haiku", "transposed"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_tell_a_mistake_as_attacks_do(metric, mistake):
+    model, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=f"^logits_fn .*{message}"):
+        METRICS[metric](model)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_take_models_that_read_the_values_of_their_weights(metric):
+    rows = np.asarray(W)
+    METRICS[metric](lambda x: flat(x) @ W / np.linalg.norm(rows))
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [
+        lambda x: x.reshape(len(x), 7),
+        lambda x: x.detach(),
+        lambda: 1,
+        Partial(haiku_apply, W),
+        LINEN,
+    ],
+)
+def test_what_cannot_take_images_is_no_function_to_query(predict):
+    with pytest.raises(ValueError, match=r"^predict .*\[4, 8, 8, 1\] of float32"):
+        attacks.square_queries(predict, X, Y, key=KEY, ball=Linf(0.1), queries=2)
+
+
 def two_classes(x):
     z = single_logit(x)
     return jnp.stack([jnp.zeros(len(z)), z.reshape(-1)], axis=1)
@@ -249,6 +291,7 @@ MENDED: dict[str, Any] = {
     "rows of pixels": lambda x: MISTAKES["rows of pixels"][0](x.reshape(len(x), -1)),
     "Haiku": Partial(haiku_apply, W, None),
     "Haiku with state": lambda x: haiku_with_state(W, {}, None, x)[0],
+    "keys": lambda x: MISTAKES["keys"][0](x, jnp.broadcast_to(KEY, len(x))),
     "params": Partial(jax.jit(linear), W),
     "an instance": Callable(W),
     "scikit-learn": lambda x: flat(x) @ SKLEARN.coef_.T + SKLEARN.intercept_[None],
@@ -443,6 +486,30 @@ def test_fit(model, dataset, message):
         training.fit(
             model, dataset, config=config, progress=False, devices=jax.devices()[:1]
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "trades"}, "objective must be a function.*got 'trades'"),
+        ({"objective": None}, "objective must be a function.*got None"),
+        (
+            {"objective": functools.partial(attacks.pgd, ball=Linf(0.1))},
+            r"objective must be called as objective\(network, images, labels",
+        ),
+        ({"config": {"epochs": 1}}, r"config must be a FitConfig.*got {'epochs': 1}"),
+        ({"config": FitConfig}, "config must be a FitConfig"),
+        ({"optimizer": "adam"}, r"optimizer must be one of optax.*got 'adam'"),
+        ({"optimizer": optax.adam}, r"optimizer must be one of optax, as optax.adam"),
+        ({"on_epoch": 3}, "on_epoch must be a function or None, got 3"),
+        ({"devices": "cpu"}, "devices must be a list of jax.devices.*got 'cpu'"),
+        ({"devices": jax.devices()[0]}, "devices must be a list of jax.devices"),
+    ],
+)
+def test_options_of_fit(options, message):
+    given = {"config": FitConfig(epochs=1, batch_size=4), "progress": False} | options
+    with pytest.raises(ValueError, match=f"^{message}"):
+        training.fit(MLP, DATA, **given)
 
 
 def test_fit_takes_a_model_of_any_keywords():

@@ -243,7 +243,10 @@ def autoattack(
     elif attacks is None:
         named = suite(version, ball, eot=eot, reference_quirks=reference_quirks)
     else:
-        raise ValueError(f"attacks must be None for version {version!r}, got {attacks}")
+        raise ValueError(
+            f"attacks must be None for version {version!r}, got {attacks}: give "
+            "version='custom' with a mapping from names to attacks"
+        )
     task = Task.make(
         logits_fn,
         np.asarray(problem.x),

@@ -92,7 +92,7 @@ def check_attacks(attacks: object) -> Mapping[str, Attack]:
       attacks: name -> attack; the attacks themselves are for `check_attack`.
 
     Raises:
-      ValueError: `attacks` is no mapping, or one is called "clean".
+      ValueError: `attacks` is no mapping, a name is no string, or one is "clean".
     """
     if not isinstance(attacks, Mapping):
         several = attacks if isinstance(attacks, list | tuple) else [attacks]
@@ -102,6 +102,9 @@ def check_attacks(attacks: object) -> Mapping[str, Attack]:
             f"attacks must be a mapping from names to attacks, as {{{example}}}, got "
             f"{type(attacks).__name__}"
         )
+    for name in attacks:
+        if not isinstance(name, str):
+            raise ValueError(f"attacks must have names that are strings, got {name!r}")
     if "clean" in attacks:
         raise ValueError("attacks must not name one 'clean': that is the clean image")
     return attacks

@@ -152,7 +152,8 @@ def robust_accuracy_curve(
             continue
         with_ball = functools.partial(attack, ball=ball(float(epsilon)))
         verdicts = attack_all(task, with_ball, left)
-        reached = verdicts.distance if minimal_norm else epsilon
+        # a distance may be rounded to more than ε
+        reached = np.minimum(verdicts.distance, epsilon) if minimal_norm else epsilon
         distances[left] = np.where(verdicts.fooled, reached, np.inf)
     found = of_task(
         task,

@@ -33,12 +33,14 @@ def make_mesh(devices: Sequence[Device] | None) -> Mesh:
       devices: None: all local ones.
 
     Raises:
-      ValueError: `devices` is empty.
+      ValueError: `devices` is empty, or holds what is no device.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
-    if not devices:
+    found = np.asarray(jax.local_devices() if devices is None else devices, object)
+    if found.ndim != 1 or not all(isinstance(device, jax.Device) for device in found):
+        raise ValueError(f"devices must be a list of jax.devices(), got {devices!r}")
+    if not found.size:
         raise ValueError("devices must name at least one device, got none")
-    return Mesh(np.asarray(devices), ("batch",))
+    return Mesh(found, ("batch",))
 
 
 def place(tree: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:

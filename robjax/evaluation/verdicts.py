@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from robjax import losses, lowering
+from robjax.advice import first_line
 from robjax.balls import L0, L1, L2, Ball, Linf
 from robjax.checks import Bounds
 from robjax.evaluation.arguments import advice_on_eot, check_bound
@@ -247,10 +248,16 @@ def check_attack(label: str, attack: Attack, task: Task) -> None:
             jax.eval_shape(call, task.attacked, x, y, key=keys)
         program = _program(task.mesh, _spec_of(ball))
         returned = program.eval_shape(bound.call, task.attacked, x, y, keys, ball)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         if advice := advice_on_eot(attack, task):
             raise ValueError(f"{label} {advice}") from error
-        raise
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"{label} must be an attack that JAX can trace, unlike autoattack (its "
+            "attacks are robjax.attacks.suite, given with cascade=True) and "
+            f"square_queries; the error was {type(error).__name__}: {first_line(error)}"
+        ) from error
     for field, array in returned.items():
         wanted = x.shape if field == "x_adv" else y.shape
         if array.shape != wanted:

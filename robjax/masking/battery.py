@@ -133,8 +133,12 @@ def _check_problem(
 
 
 def _check_surrogate(surrogate: LogitsFn, x: jax.Array, classes: int) -> TracedCallable:
-    surrogate = as_logits_fn(surrogate)
-    if (found := count_classes(surrogate, x)) != classes:
+    try:
+        surrogate = as_logits_fn(surrogate)
+        found = count_classes(surrogate, x)
+    except ValueError as error:
+        raise ValueError(f"surrogate is a model, whose {error}") from error
+    if found != classes:
         raise ValueError(
             f"surrogate must have the {classes} classes of logits_fn, got {found}"
         )

@@ -151,7 +151,8 @@ def fisher_spectrum(
         check_count("lanczos_steps", lanczos_steps)
     directions = check_count("directions", directions)
     model = as_logits_fn(logits_fn)
-    eigenvalues = lanczos_steps or count_classes(model, x)
+    classes = count_classes(model, x)
+    eigenvalues = lanczos_steps or classes
     if directions > eigenvalues:
         raise ValueError(f"directions must be at most {eigenvalues}, got {directions}")
     measure = functools.partial(_fisher_spectrum, model)

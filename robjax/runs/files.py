@@ -239,8 +239,10 @@ def writable_folder(folder: PathLike, name: str = "results") -> pathlib.Path:
       The folder as a path.
 
     Raises:
-      ValueError: the folder cannot be created or written.
+      ValueError: `folder` is no path, or cannot be created or written.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"{name} must be the path of a folder, got {folder!r}")
     path = pathlib.Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

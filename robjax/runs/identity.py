@@ -25,6 +25,7 @@ import enum
 import functools
 import hashlib
 import types
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -61,7 +62,7 @@ class Identity(NamedTuple):
     code: dict[str, str]
 
 
-def identify(value: object) -> Identity:
+def identify(value: object, *, arrays: bool = True) -> Identity:
     """Tells what a function or any other value is.
 
     Values that differ in these differ in their identity:
@@ -75,6 +76,8 @@ def identify(value: object) -> Identity:
     * a pytree, or its structure: types of the nodes, static parts, leaves;
     * an array: dtype, shape and `checksum`; of a single number the number.
 
+    Without `arrays`, of those that the value holds dtype and shape alone count.
+
     >>> def scaled(x, *, factor=2):
     ...     return factor * x
     >>> identity = identify(functools.partial(scaled, factor=3))
@@ -83,7 +86,7 @@ def identify(value: object) -> Identity:
     >>> list(identity.code)
     ['robjax.runs.identity.scaled']
     """
-    return _Walk().identify(value)
+    return _Walk(arrays=arrays).identify(value)
 
 
 def describe(value: object) -> str:
@@ -132,7 +135,8 @@ class _Walk:
       met: the variables and classes that are no more to be put into `later`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, arrays: bool = True) -> None:
+        self.arrays = arrays
         self.reads: dict[str, str] = {}
         self.code: dict[str, str] = {}
         self.around: list[object] = []
@@ -143,6 +147,9 @@ class _Walk:
 
     def identify(self, value: object) -> Identity:
         words = self.words(value)
+        if not self.arrays:
+            self.arrays = True
+            self.texts.clear()
         while self.later:
             name, describe_it = self.later.popleft()
             text = describe_it()
@@ -222,6 +229,8 @@ class _Walk:
 
     def array(self, value: Any) -> str:
         kind = f"{value.dtype}{list(value.shape)}"
+        if not self.arrays:
+            return kind
         if isinstance(value, jax.Array) and not is_concrete(value):
             return f"traced {kind}"
         if isinstance(value, jax.Array) and value.is_deleted():
@@ -230,7 +239,7 @@ class _Walk:
             return f"{kind} {self.words(value.tolist())}"
         if value.size == 1 and jnp.issubdtype(value.dtype, jnp.number):
             return f"{kind} {value.item()!r}"
-        return f"{kind} {checksum(value)}"
+        return f"{kind} {_checksum_once(value)}"
 
     def items(self, value: Any) -> str:
         """A collection by what it contains; dictionaries and sets in a stable order."""
@@ -437,6 +446,21 @@ class _Walk:
         rest = "" if static is None or static is kind else self.words(static)
         more = f"[{rest}]" if rest not in ("", "()") else ""
         return f"{self.class_name(kind)}{more}({text})"
+
+
+def _checksum_once(array: Any) -> str:
+    """The checksum of an array; of one that cannot change it is computed once."""
+    if not isinstance(array, jax.Array):
+        return checksum(array)
+    key = id(array)
+    if key not in _checksums:
+        weakref.finalize(array, _checksums.pop, key, None)
+        _checksums[key] = checksum(array)
+    return _checksums[key]
+
+
+_checksums: dict[int, str] = {}
+"""Checksums of the jax.Arrays that are alive, by their ids."""
 
 
 def _hash(text: str) -> str:

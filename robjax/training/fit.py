@@ -94,6 +94,7 @@ def fit(
       FloatingPointError: the loss, a metric or the gradient is not finite; the
         message names the step. Nothing of that step is saved.
     """
+    _check_options(objective, config, optimizer, on_epoch)
     devices = parallel.check_devices(devices, config.batch_size)
     _check_model(model, data, config, len(devices))
     _check_ball(objective)
@@ -111,6 +112,8 @@ def fit(
         steps_per_epoch,
         data.scale,
         tuple(devices),
+        # the same functions may read other values of their module than before
+        repr([description.get(name) for name in ("model", "objective", "optimizer")]),
     )
     loop = _Loop(
         step=step,
@@ -146,7 +149,9 @@ def _compiled_step(
     steps_per_epoch: int,
     scale: float,
     devices: tuple[parallel.Device, ...],
+    description: str,
 ) -> StepFn:
+    del description  # a part of the key alone
     optimizer = optimizer or make_optimizer(config, steps_per_epoch)
     step = make_step(
         model,
@@ -241,6 +246,33 @@ def _outputs(model: nn.Module, data: Dataset) -> tuple[Any, Mapping[str, Any]]:
             f"dropout), got {type(error).__name__}: {error}"
         ) from error
     return outputs
+
+
+def _check_options(
+    objective: object, config: object, optimizer: object, on_epoch: object
+) -> None:
+    """Raises ValueError unless the options are of the right kind."""
+    if isinstance(objective, type) or not callable(objective):
+        raise ValueError(
+            "objective must be a function, as robjax.training.objectives has them, got "
+            f"{objective!r}"
+        )
+    try:
+        inspect.signature(objective).bind(None, None, None, keys=None, strength=None)
+    except TypeError as error:
+        raise ValueError(
+            "objective must be called as objective(network, images, labels, keys=, "
+            f"strength=), as those of robjax.training.objectives, got {objective!r}: "
+            f"{error}"
+        ) from error
+    if not isinstance(config, FitConfig):
+        raise ValueError(f"config must be a FitConfig, as FitConfig(), got {config!r}")
+    if not (optimizer is None or hasattr(optimizer, "init")):
+        raise ValueError(
+            f"optimizer must be one of optax, as optax.adam(1e-3), got {optimizer!r}"
+        )
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(f"on_epoch must be a function or None, got {on_epoch!r}")
 
 
 def _check_ball(objective: Objective) -> None:

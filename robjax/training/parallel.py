@@ -39,13 +39,16 @@ def check_devices(devices: Sequence[Device] | None, batch_size: int) -> list[Dev
     1
 
     Raises:
-      ValueError: there is none, one twice, or they cannot share a batch evenly.
+      ValueError: there is none, one is no device or there twice, or they cannot share
+        a batch evenly.
     """
-    chosen = jax.devices() if devices is None else list(devices)
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise ValueError(
-            f"devices must be different devices, one or more, got {devices}"
-        )
+    found = np.asarray(jax.devices() if devices is None else devices, object)
+    kinds = [isinstance(device, jax.Device) for device in found.flat]
+    if found.ndim != 1 or not found.size or not all(kinds):
+        raise ValueError(f"devices must be a list of jax.devices(), got {devices!r}")
+    chosen = list(found)
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"devices must be different devices, got {devices}")
     if batch_size % len(chosen):
         raise ValueError(
             f"batch_size must be a multiple of the number of devices, {len(chosen)}, "

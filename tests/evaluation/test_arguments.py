@@ -80,6 +80,19 @@ BAD = {
         {"attacks": {"a": lambda f, x, y, *, key, bounds: x[:1]}},
         rf"attacks\['a'\] must return x_adv of shape \({COUNT}, 3, 4, 1\)",
     ),
+    "a number for a name": ({"attacks": {1: PGD}}, "names that are strings, got 1"),
+    "autoattack for an attack": (
+        {"attacks": {"a": partial(attacks.autoattack, ball=Linf(0.1))}},
+        r"attacks\['a'\] must be .*attacks are robjax.attacks.suite",
+    ),
+    "an attack that fails": (
+        {"attacks": {"a": lambda f, x, y, *, key, bounds: 1 / 0}},
+        r"attacks\['a'\] must be .*ZeroDivisionError",
+    ),
+    "a name for devices": ({"devices": "cpu"}, "devices must be a list of jax.dev"),
+    "one device": ({"devices": jax.devices()[0]}, "devices must be a list of jax.dev"),
+    "no type": ({"dtype": "half precision"}, "dtype must be a floating-point type"),
+    "a number for a folder": ({"run_dir": 3}, "run_dir must be the path of a folder"),
     "one image": ({"data": (X[0], 3)}, r"give x\[None\]"),
     "one image, label [1]": ({"data": (X[0], np.array([3]))}, r"give x\[None\]"),
     "one vector": ({"data": (X[0].ravel(), [3])}, r"images\[None\]"),
@@ -110,10 +123,11 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_evaluate_says_what_to_write_instead(name):
     change, message = BAD[name]
-    given = {"logits_fn": honest, "data": (X, Y), "attacks": {}, "key": KEY} | change
+    given = {"logits_fn": honest, "data": (X, Y), "attacks": {}, "key": KEY}
+    given = given | {"devices": ONE} | change
     positional = [given.pop(k) for k in ("logits_fn", "data", "attacks")]
     with pytest.raises(ValueError, match=message):
-        evaluate(*positional, devices=ONE, **given)
+        evaluate(*positional, **given)
 
 
 CURVES = {

@@ -86,6 +86,14 @@ def test_one_run_of_a_nearest_image_attack_gives_the_whole_curve(norm):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_distance_that_is_rounded_up_counts_at_the_radius_that_was_attacked():
+    """PGD ends on the ball, where float32 rounds distances to more than ε."""
+    attack = functools.partial(attacks.pgd, steps=5)
+    every = run(MODEL, X, Y, attack, epsilons=[0.1])
+    once = run(MODEL, X, Y, attack, epsilons=[0.1], minimal_norm=True)
+    np.testing.assert_array_equal(once.broken, every.broken)
+
+
 def test_compiles_once_for_each_batch_size_and_sees_only_the_robust():
     sizes, traces = [], []
 

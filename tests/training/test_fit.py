@@ -188,3 +188,34 @@ class TestBadArguments:
 
         with pytest.raises(ValueError, match="logits"):
             fit(Maps(), few, config=SHORT)
+
+
+WEIGHT = 1.0
+
+
+def weighted(network, images, labels, *, keys, strength):
+    losses, metrics, network = objectives.standard(
+        network, images, labels, keys=keys, strength=strength
+    )
+    return WEIGHT * losses, metrics, network
+
+
+def test_an_objective_that_reads_another_number_is_another_objective(monkeypatch):
+    images = np.uint8(255 * (np.arange(8) % 2)).reshape(8, 1, 1, 1)
+    black_and_white = data.from_arrays(images, np.arange(8) % 2)
+    config = training.FitConfig(epochs=1, batch_size=4, clip_norm=None)
+
+    def trained():
+        state = training.fit(
+            MLP(2, widths=(4,)),
+            black_and_white,
+            objective=weighted,
+            config=config,
+            devices=jax.devices()[:1],
+            progress=False,
+        )
+        return np.concatenate([np.ravel(w) for w in jax.tree.leaves(state.weights)])
+
+    first = trained()
+    monkeypatch.setitem(globals(), "WEIGHT", -5.0)
+    assert not np.allclose(trained(), first)

@@ -231,7 +231,18 @@ def _ask(
     for first in range(0, len(images), count):
         # a copy, so that predict may write to it
         shown = np.array(images[first : first + count])
-        scores = _check_scores(predict(shown), len(shown), classes)
+        try:
+            returned = predict(shown)
+        except Exception as error:
+            if classes is not None or isinstance(error, OSError):
+                raise  # it took images before, or lost a connection
+            raise ValueError(
+                "predict must take NumPy images as x has them, here "
+                f"{list(shown.shape)} of {shown.dtype}, as in lambda x: "
+                "model(torch.from_numpy(x).movedim(-1, 1)).detach() of PyTorch; the "
+                f"error was {type(error).__name__}: {error}"
+            ) from error
+        scores = _check_scores(returned, len(shown), classes)
         parts.append(scores)
         classes = scores.shape[1]
     return np.concatenate(parts)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax import lowering
-from robjax.checks import check_labels, check_logits
+from robjax.checks import check_labels
 from robjax.metrics.finite import (
     check_measured,
     finite_samples,
@@ -19,7 +19,7 @@ from robjax.metrics.finite import (
 )
 from robjax.metrics.fisher import logits_and_jacobian
 from robjax.metrics.kl.split import KLComponents, split_kl
-from robjax.model import LogitsFn, as_logits_fn
+from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.numerics import finite_or_zero, map_batched
 from robjax.samples import is_concrete
 from robjax.traced import TracedCallable
@@ -82,16 +82,31 @@ def kl_components(
       KLComponents of arrays [B], with the error of each by rounding.
 
     Raises:
-      ValueError: an image array is not floating or not finite, or shapes differ.
+      ValueError: an image array is not floating or not finite, shapes differ, or
+        `logits_fn` gives no logits.
 
     Warns:
       UserWarning: the logits of some pairs are not finite, and their parts NaN; or
         their input gradients are not.
     """
     x, x_prime = _check_pair(x, x_prime)
-    found = measure_pairs(as_logits_fn(logits_fn), x, x_prime)
+    found = measure_pairs(checked_model(logits_fn, x), x, x_prime)
     _warn(found, "pairs")
     return found.parts
+
+
+def checked_model(logits_fn: LogitsFn, x: jax.Array) -> TracedCallable:
+    """The model with traced weights, once it is known to give logits for images x.
+
+    >>> checked_model(lambda x: x, jnp.ones((2, 3)))(jnp.ones((1, 3))).shape
+    (1, 3)
+
+    Raises:
+      ValueError: it gives none; as in `count_classes`.
+    """
+    model = as_logits_fn(logits_fn)
+    count_classes(model, x)
+    return model
 
 
 def _warn(found: Measured, what: str) -> None:
@@ -143,7 +158,7 @@ def kl_path(
         raise ValueError(f"times must be a vector, got shape {times.shape}")
     if is_concrete(times) and not np.isfinite(times).all():
         raise ValueError(f"times must be finite, got {times}")
-    measure = functools.partial(_kl_path, as_logits_fn(logits_fn), times=times)
+    measure = functools.partial(_kl_path, checked_model(logits_fn, x), times=times)
     found = _measured(measure, x, x_prime)
     _warn(found, "pairs")
     return found.parts
@@ -161,7 +176,6 @@ def _kl_path(
     def path(x, x_prime):
         delta = x_prime - x
         logits, change = _linearised(logits_fn, x, delta, by_gradients)
-        check_logits(logits, x.shape[0])
 
         def at(t):
             there = logits_fn(x + t * delta)
@@ -194,14 +208,15 @@ def kl_to_class_means(logits_fn: LogitsFn, x: jax.Array, y: ArrayLike) -> KLComp
       images.
 
     Raises:
-      ValueError: images not floating or not finite, labels not integer or not [B].
+      ValueError: images not floating or not finite, labels not integer or not [B], or
+        `logits_fn` gives no logits.
 
     Warns:
       UserWarning: as in `kl_components`.
     """
     x = check_measured(x)
     labels = np.asarray(check_labels(y, x.shape[0]))
-    model = as_logits_fn(logits_fn)
+    model = checked_model(logits_fn, x)
     columns = {}
     for c in np.unique(labels):
         mean = jnp.mean(x[labels == c], axis=0, keepdims=True)
@@ -265,7 +280,6 @@ def _kl_components(
     logits, change, logits_prime = map_batched(
         lambda pair: exact(*pair), (x, x_prime), chunk, unroll=_CPU_UNROLL
     )
-    check_logits(logits, x.shape[0])
     known = map(finite_samples, (logits, logits_prime, change))
     return Measured(split_kl(logits, change, logits_prime), *known)
 

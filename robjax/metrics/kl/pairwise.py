@@ -33,10 +33,10 @@ from jax.typing import ArrayLike
 
 from robjax.checks import check_count, check_labels
 from robjax.metrics.finite import check_measured, warn_not_finite
-from robjax.metrics.kl.components import measure_pairs
+from robjax.metrics.kl.components import checked_model, measure_pairs
 from robjax.metrics.kl.pair_sums import chunks, sum_pairs
 from robjax.metrics.kl.split import KLComponents, is_known, rounding_in_words
-from robjax.model import LogitsFn, as_logits_fn
+from robjax.model import LogitsFn
 from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
@@ -186,7 +186,7 @@ def pairwise_kl(
     Raises:
       ValueError: images not floating or not finite; labels not integer, not one per
         image, or all equal; `key` given without `partners` or the reverse; images with
-        finite logits all of one label.
+        finite logits all of one label; or `logits_fn` gives no logits.
 
     Warns:
       UserWarning: the logits of some images are not finite, or their input gradients.
@@ -197,7 +197,7 @@ def pairwise_kl(
             "partners and key go together (sampled pairs), got "
             f"partners={partners!r}, key={key!r}"
         )
-    model = as_logits_fn(logits_fn)
+    model = checked_model(logits_fn, x)
     if partners is None:
         return _all_pairs(model, x, labels, batch_size)
     partners = check_count("partners", partners)
@@ -239,7 +239,7 @@ def class_pair_kl(
     x, labels, batch_size = _check(x, y, batch_size)
     present, labels = np.unique(labels, return_inverse=True)
     classes = len(present)
-    model = as_logits_fn(logits_fn)
+    model = checked_model(logits_fn, x)
     sums = sum_pairs(model, x, labels, batch_size, classes)
     _check_known(labels, sums.logits)
     warn_not_finite(logits=sums.logits, gradients=sums.gradients, then=_LEFT_OUT)
