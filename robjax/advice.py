@@ -138,7 +138,7 @@ class _Attempt(NamedTuple):
 
 def explain(
     model: Callable[..., Any], inputs: tuple[Shaped, ...], error: Exception
-) -> str:
+) -> ValueError:
     """Says why a model cannot be called, and what to write instead.
 
     >>> def one_image(x):
@@ -147,27 +147,37 @@ def explain(
     >>> try:
     ...     jax.eval_shape(one_image, images)
     ... except TypeError as error:
-    ...     print(explain(one_image, (images,), error).partition("; the error")[0])
-    logits_fn takes single images [8, 8, 1]: give jax.vmap(logits_fn)
+    ...     said = str(explain(one_image, (images,), error))
+    >>> said.partition("; the error")[0]
+    'logits_fn takes single images [8, 8, 1]: give jax.vmap(logits_fn)'
 
     Args:
       model: as the user gave it.
       inputs: images [B, *S], or what has their shape and dtype; and keys [B] if there
         are some.
       error: what calling the model with them raised.
+
+    Returns:
+      What to raise. Its cause, which Python shows above it, is `error` if that is all
+      there is to know.
     """
     x = inputs[0]
     said = f"{type(error).__name__}: {first_line(error)}"
     for attempt in _attempts(x, has_keys=len(inputs) > 1):
         if _works(attempt, model, inputs):
-            return f"logits_fn {attempt.advice}; the error was {said}"
+            return _because(f"logits_fn {attempt.advice}; the error was {said}", None)
     meanings = [meaning for phrase, meaning in _MEANINGS.items() if phrase in said]
     why = _unbound(model, inputs) or next(iter(meanings), None)
-    why = "" if why is None else f": {why}"
-    return (
-        f"logits_fn cannot be called with images {list(x.shape)} of {x.dtype}{why}; "
-        f"the error was {said}"
-    )
+    what = f"logits_fn cannot be called with images {list(x.shape)} of {x.dtype}"
+    if why is None:
+        return _because(f"{what}; the error was {said}", error)
+    return _because(f"{what}: {why}; the error was {said}", None)
+
+
+def _because(message: str, cause: Exception | None) -> ValueError:
+    error = ValueError(message)
+    error.__cause__ = cause  # None: Python shows no other error before this one
+    return error
 
 
 def first_line(error: Exception) -> str:

@@ -161,7 +161,7 @@ def count_classes(
     except Exception as error:
         if logits_fn.close():
             return count_classes(logits_fn, x, keys)
-        raise ValueError(advice.explain(logits_fn.original(), inputs, error)) from error
+        raise advice.explain(logits_fn.original(), inputs, error)  # noqa: B904
     return check_logits(logits, x.shape[0]).shape[1]
 
 

@@ -334,9 +334,16 @@ def test_a_randomised_model_where_none_is_meant():
         count_classes(wrapped, X, keys)
 
 
-def test_the_first_error_stays_the_cause():
-    with pytest.raises(ValueError, match="missing 1 required") as caught:
+def test_the_first_error_is_shown_only_where_nothing_else_is_known():
+    with pytest.raises(ValueError, match="bind the others") as caught:
         count_classes(as_logits_fn(linear), X)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+    def mistaken(x):
+        raise TypeError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        count_classes(as_logits_fn(mistaken), X)
     assert isinstance(caught.value.__cause__, TypeError)
 
 

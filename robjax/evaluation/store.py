@@ -77,7 +77,8 @@ class Store(NamedTuple):
             )
         else:
             then = files.load_json(file)
-            if not (isinstance(then, dict) and {"run", "versions"} <= then.keys()):
+            known = isinstance(then, dict) and {"run", "versions"} <= then.keys()
+            if not (known and all(isinstance(part, dict) for part in then.values())):
                 raise ValueError(f"{file} does not describe a run: name another folder")
             now = _description(task, attacks, cascade)
             provenance.check_same_run(
