@@ -27,10 +27,11 @@ from robjax.checks import (
     check_number,
 )
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.samples import sample_keys
+from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
 _ROUNDING = 1e-6  # how far ε may be above the size of the box and still mean that size
+_SPANNED = 0.05  # share of the bounds that images span, as in `robjax.evaluation`
 
 
 class Problem(NamedTuple):
@@ -82,7 +83,8 @@ def check_problem(
       ValueError: an argument is malformed; the message names it.
 
     Warns:
-      UserWarning: ε is concrete and larger than the distance of any two images.
+      UserWarning: ε is concrete and larger than the distance of any two images; or
+        the images are concrete, and span less than 5 % of the bounds.
     """
     model = as_logits_fn(logits_fn)
     bounds = check_bounds(bounds)
@@ -97,6 +99,7 @@ def check_problem(
     check_number("ball.eps", eps, minimum=0, batch_size=x.shape[0])
     if warn_if_wide:
         _warn_if_wide(ball, x, bounds)
+    _warn_if_unfilled(x, bounds)
     ball = jax.tree.map(lambda value: jnp.asarray(value, x.dtype), ball)
     return Problem(as_logits_fn(Partial(_widened, model)), x, ball, bounds)
 
@@ -156,6 +159,24 @@ def _warn_if_wide(ball: Ball, x: jax.Array, bounds: Bounds) -> None:
         f"them{meant}",
         stacklevel=4,
     )
+
+
+def _warn_if_unfilled(x: jax.Array, bounds: Bounds) -> None:
+    if not is_concrete(x):
+        return
+    images = np.asarray(x)  # jnp would trace it inside jit
+    low = float(images.min())
+    high = float(images.max())
+    width = bounds[1] - bounds[0]
+    # images of one value, as in examples, tell nothing of their range
+    if 0 < high - low < _SPANNED * width:
+        warnings.warn(
+            f"the images lie between {low:.3g} and {high:.3g} and span "
+            f"{100 * (high - low) / width:.2g} % of bounds={bounds}: the attack may "
+            "give pixels values that no image has; give the range of the images as "
+            "bounds, or scale the images",
+            stacklevel=4,
+        )
 
 
 def check_draws(
