@@ -15,6 +15,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 Bounds = tuple[float, float]
 """Lowest and highest pixel value."""
@@ -131,6 +132,42 @@ def _fit(low: float, high: float, bounds: Bounds, name: str) -> str:
         f"scale {name} to the bounds, or give the lowest and the highest value that a "
         "pixel may have as bounds"
     )
+
+
+def is_half(dtype: DTypeLike) -> bool:
+    """Whether numbers of this type are floating, and shorter than float32.
+
+    >>> is_half(jnp.bfloat16), is_half(jnp.float32), is_half(jnp.int8)
+    (True, False, False)
+    """
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+def check_attacked(x: object, bounds: Bounds, *, name: str = "x") -> jax.Array:
+    """Checks images to be attacked, and makes half-precision ones float32.
+
+    Half precision rounds the bounds, too. So images clipped to the rounded bounds are
+    taken as they are meant, and clipped to the bounds.
+
+    >>> half = jnp.array([[0.25, 0.3]], jnp.bfloat16)  # 0.3 becomes 0.30078125
+    >>> x = check_attacked(half, (0.0, 0.3))
+    >>> x.dtype.name, x.round(6).tolist() == jnp.array([[0.25, 0.3]]).tolist()
+    ('float32', True)
+
+    Args:
+      x: [B, *S] floating-point images.
+      bounds: lowest and highest pixel value.
+      name: what the caller calls `x`, for the message.
+
+    Raises:
+      ValueError: `x` is malformed (`robjax.checks.check_images`).
+    """
+    if not (isinstance(x, jax.Array | np.ndarray) and is_half(x.dtype)):
+        return check_images(x, bounds=bounds, name=name)
+    low, high = (float(np.asarray(bound).astype(x.dtype)) for bound in bounds)
+    rounded = (min(low, bounds[0]), max(high, bounds[1]))
+    images = check_images(x, bounds=rounded, name=name)
+    return jnp.clip(images.astype(jnp.float32), *bounds)
 
 
 def check_labels(

@@ -14,23 +14,25 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from robjax import losses
 from robjax.balls import L1, L2, Ball, Linf
 from robjax.checks import (
     Bounds,
+    check_attacked,
     check_bounds,
     check_count,
-    check_images,
     check_labels,
     check_number,
+    is_half,
 )
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.samples import sample_keys
+from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
 _ROUNDING = 1e-6  # how far ε may be above the size of the box and still mean that size
+_SPANNED = 0.05  # share of the bounds that images span, as in `robjax.evaluation`
 
 
 class Problem(NamedTuple):
@@ -82,7 +84,8 @@ def check_problem(
       ValueError: an argument is malformed; the message names it.
 
     Warns:
-      UserWarning: ε is concrete and larger than the distance of any two images.
+      UserWarning: ε is concrete and larger than the distance of any two images; or
+        the images are concrete, and span less than 5 % of the bounds.
     """
     model = as_logits_fn(logits_fn)
     bounds = check_bounds(bounds)
@@ -97,6 +100,7 @@ def check_problem(
     check_number("ball.eps", eps, minimum=0, batch_size=x.shape[0])
     if warn_if_wide:
         _warn_if_wide(ball, x, bounds)
+    _warn_if_unfilled(x, bounds)
     ball = jax.tree.map(lambda value: jnp.asarray(value, x.dtype), ball)
     return Problem(as_logits_fn(Partial(_widened, model)), x, ball, bounds)
 
@@ -105,39 +109,8 @@ def _widened(model: TracedCallable, x: jax.Array, *keys: jax.Array) -> jax.Array
     """The logits in float32 or better; half-precision losses would round to 0."""
     logits = model(x, *keys)
     # what is no array of logits is left to `check_logits`, which says so
-    half = isinstance(logits, jax.Array) and _is_half(logits.dtype)
+    half = isinstance(logits, jax.Array) and is_half(logits.dtype)
     return logits.astype(jnp.float32) if half else logits
-
-
-def _is_half(dtype: DTypeLike) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-
-
-def check_attacked(x: object, bounds: Bounds, *, name: str = "x") -> jax.Array:
-    """Checks images to be attacked, and makes half-precision ones float32.
-
-    Half precision rounds the bounds, too. So images clipped to the rounded bounds are
-    taken as they are meant, and clipped to the bounds.
-
-    >>> half = jnp.array([[0.25, 0.3]], jnp.bfloat16)  # 0.3 becomes 0.30078125
-    >>> x = check_attacked(half, (0.0, 0.3))
-    >>> x.dtype.name, x.round(6).tolist() == jnp.array([[0.25, 0.3]]).tolist()
-    ('float32', True)
-
-    Args:
-      x: [B, *S] floating-point images.
-      bounds: lowest and highest pixel value.
-      name: what the caller calls `x`, for the message.
-
-    Raises:
-      ValueError: `x` is malformed (`robjax.checks.check_images`).
-    """
-    if not (isinstance(x, jax.Array | np.ndarray) and _is_half(x.dtype)):
-        return check_images(x, bounds=bounds, name=name)
-    low, high = (float(np.asarray(bound).astype(x.dtype)) for bound in bounds)
-    rounded = (min(low, bounds[0]), max(high, bounds[1]))
-    images = check_images(x, bounds=rounded, name=name)
-    return jnp.clip(images.astype(jnp.float32), *bounds)
 
 
 def _warn_if_wide(ball: Ball, x: jax.Array, bounds: Bounds) -> None:
@@ -156,6 +129,24 @@ def _warn_if_wide(ball: Ball, x: jax.Array, bounds: Bounds) -> None:
         f"them{meant}",
         stacklevel=4,
     )
+
+
+def _warn_if_unfilled(x: jax.Array, bounds: Bounds) -> None:
+    if not is_concrete(x):
+        return
+    images = np.asarray(x)  # jnp would trace it inside jit
+    low = float(images.min())
+    high = float(images.max())
+    width = bounds[1] - bounds[0]
+    # images of one value, as in examples, tell nothing of their range
+    if 0 < high - low < _SPANNED * width:
+        warnings.warn(
+            f"the images lie between {low:.3g} and {high:.3g} and span "
+            f"{100 * (high - low) / width:.2g} % of bounds={bounds}: the attack may "
+            "give pixels values that no image has; give the range of the images as "
+            "bounds, or scale the images",
+            stacklevel=4,
+        )
 
 
 def check_draws(

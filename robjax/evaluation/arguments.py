@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from robjax.balls import L0, L1, L2, Linf
-from robjax.checks import Bounds, check_images, check_labels, check_number
+from robjax.checks import Bounds, check_attacked, check_labels, check_number
 from robjax.data import Dataset
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
@@ -78,7 +78,7 @@ def check_data(data: object, bounds: Bounds) -> Data:
         raise ValueError(
             f"data must be a Dataset or a tuple (images, labels), got {found}"
         )
-    images = check_images(data[0], bounds=bounds, name="data images")
+    images = check_attacked(data[0], bounds, name="data images")
     return Data(np.asarray(images), data[1], None)
 
 

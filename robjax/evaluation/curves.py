@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax.balls import Ball, Linf
-from robjax.checks import Bounds, check_bounds, check_images
+from robjax.checks import Bounds, check_attacked, check_bounds
 from robjax.evaluation.attack import Attack, uses_gradients
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import Device
@@ -129,7 +129,7 @@ def robust_accuracy_curve(
     """
     grid = check_epsilons(epsilons)
     bounds = check_bounds(bounds)
-    images = np.asarray(check_images(x, bounds=bounds))
+    images = np.asarray(check_attacked(x, bounds))
     _check_ball(ball)
     _check_attack(attack)
     task = Task.make(

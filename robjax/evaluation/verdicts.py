@@ -43,7 +43,7 @@ class Judgement(NamedTuple):
       margin: [B] max_{i≠y} z_i − z_y; inf where a logit is not finite.
       spread: [B] highest less lowest logit; 0 where a logit is not finite.
       simplex: [B] bool, the outputs are probabilities, up to 1e-5 as in AutoAttack's
-        code.
+        code, or in half precision up to one rounding of 1.
     """
 
     predicted: np.ndarray
@@ -397,7 +397,9 @@ def _judge(
         margin = jnp.where(finite, losses.margin(logits, y), jnp.inf)
         spread = jnp.where(finite, jnp.ptp(logits, axis=1), 0)
         off = jnp.abs(jnp.sum(logits, axis=1, dtype=jnp.float32) - 1)
-        simplex = jnp.all(logits >= 0, axis=1) & (off < _PROBABILITY)
+        # in half precision the sum is that of rounded probabilities
+        sure = max(_PROBABILITY, float(jnp.finfo(logits.dtype).eps))
+        simplex = jnp.all(logits >= 0, axis=1) & (off < sure)
         return predicted.astype(jnp.int32), margin, spread, simplex
 
     on_devices = over_devices(answer, mesh, (SHARED, SPLIT, SPLIT, SPLIT))

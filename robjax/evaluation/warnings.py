@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax.balls import L0, L1, Ball, Linf
-from robjax.checks import Bounds, check_bounds, check_images
+from robjax.checks import Bounds, check_attacked, check_bounds
 from robjax.evaluation import probe
 from robjax.evaluation.arguments import check_ball
 from robjax.evaluation.attack import Attack, BoundAttack, uses_gradients
@@ -101,7 +101,7 @@ def doubts(
       ValueError: an argument is malformed; the message names it.
     """
     bounds = check_bounds(bounds)
-    images = np.asarray(check_images(x, bounds=bounds))
+    images = np.asarray(check_attacked(x, bounds))
     task = Task.make(
         logits_fn,
         images,

@@ -87,3 +87,22 @@ def test_the_warning_points_at_the_call():
     with pytest.warns(UserWarning) as record:
         attacks.pgd(model, X, Y, key=KEY, ball=Linf(8), steps=2)
     assert record[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "fmn"])
+def test_bounds_that_images_do_not_fill_are_warned_of(name):
+    x = X.at[0, 0, 0, 0].set(0.0).at[1, 0, 0, 0].set(1.0)
+    attack = (ATTACKS | {"fmn": functools.partial(attacks.fmn, steps=2)})[name]
+    said = r"between 0 and 1 and span 0.39 % of bounds=\(0.0, 255.0\)"
+    with pytest.warns(UserWarning, match=said):
+        attack(model, x, Y, key=KEY, ball=Linf(8), bounds=(0, 255))
+
+
+def test_images_of_one_value_and_traced_images_tell_no_range():
+    def fgsm(x):
+        return attacks.fgsm(model, x, Y, ball=Linf(8), bounds=(0, 255)).x_adv
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fgsm(X)
+        jax.jit(fgsm)(X.at[0, 0, 0, 0].set(0.0))

@@ -364,3 +364,32 @@ def test_a_class_is_no_ball(attack):
         p_init=np.float32(0.5),
     )  # fmt: skip
     assert out.success.all()
+
+
+def test_opposite_changes_of_a_pixel_stay_in_the_ball():
+    # a window of one pixel often gets the opposite of the change that it has; what is
+    # left depends on the compiler, so XLA's defaults matter here
+    def logits_fn(x):
+        return jnp.stack([jnp.full(len(x), 5.0), x[:, 0]], 1)
+
+    x = jnp.array([[0.0, 0.0, 0.5]])
+    label = jnp.zeros(1, int)
+    key = jax.random.key(1)
+    result = square(logits_fn, x, label, key=key, ball=L2(0.5), queries=10)
+    assert float(result.distance[0]) <= 0.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", [L2, L1])
+def test_opposite_changes_of_a_pixel_cancel(kind):
+    """Also where a rounding of 1e-6 is left over: it has no direction."""
+    x = jnp.full((1, 1, 2, 1), 0.5)
+    change = jnp.array([0.1, 1e-6]).reshape(x.shape)  # its unit is 1 − 1e-6
+    side = jnp.array([1, 1])
+    places = jnp.array([[[0.0, 0.9], [0.0, 0.9]]])
+    for sign in (1, -1):
+        draws = proposals.Draws(places, jnp.array([False]), jnp.array([[sign]]))
+        window = proposals.place(draws, side, x.shape, False)
+        ball = kind(0.1)
+        after = proposals.propose(x + change, x, draws, window, side, ball, (0.0, 1.0))
+        cancels = np.asarray(after - x).ravel()[1] == 0
+        assert cancels == (sign == 1), (sign, after)

@@ -10,7 +10,7 @@ import pytest
 
 from robjax import attacks
 from robjax.balls import L0, Linf
-from robjax.evaluation import arguments, evaluate, robust_accuracy_curve
+from robjax.evaluation import arguments, doubts, evaluate, robust_accuracy_curve
 from tests.evaluation.test_doubts import COUNT, KEY, ONE, X, Y, honest
 
 partial = functools.partial
@@ -194,3 +194,26 @@ def test_verdicts_on_a_randomised_model_that_differ_ask_for_more_draws():
     )
     (warning,) = (text for text in result.warnings if text.startswith("pgd: "))
     assert "verdicts differ from the attack's own" in warning and "raise eot" in warning
+
+
+def twice(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_images_clipped_to_bounds_that_half_precision_rounds_up(dtype):
+    half = jnp.array([[0.05, 0.5], [0.1, 0.2]], dtype).clip(0, 0.3)
+    assert float(half.max()) > 0.3
+    labels = np.array([1, 1])
+    bounds = (0.0, 0.3)
+    pgd = functools.partial(attacks.pgd, steps=2)
+    options = {"key": jax.random.key(0), "bounds": bounds}
+
+    assert doubts(twice, half, labels, bounds=bounds) == ()
+    result = evaluate(twice, (half, labels), {}, **options)
+    assert (result.predictions == labels).all()
+    curve = robust_accuracy_curve(twice, half, labels, pgd, epsilons=[0.01], **options)
+    assert curve.accuracy.tolist() == [1.0]
+    beyond = half.at[0, 1].set(0.31)
+    with pytest.raises(ValueError, match="x must lie inside bounds"):
+        doubts(twice, beyond, labels, bounds=bounds)

@@ -144,6 +144,10 @@ def test_warns_of_outputs_that_are_probabilities(network):
 
     (warning,) = both_results(softmax, images, labels, {})
     assert warning.startswith("the outputs are probabilities")
+    # whose sum is rounded in half precision
+    for dtype in (jnp.float16, jnp.bfloat16):
+        found = both_results(lambda x: softmax(x).astype(dtype), images, labels, {})  # noqa: B023
+        assert any(text.startswith("the outputs are probabilities") for text in found)
     # neither what is not below 0, nor what adds up to 1
     for model in (lambda x: 2 * softmax(x), lambda x: 3 * softmax(x) - 2 / 3):
         assert both_results(model, images, labels, {}) == ()

@@ -30,7 +30,6 @@ from robjax.attacks.apgd.plan import Options, make_plan
 from robjax.attacks.ascent import Climbable, without_saturation
 from robjax.attacks.problem import (
     Problem,
-    check_attacked,
     check_classes,
     check_draws,
     check_loss,
@@ -39,7 +38,7 @@ from robjax.attacks.problem import (
 )
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import L1, L2, Ball, Linf, with_radius
-from robjax.checks import Bounds, check_count, check_number
+from robjax.checks import Bounds, check_attacked, check_count, check_number
 from robjax.losses import Loss
 from robjax.model import LogitsFn, loss_gradient, mean_logits
 from robjax.samples import fold_keys, select_samples

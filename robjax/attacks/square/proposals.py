@@ -31,6 +31,9 @@ from robjax.checks import Bounds
 from robjax.samples import per_sample
 
 _TINY = 1e-12
+# Below this length a sum of two opposite changes of length 1 is nothing but rounding,
+# which the compiled sum and its compiled length need not share. It counts as 0.
+_OPPOSITE = 1e-2
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _GRID = 5
 _SMALLEST = 3  # side of a square in L2 and L1
@@ -243,7 +246,9 @@ def propose(
     bump = _bump_at(ball, side, window.corner, draws.turned, x.shape, x.dtype)
     old = jnp.where(window.first, change, 0)
     new = bump * sign + old / (_length(ball, old, (1, 2)) + _TINY)
-    new = new / (_length(ball, new, (1, 2)) + _TINY)
+    size = _length(ball, new, (1, 2))
+    opposite = size < _OPPOSITE
+    new = jnp.where(opposite, 0, new / jnp.where(opposite, 1, size))
     both = window.first | window.second
     amount = _amount(ball, change, jnp.where(both, change, 0))
     return _fill(jnp.where(both, 0, change) + amount * new, x, ball, bounds)
