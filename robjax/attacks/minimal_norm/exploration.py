@@ -4,7 +4,8 @@ A walk follows one path from x, and ends in the minimum that this path leads to.
 points of the ball whose radius is the nearest distance so far lie in other linear
 regions of a network. If such a point v is misclassified, it is nearer. If not, the
 boundary linearised at v shows where its region ends, which is exact for a network of
-ReLUs if the region reaches that far.
+ReLUs if the region reaches that far. Where nothing was found yet, however far, random
+points seldom help, and steps uphill take their place.
 """
 
 import functools
@@ -25,6 +26,7 @@ from robjax.balls import L0, Ball, Linf, with_radius
 from robjax.samples import fold_keys, mask_samples
 
 _BEYOND = 1.5  # how far beyond a boundary to go, in units of ρ
+_STRIDE = 0.25  # of a signed step, as a share of the width of the box
 
 
 def explore(
@@ -52,8 +54,8 @@ def explore(
 
     Args:
       search: what is searched for.
-      found: the record so far. A sample for which it has nothing is looked for in the
-        whole box.
+      found: the record so far. A sample for which it has nothing climbs through the
+        whole box, by signed steps from the first random point.
       keys: [B] of the random points.
       points: how many, static.
       steps: the number of steps to note an image with.
@@ -63,17 +65,23 @@ def explore(
     y = search.y
     judge = lowering.exact(logits_fn)
 
-    def attempt(i, found: Found) -> Found:
+    width = bounds[1] - bounds[0]
+
+    def attempt(i, carry: tuple[jax.Array, Found]) -> tuple[jax.Array, Found]:
+        uphill, found = carry
         v = _random_point(search, found, fold_keys(keys, i))
+        climbs = jnp.isinf(found.distance) & (i > 0)
+        v = jnp.where(mask_samples(climbs, x), uphill, v)
         length = functools.partial(distance_to, v=v, start=x, ball=ball, bounds=bounds)
         logits, boundary = nearest_boundary(logits_fn, y, v, classes, length)
         found = search.note(found, v, logits, steps)
         past = search.confidence + _BEYOND * search.rounding
         f = boundary.f - past
         goal = jnp.clip(x + shift_to(f, boundary.w, v, x, ball, bounds), *bounds)
-        return search.note(found, goal, judge(goal), steps)
+        uphill = jnp.clip(v + _STRIDE * width * jnp.sign(boundary.w), *bounds)
+        return uphill, search.note(found, goal, judge(goal), steps)
 
-    return lax.fori_loop(0, points, attempt, found)
+    return lax.fori_loop(0, points, attempt, (x, found))[1]
 
 
 def _random_point(search: Search, found: Found, keys: jax.Array) -> jax.Array:
