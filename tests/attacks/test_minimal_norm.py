@@ -305,3 +305,31 @@ def test_distances_are_no_larger_than_those_of_foolbox(digits, name):
     if attack is not attacks.deepfool:  # whose steps end inside the box here
         # without the refinements the walks are the same
         assert np.isclose(plain, distance, rtol=1e-3).mean() >= 0.9
+
+
+def rarely_fooled():
+    """A network that misclassifies one in 10,000 random images, and images of it."""
+    rng = np.random.default_rng(4)
+    first = rng.normal(size=(12, 40)) / 2
+    shift = rng.normal(size=40)
+    second = rng.normal(size=(40, 3)) / 3
+    logits = np.maximum(rng.random((200_000, 12)) @ first + shift, 0) @ second
+    ahead = np.quantile(logits[:, 1:].max(1) - logits[:, 0], 0.9999)
+    layers = (first, shift, second, np.array([ahead, 0, 0]))
+    return layers, rng.random((60, 12))
+
+
+def hidden_relu(layers, x):
+    first, shift, second, bias = layers
+    return jax.nn.relu(x @ first + shift[None]) @ second + bias[None]
+
+
+@pytest.mark.parametrize(("attack", "norm"), [*ONE_EACH, (attacks.fab, "L1")])
+def test_finds_something_where_misclassified_images_are_rare(attack, norm):
+    layers, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), rarely_fooled())
+    model = Partial(hidden_relu, layers)
+    y = jnp.zeros(len(x), jnp.int32)
+    options = SHORT.get(attack, {})
+    result = attack(model, x, y, ball=BALLS[norm](100.0), **options)
+    assert result.success.all()
+    assert (jnp.argmax(model(result.x_adv), 1) != y).all()
