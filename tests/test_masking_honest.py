@@ -62,7 +62,7 @@ def adversarial():
 
 
 def raises_nothing(model):
-    for eps in (0.02, 0.05, 0.1, 0.2):
+    for eps in (0.05, 0.2):
         report = check(mask(model, None), eps)
         assert report.judged.sum() > SIZE / 4
         assert not report.masked, str(report)
