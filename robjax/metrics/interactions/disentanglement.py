@@ -49,9 +49,8 @@ class Disentanglement(NamedTuple):
             return "Disentanglement(traced)"
         paper, code = (np.mean(mean) for mean in means)
         return (
-            f"Disentanglement({len(self.orders)} orders, on average {paper:.3g} as mean "
-            f"of ratios, {code:.3g} as ratio of means, "
-            f"floor {np.mean(self.floor):.2g})"
+            f"Disentanglement({len(self.orders)} orders, mean of ratios {paper:.3g}, "
+            f"ratio of means {code:.3g}, floor {np.mean(self.floor):.2g})"
         )
 
 

@@ -238,10 +238,9 @@ def _interactions(
 ) -> np.ndarray:
     """I_ij^(m) [n − 1, n, n] from T(k), P_i(k) and P_ij(k)."""
     n = single.shape[1]
-    first = single[:, :, None]
-    second = single[:, None, :]
-    one = first + second - 2 * pairs
-    neither = total[:, None, None] - first - second + pairs
+    each = single[:, :, None] + single[:, None, :]
+    one = each - 2 * pairs
+    neither = total[:, None, None] - each + pairs
     count = [math.comb(n - 2, m) for m in range(n - 1)]
     sums = pairs[2:] - one[1:-1] + neither[:-2]
     found = sums / np.reshape(count, (-1, 1, 1))
