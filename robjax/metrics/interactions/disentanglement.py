@@ -69,13 +69,13 @@ def disentanglement(game: ExactInteractions | SampledInteractions) -> Disentangl
         return _exact(game)
     ratios = _ratios(game.means, game.magnitudes)
     known = ~np.isnan(ratios)
-    share = game.over_blocks(known.astype(float))
-    paper = _ratio(game.over_blocks(np.where(known, ratios, 0)), share)
-    size = game.over_blocks(np.abs(game.means))
+    share = known.mean(-1)
+    paper = _ratio(np.where(known, ratios, 0).mean(-1), share)
+    size = np.abs(game.means).mean(-1)
     return Disentanglement(
         orders=game.orders,
         mean_of_ratios=paper,
-        ratio_of_means=_ratio(size, game.over_blocks(game.magnitudes)),
+        ratio_of_means=_ratio(size, game.magnitudes.mean(-1)),
         floor=1 / np.sqrt(game.contexts),
         undefined=1 - share.mean(-1),
     )

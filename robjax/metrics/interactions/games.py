@@ -241,12 +241,11 @@ def image_game(
             "x must be one array or a pair (x, x_adv) of the same shape, got "
             f"{[np.shape(image) for image in x]}"
         )
+    labels = check_labels(labels.reshape(-1), len(first))
     partition = _check_partition(grid, first.shape[1:])
     baselines = _baselines(baseline, first, partition.ndim, batch)
     model = as_logits_fn(logits_fn)
-    labels = check_labels(
-        labels.reshape(-1), len(first), num_classes=count_classes(model, first[:1])
-    )
+    check_labels(labels, len(first), num_classes=count_classes(model, first[:1]))
     mesh = sharding.make_mesh(devices)
     game = ImageGame(
         model=model,

@@ -30,39 +30,37 @@ from tqdm import tqdm
 
 from robjax.checks import check_count
 from robjax.metrics.interactions.design import (
-    Block,
+    Blocks,
+    Layout,
     design_pairs,
-    draw_bases,
-    draw_blocks,
+    draw_ranks,
 )
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
 from robjax.metrics.interactions.exact import play
 from robjax.metrics.interactions.games import ValueFn
 from robjax.runs import files, provenance
-from robjax.samples import is_concrete, sample_keys
+from robjax.samples import fold_keys, is_concrete, sample_keys
 
 # Sets played at a time: their masks take n bytes each, their values 8.
 _MASKS_AT_ONCE = 2**14
 
 
 class SampledInteractions(NamedTuple):
-    """Interactions of sampled pairs at R orders, in L rows: block after block.
+    """Interactions at R orders, in B blocks of P pairs; float64 on the host.
 
-    Several games at once put their axes first. float64 on the host.
+    Several games at once put their axes first.
 
     Attributes:
       orders: [R] m.
-      pairs: [L, 2] the players of each row, the same at all orders.
-      block: [L] the block of each row, from 0.
-      means: [R, L] the mean of Δv over the contexts of the block.
-      magnitudes: [R, L] the mean of |Δv| over them.
+      pairs: [B, P, 2] players, the same at all orders.
+      means: [R, B, P] the mean of Δv over the contexts of the block.
+      magnitudes: [R, B, P] the mean of |Δv| over them.
       contexts: [R] how many contexts each block has; 1 at orders 0 and n − 2.
       forwards: [R] sets played.
     """
 
     orders: np.ndarray
     pairs: np.ndarray
-    block: np.ndarray
     means: np.ndarray
     magnitudes: np.ndarray
     contexts: np.ndarray
@@ -73,24 +71,24 @@ class SampledInteractions(NamedTuple):
         if not all(map(is_concrete, self)):
             return "SampledInteractions(traced)"
         return (
-            f"SampledInteractions({len(self.orders)} orders, {len(self.pairs)} pairs "
-            f"in {1 + np.max(self.block)} blocks, {np.sum(self.forwards)} forwards)"
+            f"SampledInteractions({len(self.orders)} orders, {self.pairs.shape[0]} "
+            f"blocks of {self.pairs.shape[1]} pairs, {np.sum(self.forwards)} forwards)"
         )
 
     @property
     def mean(self) -> np.ndarray:
         """[R] the mean interaction over the pairs of the design."""
-        return block_mean(self.over_blocks(self.means)).mean
+        return block_mean(self.means.mean(-1)).mean
 
     @property
     def stderr(self) -> np.ndarray:
         """[R] the standard errors of `mean`."""
-        return block_mean(self.over_blocks(self.means)).stderr
+        return block_mean(self.means.mean(-1)).stderr
 
     @property
     def strength(self) -> BlockMean:
         """[R] the mean of |Δv| over pairs and contexts."""
-        return block_mean(self.over_blocks(self.magnitudes))
+        return block_mean(self.magnitudes.mean(-1))
 
     @property
     def change(self) -> BlockMean:
@@ -99,18 +97,13 @@ class SampledInteractions(NamedTuple):
         Both games saw the same sets, so its standard error is far below that of
         independent runs.
         """
-        return block_mean(self.over_blocks(self.means[0] - self.means[1]))
+        return block_mean((self.means[0] - self.means[1]).mean(-1))
 
     @property
     def differences(self) -> np.ndarray:
         """[R] how many Δv were computed."""
-        return self.contexts * len(self.pairs)
-
-    def over_blocks(self, rows: np.ndarray) -> np.ndarray:
-        """The mean of [..., L] over the rows of each block, [..., B]."""
-        starts = np.flatnonzero(np.diff(self.block, prepend=-1))
-        counts = np.diff(starts, append=len(self.block))
-        return np.add.reduceat(rows, starts, axis=-1) / counts
+        blocks, pairs, _ = self.pairs.shape
+        return self.contexts * blocks * pairs
 
 
 def usual_orders(n: int) -> list[int]:
@@ -133,7 +126,7 @@ def sampled(
     grid: tuple[int, int] | None = None,
     blocks: int = 100,
     contexts: int = 1,
-    block_players: int | None = None,
+    block_players: int = 12,
     run_dir: files.PathLike | None = None,
     resume: bool = False,
     progress: bool = False,
@@ -149,8 +142,8 @@ def sampled(
     >>> found = sampled(square, 64, key=jax.random.key(0), orders=[0, 31], blocks=5)
     >>> found.mean.tolist(), found.stderr.tolist()
     ([2.0, 2.0], [0.0, 0.0])
-    >>> float(found.forwards[1] / found.differences[1])  # 37 for 28
-    1.32...
+    >>> float(found.forwards[1] / found.differences[1])  # 93 for 66
+    1.40...
 
     Args:
       value_fn: masks, bool [M, n] -> [M], or [*G, M] for several games. M differs from
@@ -164,9 +157,8 @@ def sampled(
         square.
       blocks: how many; standard errors need a good number of them.
       contexts: for each block and order.
-      block_players: q, 2 to (n + 3) / 2; None: 8 for all pairs, which takes 1.32
-        forwards for each Δv, and for others as many as possible, which takes 1.55 for
-        adjacent cells of a 16×16 grid.
+      block_players: with all pairs, a block has so many random players and all pairs
+        of them. Other designs are played whole in every block.
       run_dir: folder of the run; None: nothing is kept.
       resume: go on with the run in `run_dir`, if there is one.
       progress: show a bar.
@@ -183,13 +175,7 @@ def sampled(
     contexts = check_count("contexts", contexts)
     orders = _check_orders(orders, n)
     edges = design_pairs(pairs, n, grid)
-    most = (n + 3) // 2
-    if block_players is None:
-        block_players = min(8, most) if len(edges) == n * (n - 1) // 2 else most
-    if check_count("block_players", block_players, minimum=2) > most:
-        raise ValueError(
-            f"block_players must be at most (n + 3) / 2 = {most}, got {block_players}"
-        )
+    block_players = check_count("block_players", block_players, minimum=2)
     keys = sample_keys(key, blocks)
     run = {
         "game": provenance.describe(value_fn),
@@ -201,16 +187,16 @@ def sampled(
         "block_players": block_players,
     }
     folder = _open(run_dir, run, resume)
-    players, drawn = draw_blocks(keys, edges, n, block_players)
-    plan = _Plan(value_fn, n, keys, players, drawn, contexts)
+    # contexts draw from the keys folded with orders, which are below n
+    drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))
+    plan = _Plan(value_fn, n, keys, drawn, contexts)
     with tqdm(total=len(orders) * blocks, disable=not progress, unit="block") as bar:
         parts = [_play_order(plan, order, folder, bar) for order in orders]
     return SampledInteractions(
         orders=np.asarray(orders),
-        pairs=np.concatenate([block.pairs for block in drawn]),
-        block=np.repeat(np.arange(blocks), [len(block.pairs) for block in drawn]),
-        means=np.stack([part.means for part in parts], axis=-2),
-        magnitudes=np.stack([part.magnitudes for part in parts], axis=-2),
+        pairs=drawn.pairs,
+        means=np.stack([part.means for part in parts], axis=-3),
+        magnitudes=np.stack([part.magnitudes for part in parts], axis=-3),
         contexts=np.asarray([plan.contexts_of(order) for order in orders]),
         forwards=np.asarray([part.forwards for part in parts]),
     )
@@ -233,7 +219,6 @@ class _Plan(NamedTuple):
     Attributes:
       value_fn, n: as in `sampled`.
       keys: [B] of the blocks.
-      players: [B, q] of the blocks.
       blocks: their pairs.
       contexts: T, for each block and order.
     """
@@ -241,8 +226,7 @@ class _Plan(NamedTuple):
     value_fn: ValueFn
     n: int
     keys: jax.Array
-    players: np.ndarray
-    blocks: list[Block]
+    blocks: Blocks
     contexts: int
 
     def contexts_of(self, order: int) -> int:
@@ -251,11 +235,11 @@ class _Plan(NamedTuple):
 
     def spans(self, order: int) -> list[slice]:
         """Cuts the blocks into parts, each of which is played and kept as one."""
+        count = len(self.keys)
         if order in (0, self.n - 2):
-            return [slice(0, len(self.blocks))]
-        rows = max(len(block.flips) for block in self.blocks) * self.contexts
-        size = max(1, _MASKS_AT_ONCE // rows)
-        starts = range(0, len(self.blocks), size)
+            return [slice(0, count)]
+        size = max(1, _MASKS_AT_ONCE // (self.blocks.forwards * self.contexts))
+        starts = range(0, count, size)
         return [slice(start, start + size) for start in starts]
 
 
@@ -263,8 +247,8 @@ class _Part(NamedTuple):
     """Interactions of some blocks at one order.
 
     Attributes:
-      means: [*G, L] of Δv over contexts.
-      magnitudes: [*G, L] of |Δv|.
+      means: [*G, B, P] of Δv over contexts.
+      magnitudes: [*G, B, P] of |Δv|.
       forwards: sets played.
     """
 
@@ -289,63 +273,53 @@ def _play_order(
                 path.parent.mkdir(exist_ok=True)
                 files.save_npz(path, part._asdict())
         parts.append(part)
-        bar.update(len(plan.blocks[span]))
+        bar.update(part.means.shape[-2])
     return _Part(
-        means=np.concatenate([part.means for part in parts], axis=-1),
-        magnitudes=np.concatenate([part.magnitudes for part in parts], axis=-1),
+        means=np.concatenate([part.means for part in parts], axis=-2),
+        magnitudes=np.concatenate([part.magnitudes for part in parts], axis=-2),
         forwards=sum(int(part.forwards) for part in parts),
     )
 
 
 def _play_span(plan: _Plan, order: int, span: slice) -> _Part:
+    """Plays some blocks at one order, so many contexts at a time as memory allows."""
     blocks = plan.blocks[span]
-    if order not in (0, plan.n - 2):
-        bases = draw_bases(
-            plan.keys[span],
-            plan.players[span],
-            order,
-            n=plan.n,
-            contexts=plan.contexts,
-        )
-        return _play_blocks(plan.value_fn, np.asarray(bases), blocks)
-    # one base serves all blocks: their pairs become one block, each of them once
-    pairs = np.concatenate([block.pairs for block in blocks])
-    distinct, where = np.unique(pairs, axis=0, return_inverse=True)
-    base = np.full((1, 1, plan.n), order > 0)
-    part = _play_blocks(plan.value_fn, base, [Block.of(distinct, plan.n)])
-    where = where.reshape(-1)
-    return part._replace(
-        means=part.means[..., where], magnitudes=part.magnitudes[..., where]
-    )
-
-
-def _play_blocks(
-    value_fn: ValueFn, bases: np.ndarray, blocks: Sequence[Block]
-) -> _Part:
-    """Plays blocks with their bases [B, T, n], some contexts of all at a time."""
-    contexts = bases.shape[1]
-    sizes = [len(block.flips) for block in blocks]
-    at_once = max(1, _MASKS_AT_ONCE // sum(sizes))
+    if order in (0, plan.n - 2):
+        return _play_once(plan, order, blocks)
+    keys = fold_keys(plan.keys[span], order)
+    ranks = draw_ranks(keys, n=plan.n, contexts=plan.contexts)
+    forwards = len(keys) * blocks.forwards
+    at_once = max(1, _MASKS_AT_ONCE // forwards)
     sums: Any = 0
     absolute: Any = 0
-    for start in range(0, contexts, at_once):
-        some = bases[:, start : start + at_once, None]
-        masks = [base ^ block.flips for base, block in zip(some, blocks, strict=True)]
-        flat = [mask.reshape(-1, mask.shape[-1]) for mask in masks]
-        values = play(value_fn, np.concatenate(flat))
-        ends = np.cumsum([len(rows) for rows in flat])[:-1]
-        differences = []
-        for block, own in zip(blocks, np.split(values, ends, axis=-1), strict=True):
-            own = own.reshape(*own.shape[:-1], -1, len(block.flips))
-            differences.append(block.differences(own))
-        every = np.concatenate(differences, axis=-1)
-        sums = sums + every.sum(-2)
-        absolute = absolute + np.abs(every).sum(-2)
+    for start in range(0, plan.contexts, at_once):
+        layout = Layout.of(blocks, ranks[:, start : start + at_once], order)
+        differences = _differences(plan.value_fn, layout)
+        sums = sums + differences.sum(-2)
+        absolute = absolute + np.abs(differences).sum(-2)
     return _Part(
-        means=sums / contexts,
-        magnitudes=absolute / contexts,
-        forwards=contexts * sum(sizes),
+        means=sums / plan.contexts,
+        magnitudes=absolute / plan.contexts,
+        forwards=forwards * plan.contexts,
     )
+
+
+def _play_once(plan: _Plan, order: int, blocks: Blocks) -> _Part:
+    """Where there is one context, all blocks' pairs as one block, each pair once."""
+    pairs = blocks.pairs
+    distinct, where = np.unique(pairs.reshape(-1, 2), axis=0, return_inverse=True)
+    anyhow = np.arange(plan.n)[None, None]
+    layout = Layout.of(Blocks.of(distinct), anyhow, order).pruned()
+    found = _differences(plan.value_fn, layout)[..., 0, 0, where.reshape(-1)]
+    found = found.reshape(*found.shape[:-1], *pairs.shape[:-1])
+    return _Part(found, np.abs(found), forwards=layout.masks.shape[2])
+
+
+def _differences(value_fn: ValueFn, layout: Layout) -> np.ndarray:
+    """Plays a layout: Δv [*G, B, T, P]."""
+    *shape, n = layout.masks.shape
+    values = play(value_fn, layout.masks.reshape(-1, n))
+    return layout.differences(values.reshape(*values.shape[:-1], *shape))
 
 
 def _open(

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robjax.checks import check_count
+from robjax.metrics.interactions.design import draw_ranks
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
 from robjax.metrics.interactions.exact import play
 from robjax.metrics.interactions.games import ValueFn
@@ -103,7 +104,8 @@ def visibility(
     """
     n = check_count("n", n, minimum=2)
     permutations = check_count("permutations", permutations)
-    ranks = np.asarray(_ranks(sample_keys(key, permutations), n))
+    keys = sample_keys(key, permutations)
+    ranks = draw_ranks(keys, n=n, contexts=1)[:, 0]
     ends = play(value_fn, np.repeat([[False], [True]], n, axis=1))
     inner = np.arange(1, n)
     at_once = max(1, _MASKS_AT_ONCE // (n - 1))
@@ -122,10 +124,3 @@ def visibility(
     )
     curves = np.concatenate([none, middle, all_players], axis=-1)
     return Visibility(curves, forwards=2 + permutations * (n - 1))
-
-
-def _ranks(keys: jax.Array, n: int) -> jax.Array:
-    """A random permutation of 0 … n − 1 for each key, [P, n]."""
-    return jax.jit(
-        jax.vmap(lambda key: jax.random.permutation(key, n)),
-    )(keys)
