@@ -31,7 +31,7 @@ they are not those of the definition; for neighbours that changes what is measur
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -146,8 +146,12 @@ class Blocks(NamedTuple):
         players = draw_ranks(keys, n=n, contexts=1)[:, 0, :size]
         return cls(players=np.sort(players, axis=1), first=first, second=second)
 
-    def __getitem__(self, span: Any) -> "Blocks":
-        """Some of the blocks."""
+    def some(self, span: slice) -> "Blocks":
+        """Some of the blocks.
+
+        >>> Blocks.of(np.array([[3, 8]])).some(slice(0, 1)).pairs.tolist()
+        [[[3, 8]]]
+        """
         return self._replace(players=self.players[span])
 
     @property

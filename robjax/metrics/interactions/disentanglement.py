@@ -15,6 +15,7 @@ D^(m) is one of two averages over pairs, which differ:
   values of the same T only. At orders 0 and n − 2 there is one context, and D = 1.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +101,7 @@ def pair_magnitudes(game: ExactInteractions) -> np.ndarray:
     sizes = set_sizes(n - 2)
     counts = np.bincount(sizes)
     found = np.zeros((len(values), n - 1, n * (n - 1) // 2))
-    for pair, (i, j) in enumerate(zip(*np.triu_indices(n, 1), strict=True)):
+    for pair, (i, j) in enumerate(itertools.combinations(range(n), 2)):
         sets = _insert_zero(_insert_zero(contexts, i), j)
         for own, v in zip(found, values, strict=True):
             changes = (

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -32,8 +33,8 @@ from robjax.traced import TracedCallable, traced
 ValueFn = Callable[[np.ndarray], ArrayLike]
 """Masks, bool [M, n] -> what each set is worth, [M], or [*G, M] for several games."""
 
-Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
-"""An image and its adversarial version."""
+Image: TypeAlias = jax.Array | np.ndarray
+"""One image [*S], or images [B, *S]."""
 
 # One program serves any number of masks up to this many batches.
 _BATCHES = 64
@@ -74,7 +75,7 @@ class ImageGame:
         """What is played; not the arrays."""
         return f"ImageGame({self.players} players, games {list(self.games)})"
 
-    def __call__(self, masks: ArrayLike) -> jax.Array:
+    def __call__(self, masks: np.ndarray | jax.Array) -> jax.Array:
         """What each set of players is worth.
 
         Args:
@@ -101,8 +102,8 @@ class ImageGame:
         # on the host, where another number of masks compiles nothing
         xp = jnp if isinstance(masks, jax.core.Tracer) else np
         pieces = [self._play(xp, masks[start : start + room]) for start in starts]
-        values = jnp.asarray(xp.concatenate(pieces))
-        return jnp.moveaxis(values, 0, -1).reshape(*self.games, len(masks))
+        values = xp.concatenate(pieces).T.reshape(*self.games, len(masks))
+        return jnp.asarray(values)
 
     def _play(self, xp: Any, masks: Any) -> Any:
         """The values [m, G] of so few masks that one call of the program will do."""
@@ -177,7 +178,7 @@ def _values_on_device(
 
 def image_game(
     logits_fn: LogitsFn,
-    x: ArrayLike | Pair,
+    x: Image | tuple[Image, Image],
     y: ArrayLike,
     *,
     grid: tuple[int, int] | np.ndarray | jax.Array = (4, 4),
@@ -229,17 +230,17 @@ def image_game(
     labels = np.asarray(y)
     if labels.ndim > 1:
         raise ValueError(f"y must be a label or labels [B], got {list(labels.shape)}")
-    pair = isinstance(x, tuple)
     batch = labels.ndim > 0
+    versions = x if isinstance(x, tuple) else (x,)
     images = [
         _check_stack(image, batch, name)
-        for image, name in zip(x if pair else (x,), ("x", "x_adv"), strict=False)
+        for image, name in zip(versions, ("x", "x_adv"), strict=False)
     ]
     first = images[0]
-    if pair and (len(x) != 2 or images[1].shape != first.shape):
+    if len(versions) > 2 or images[-1].shape != first.shape:
         raise ValueError(
             "x must be one array or a pair (x, x_adv) of the same shape, got "
-            f"{[np.shape(image) for image in x]}"
+            f"{[np.shape(image) for image in versions]}"
         )
     labels = check_labels(labels.reshape(-1), len(first))
     partition = _check_partition(grid, first.shape[1:])
@@ -255,14 +256,14 @@ def image_game(
         partition=jnp.asarray(partition, jnp.int32),
         value=traced(value, name="value"),
         players=int(partition.max()) + 1,
-        games=(2,) * pair + (len(first),) * batch,
+        games=(2,) * (len(images) == 2) + (len(first),) * batch,
         batch_size=check_count("batch_size", batch_size),
         mesh=mesh,
     )
     return sharding.place(game, mesh, sharding.SHARED)
 
 
-def _check_stack(x: ArrayLike, batch: bool, name: str) -> jax.Array:
+def _check_stack(x: Image, batch: bool, name: str) -> jax.Array:
     """Images as [B, *S], also a single one."""
     if batch or not isinstance(x, jax.Array | np.ndarray):
         return check_images(x, name=name)

@@ -133,9 +133,12 @@ def sampled(
 ) -> SampledInteractions:
     """Estimates interactions at chosen orders, with standard errors.
 
-    For a mean over pairs, many blocks with one context each are best. `disentanglement`
-    asks for several contexts of the same pair. Loops on the host, so it is not for use
-    inside jit.
+    * For a mean over pairs, many blocks with one context each are best.
+    * `disentanglement` asks for several contexts of the same pairs.
+    * For a data set, play each image with a key of its own, such as the key folded with
+      the image's index. Nothing compiles anew, and images have independent errors.
+
+    Loops on the host, so it is not for use inside jit.
 
     >>> def square(masks):  # every Δv is 2
     ...     return masks.sum(1) ** 2
@@ -177,19 +180,10 @@ def sampled(
     edges = design_pairs(pairs, n, grid)
     block_players = check_count("block_players", block_players, minimum=2)
     keys = sample_keys(key, blocks)
-    run = {
-        "game": provenance.describe(value_fn),
-        "players": n,
-        "key": provenance.checksum(keys),
-        "pairs": provenance.describe(edges),
-        "blocks": blocks,
-        "contexts": contexts,
-        "block_players": block_players,
-    }
-    folder = _open(run_dir, run, resume)
     # contexts draw from the keys folded with orders, which are below n
     drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))
     plan = _Plan(value_fn, n, keys, drawn, contexts)
+    folder = _open(run_dir, plan, resume)
     with tqdm(total=len(orders) * blocks, disable=not progress, unit="block") as bar:
         parts = [_play_order(plan, order, folder, bar) for order in orders]
     return SampledInteractions(
@@ -254,7 +248,7 @@ class _Part(NamedTuple):
 
     means: np.ndarray
     magnitudes: np.ndarray
-    forwards: int
+    forwards: int | np.ndarray
 
 
 def _play_order(
@@ -283,7 +277,7 @@ def _play_order(
 
 def _play_span(plan: _Plan, order: int, span: slice) -> _Part:
     """Plays some blocks at one order, so many contexts at a time as memory allows."""
-    blocks = plan.blocks[span]
+    blocks = plan.blocks.some(span)
     if order in (0, plan.n - 2):
         return _play_once(plan, order, blocks)
     keys = fold_keys(plan.keys[span], order)
@@ -323,13 +317,21 @@ def _differences(value_fn: ValueFn, layout: Layout) -> np.ndarray:
 
 
 def _open(
-    folder: files.PathLike | None, run: dict[str, Any], resume: bool
+    folder: files.PathLike | None, plan: _Plan, resume: bool
 ) -> pathlib.Path | None:
     """Begins a run in `folder`, or goes on with the one that is there."""
     if folder is None:
         if resume:
             raise ValueError("run_dir must be given with resume=True, got None")
         return None
+    run = {
+        "game": provenance.describe(plan.value_fn),
+        "players": plan.n,
+        "key": provenance.checksum(plan.keys),
+        "pairs": provenance.describe(plan.blocks.pairs),
+        "blocks": len(plan.keys),
+        "contexts": plan.contexts,
+    }
     path = files.writable_folder(folder, "run_dir")
     file = path / "run.json"
     if not file.exists():

@@ -54,21 +54,6 @@ def test_closed_form_of_256_players():
     np.testing.assert_array_less(np.abs(estimate.mean - want), 4 * estimate.stderr)
 
 
-def test_standard_errors_are_calibrated():
-    value_fn, t = closed_forms.product(30)
-    means = np.ones(1)
-    for r, factor in enumerate(t, start=1):
-        k = np.arange(r + 1)
-        grown = (r - k) * np.append(means, 0) + k * factor * np.insert(means, 0, 0)
-        means = grown / r
-    inside = []
-    for run in range(1000):
-        found = visibility(value_fn, 30, key=jax.random.key(run), permutations=50)
-        inside.append(np.abs(found.mean - means) < 1.96 * found.stderr)
-    coverage = np.mean(inside, axis=0)[[5, 15, 25]]
-    assert (coverage >= 0.93).all() and (coverage <= 0.97).all(), coverage
-
-
 def test_games_together_and_forwards():
     rows = []
 
