@@ -17,7 +17,7 @@ since, for example, the sets with i and without j sum to P_i − P_ij. P is one 
 product for each size: 2^n n² multiply-adds for all pairs and all orders.
 
 **Accuracy.** All sums are in float64. With |v − v(∅)| at most V, the rounding of an
-interaction is below 1e-15 n² V, that of a dividend below 1e-16 2^n V. What a float32
+interaction is about 1e-16 n² V, that of a dividend about 1e-16 2^n V. What a float32
 value function rounds itself comes on top; an interaction is a mean of differences, so
 it keeps that error small, and a dividend adds up to 2^n such errors.
 """
