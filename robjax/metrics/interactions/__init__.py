@@ -13,8 +13,10 @@ design.py            the pairs and contexts that are sampled
 visibility.py        what k visible players are worth
 disentanglement.py   do the interactions of a pair agree from context to context?
 estimates.py         means over blocks
+attack.py            PGD stopped at a given attack utility, to compare networks
 """
 
+from robjax.metrics.interactions.attack import UtilityAttack, utility_attack
 from robjax.metrics.interactions.decompositions import (
     Decomposition,
     attack_utility,
@@ -49,6 +51,7 @@ __all__ = [
     "ExactInteractions",
     "ImageGame",
     "SampledInteractions",
+    "UtilityAttack",
     "ValueFn",
     "Visibility",
     "attack_utility",
@@ -64,5 +67,6 @@ __all__ = [
     "pair_magnitudes",
     "sampled",
     "usual_orders",
+    "utility_attack",
     "visibility",
 ]
