@@ -66,6 +66,8 @@ class Study:
       draw: what was measured -> {file name: figure}.
       collect: the recipes, title -> one for each seed, and the folder of all results ->
         what was measured; by default what was recorded with the networks.
+      describe: what was measured -> more of it, in Markdown; by default the final
+        accuracies.
       note: further words on the setting.
     """
 
@@ -76,6 +78,9 @@ class Study:
     judge: Callable[[Any], Sequence[Claim]]
     draw: Callable[[Any], Mapping[str, Figure]]
     collect: Callable[[Mapping[str, Sequence[Recipe]], Path], Any] = history.collect
+    describe: Callable[[Any], str] = lambda recorded: (
+        _accuracies(recorded) if isinstance(recorded, History) else ""
+    )
     note: str = ""
 
 
@@ -142,7 +147,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         setting=arguments.smoke * common.SMOKE + f"{_setting(every)} {study.note}",
         claims=study.judge(recorded),
         drawn=study.draw(recorded),
-        rest=_accuracies(recorded) if isinstance(recorded, History) else "",
+        rest=study.describe(recorded),
         record={"networks": [r.folder(results).name for r in every]},
     )
     return folder
