@@ -88,12 +88,11 @@ def draw(found: Found) -> dict[str, Any]:
     share = [
         panel(
             {
-                title: games.shares(games.change(rows, game))
+                title: 100 * games.shares(games.change(rows, game))
                 for title, rows in found.items()
             },
             game,
             "share of |ΔI| [%]",
-            "percent",
         )
         for game in GAMES
     ]

@@ -84,6 +84,30 @@ class Study:
     note: str = ""
 
 
+def each_network(
+    measure: Callable[[Recipe, Any, networks.Splits], Any],
+) -> Callable[[Mapping[str, Sequence[Recipe]], Path], dict[str, list[Any]]]:
+    """A `collect` that measures every network on its own, (recipe, logits_fn, splits).
+
+    It gives title -> what was measured of the network of each seed.
+    """
+
+    def collect(
+        recipes: Mapping[str, Sequence[Recipe]], results: Path
+    ) -> dict[str, list[Any]]:
+        splits = networks.load_splits(next(iter(recipes.values()))[0])
+
+        def one(recipe: Recipe) -> Any:
+            folder = networks.obtain(recipe, results)
+            return measure(recipe, networks.train(recipe, folder, splits), splits)
+
+        return {
+            title: [one(recipe) for recipe in row] for title, row in recipes.items()
+        }
+
+    return collect
+
+
 def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
     """The networks that the study needs: title -> one recipe for each seed.
 

@@ -42,7 +42,7 @@ def strongest_pairs(
     Args:
       images: name -> [H, W, 1 or 3] in [0, 1]; one channel is grey.
       interactions: [versions, n − 1, n, n] I_ij^(m) of each, such as those of
-        `robjax.metrics.interactions.exact`; only i < j is read. NaN is an error.
+        `robjax.metrics.interactions.exact`; only i < j is read.
       grid: rows and columns of the n cells.
       title: what the figure shows, in words.
       orders: m; None: a low, a middle and a high one.

@@ -14,6 +14,9 @@ visibility.py        what k visible players are worth
 disentanglement.py   do the interactions of a pair agree from context to context?
 estimates.py         means over blocks
 attack.py            PGD stopped at a given attack utility, to compare networks
+recovery.py          does a second attack lead back?
+images.py            rank reduction, pixel dropout, cutout; Fourier rings, Fisher ratio
+detection.py         the dispersion of attributions, as a detector of attacks
 """
 
 from robjax.metrics.interactions.attack import UtilityAttack, utility_attack
@@ -23,6 +26,12 @@ from robjax.metrics.interactions.decompositions import (
     decompose,
 )
 from robjax.metrics.interactions.design import design_pairs
+from robjax.metrics.interactions.detection import (
+    Dispersion,
+    auroc,
+    dispersion,
+    leave_one_out,
+)
 from robjax.metrics.interactions.disentanglement import (
     Disentanglement,
     disentanglement,
@@ -31,6 +40,14 @@ from robjax.metrics.interactions.disentanglement import (
 from robjax.metrics.interactions.estimates import BlockMean
 from robjax.metrics.interactions.exact import ExactInteractions, exact
 from robjax.metrics.interactions.games import ImageGame, ValueFn, image_game
+from robjax.metrics.interactions.images import (
+    cutout,
+    fisher_ratio,
+    fourier_magnitudes,
+    pixel_dropout,
+    reduce_rank,
+)
+from robjax.metrics.interactions.recovery import Recovery, recoverability
 from robjax.metrics.interactions.sampled import (
     SampledInteractions,
     sampled,
@@ -48,23 +65,34 @@ __all__ = [
     "BlockMean",
     "Decomposition",
     "Disentanglement",
+    "Dispersion",
     "ExactInteractions",
     "ImageGame",
+    "Recovery",
     "SampledInteractions",
     "UtilityAttack",
     "ValueFn",
     "Visibility",
     "attack_utility",
+    "auroc",
+    "cutout",
     "decompose",
     "design_pairs",
     "disentanglement",
+    "dispersion",
     "exact",
+    "fisher_ratio",
+    "fourier_magnitudes",
     "image_game",
+    "leave_one_out",
     "log_odds",
     "log_softmax",
     "logit",
     "other_categories",
     "pair_magnitudes",
+    "pixel_dropout",
+    "recoverability",
+    "reduce_rank",
     "sampled",
     "usual_orders",
     "utility_attack",
