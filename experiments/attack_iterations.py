@@ -73,15 +73,15 @@ def judge(found: Found) -> list[Claim]:
     change = np.stack(rows)
     high = np.flatnonzero(games.high_orders(change.shape[2]))
     mean = change[:, :, high].mean(2)
-    steps = np.diff(np.abs(mean), axis=1).min(1)
+    steps = np.diff(mean, axis=1).min(1)
     words = ", ".join(
         f"{count} iterations {tables.plus_minus(mean[:, i])}"
         for i, count in enumerate(ITERATIONS)
     )
     claims = [
         Claim(
-            "|ΔI| at high orders grows with every doubling of the iterations",
-            f"ΔI {words} nats",
+            "ΔI at high orders grows with every doubling of the iterations",
+            f"{words} nats",
             common.is_above(steps, 0),
         )
     ]

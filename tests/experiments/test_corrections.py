@@ -52,7 +52,7 @@ def test_the_way_back_against_the_way_there():
 
 def test_detection_is_better_than_chance():
     def rows(area):
-        return [dict.fromkeys(detection.MEASURES, area + n) for n in NOISE]
+        return [dict.fromkeys(detection.NAMES, area + n) for n in NOISE]
 
     found = detection.judge({STANDARD: rows(0.9), ROBUST: rows(0.7)})
     assert set(verdicts(found).values()) == {common.HELD}
@@ -81,7 +81,7 @@ def test_growth_with_the_iterations(growth, verdict):
 SMOKE = {
     dropout_cutout: 4,
     recoverability: 3,
-    detection: 7,
+    detection: 13,
     attack_iterations: 3,  # of 8 players, orders 5 and 6 are high
 }
 
