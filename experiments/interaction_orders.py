@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments import common, games, study
 from experiments.common import Claim
@@ -73,9 +74,8 @@ def judge(found: Found) -> list[Claim]:
 
 def draw(found: Found) -> dict[str, Any]:
     """I of normal and adversarial images, its change, and pairs over an image."""
-    panel = figures.Panel
     levels = [
-        panel(
+        figures.Panel(
             {
                 name: games.curve(rows, MEAN_IMAGE, "mean")[:, side]
                 for side, name in enumerate(("normal", "adversarial"))
@@ -85,23 +85,13 @@ def draw(found: Found) -> dict[str, Any]:
         )
         for title, rows in found.items()
     ]
-    share = [
-        panel(
-            {
-                title: 100 * games.shares(games.change(rows, game))
-                for title, rows in found.items()
-            },
-            game,
-            "share of |ΔI| [%]",
-        )
-        for game in GAMES
-    ]
     drawn = {
         "interactions": figures.curves(
             [levels], title="Interactions by order", xlabel="order m"
         ),
-        "shares": figures.curves(
-            [share[:2], share[2:]], title="Where attacks act", xlabel="order m"
+        "changes": _by_game(found, lambda change: change, "ΔI [nats]"),
+        "shares": _by_game(
+            found, lambda change: 100 * games.shares(change), "share of |ΔI| [%]"
         ),
     }
     for name, title in (("standard", STANDARD), ("robust", ROBUST)):
@@ -113,6 +103,20 @@ def draw(found: Found) -> dict[str, Any]:
             title=f"Strongest pairs, {title} network",
         )
     return drawn
+
+
+def _by_game(found: Found, pick: Any, ylabel: str) -> Figure:
+    """Something made of ΔI, a panel for each game."""
+    panels = [
+        figures.Panel(
+            {title: pick(games.change(rows, game)) for title, rows in found.items()},
+            game,
+            ylabel,
+        )
+        for game in GAMES
+    ]
+    rows = [panels[:2], panels[2:]]
+    return figures.curves(rows, title="What attacks change, by order", xlabel="order m")
 
 
 def grid_of(table: Table) -> tuple[int, int]:

@@ -114,7 +114,7 @@ def test_smoke_of_the_studies_of_games(tmp_path, monkeypatch, capsys):
     arguments = study.Arguments(smoke=True, results=tmp_path)
     folder = study.run(interaction_orders.STUDY, arguments)
     assert len(summary(folder)) == 8
-    assert len(list((folder / "figures").glob("*.png"))) == 4
+    assert len(list((folder / "figures").glob("*.png"))) == 5
     assert "Accepted for both" in (folder / "summary.md").read_text()
     assert "played digits-0" in capsys.readouterr().out
 
