@@ -47,7 +47,7 @@ def measure(
     """Attacks the tracked images that are right, and changes what comes out."""
     train, _, tracked = splits
     x, y = data.to_float(tracked.images, tracked.scale), jnp.asarray(tracked.labels)
-    right = np.asarray(jnp.argmax(logits_fn(x), axis=1) == y)
+    right = np.asarray(_said(logits_fn, x) == y)
     found = networks.tracked_attack(recipe)(logits_fn, x, y)
     fooled = right & np.asarray(found.success)
     colour = data.to_float(train.images, train.scale).mean((0, 1, 2))
@@ -78,10 +78,15 @@ def _right_after(
 ) -> np.ndarray:
     """[B] in which share of the draws the changed image is right."""
     draws = [
-        jnp.argmax(logits_fn(change(x, key=key)), axis=1) == y
+        _said(logits_fn, change(x, key=key)) == y
         for key in jax.random.split(jax.random.key(0), DRAWS)
     ]
     return np.mean(draws, axis=0)
+
+
+@jax.jit
+def _said(logits_fn: Any, x: jax.Array) -> jax.Array:
+    return jnp.argmax(logits_fn(x), axis=1)
 
 
 def judge(found: Found) -> list[Claim]:

@@ -144,7 +144,10 @@ def _play(
         for f, aim in zip(logits_fns, aims, strict=True)
     ]
     found: list[Table] = [
-        {"accepted": np.mean(a.accepted), "accepted, targeted": np.mean(b.accepted)}
+        {
+            "accepted": np.asarray(jnp.mean(a.accepted)),
+            "accepted, targeted": np.asarray(jnp.mean(b.accepted)),
+        }
         for a, b in zip(free, aimed, strict=True)
     ]
     for game, baseline in baselines.items():

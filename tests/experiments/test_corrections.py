@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from experiments import (
     attack_iterations,
@@ -34,7 +35,8 @@ def test_right_after_is_the_share_of_draws():
     def change(x, key):
         return x if next(flips) < 3 else x[:, ::-1]
 
-    kept = dropout_cutout._right_after(lambda x: x, change, x, np.array([0, 0]))
+    identity = Partial(lambda x: x)
+    kept = dropout_cutout._right_after(identity, change, x, np.array([0, 0]))
     np.testing.assert_allclose(kept, [0.3, 0.7])
 
 
