@@ -66,6 +66,8 @@ class Study:
       draw: what was measured -> {file name: figure}.
       collect: the recipes, title -> one for each seed, and the folder of all results ->
         what was measured; by default what was recorded with the networks.
+      describe: what was measured -> more of it, in Markdown; by default the final
+        accuracies.
       note: further words on the setting.
     """
 
@@ -76,7 +78,34 @@ class Study:
     judge: Callable[[Any], Sequence[Claim]]
     draw: Callable[[Any], Mapping[str, Figure]]
     collect: Callable[[Mapping[str, Sequence[Recipe]], Path], Any] = history.collect
+    describe: Callable[[Any], str] = lambda recorded: (
+        _accuracies(recorded) if isinstance(recorded, History) else ""
+    )
     note: str = ""
+
+
+def each_network(
+    measure: Callable[[Recipe, Any, networks.Splits], Any],
+) -> Callable[[Mapping[str, Sequence[Recipe]], Path], dict[str, list[Any]]]:
+    """A `collect` that measures every network on its own, (recipe, logits_fn, splits).
+
+    It gives title -> what was measured of the network of each seed.
+    """
+
+    def collect(
+        recipes: Mapping[str, Sequence[Recipe]], results: Path
+    ) -> dict[str, list[Any]]:
+        splits = networks.load_splits(next(iter(recipes.values()))[0])
+
+        def one(recipe: Recipe) -> Any:
+            folder = networks.obtain(recipe, results)
+            return measure(recipe, networks.train(recipe, folder, splits), splits)
+
+        return {
+            title: [one(recipe) for recipe in row] for title, row in recipes.items()
+        }
+
+    return collect
 
 
 def recipes(study: Study, arguments: Arguments) -> dict[str, list[Recipe]]:
@@ -142,7 +171,7 @@ def run(study: Study, arguments: Arguments) -> Path:
         setting=arguments.smoke * common.SMOKE + f"{_setting(every)} {study.note}",
         claims=study.judge(recorded),
         drawn=study.draw(recorded),
-        rest=_accuracies(recorded) if isinstance(recorded, History) else "",
+        rest=study.describe(recorded),
         record={"networks": [r.folder(results).name for r in every]},
     )
     return folder

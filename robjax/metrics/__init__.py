@@ -1,6 +1,6 @@
 """Per-sample and per-pair measurements that explain why a model is (not) robust."""
 
-from robjax.metrics import saliency
+from robjax.metrics import interactions, saliency
 from robjax.metrics.fisher import FisherSpectrum, fisher_spectrum
 from robjax.metrics.kl import KLComponents, kl_components, kl_path, kl_to_class_means
 from robjax.metrics.kl.pairwise import (
@@ -17,6 +17,7 @@ __all__ = [
     "PairwiseKL",
     "class_pair_kl",
     "fisher_spectrum",
+    "interactions",
     "kl_components",
     "kl_path",
     "kl_to_class_means",

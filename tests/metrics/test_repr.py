@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robjax import metrics
-from robjax.metrics import saliency
+from robjax.metrics import interactions, saliency
 from tests.metrics import models
 
 SHAPE = (4, 4, 1)
@@ -14,11 +14,27 @@ FN = models.smooth(3, SHAPE)
 X = jax.random.uniform(jax.random.key(0), (6, *SHAPE))
 Y = np.arange(6) % 3
 
+KEY = jax.random.key(1)
+
+
+def both(masks):
+    return masks[:, 0] & masks[:, 1]
+
+
+EXACT = interactions.exact(both, 4)
+SAMPLED = interactions.sampled(both, 9, key=KEY, orders=[3], blocks=4)
+
 RESULTS = {
     "FisherSpectrum": lambda: metrics.fisher_spectrum(FN, X),
     "KLComponents": lambda: metrics.kl_components(FN, X, X[::-1]),
     "PairwiseKL": lambda: metrics.pairwise_kl(FN, X, Y),
     "ClassPairKL": lambda: metrics.class_pair_kl(FN, X, Y),
+    "ExactInteractions": lambda: EXACT,
+    "SampledInteractions": lambda: SAMPLED,
+    "BlockMean": lambda: SAMPLED.strength,
+    "Decomposition": lambda: interactions.decompose(EXACT),
+    "Visibility": lambda: interactions.visibility(both, 4, key=KEY),
+    "Disentanglement": lambda: interactions.disentanglement(EXACT),
     "Saliency": lambda: saliency.saliency(FN, X, Y, width=1),
 }
 

@@ -1,0 +1,100 @@
+"""Studies of what undoes or betrays attacks: made-up numbers, and smoke runs."""
+
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from experiments import (
+    attack_iterations,
+    common,
+    detection,
+    dropout_cutout,
+    networks,
+    recoverability,
+    study,
+)
+from experiments.games import ROBUST, STANDARD
+from tests.experiments.test_tradeoff import NOISE, summary, verdicts
+
+
+def test_dropout_against_cutout():
+    def rows(*rates):
+        names = (*dropout_cutout.DROPOUT.values(), dropout_cutout.CUTOUT)
+        return [dict(zip(names, np.add(rates, n), strict=True)) for n in NOISE]
+
+    paper = {STANDARD: rows(0.2, 0.3, 0.4, 0.1), ROBUST: rows(0.2, 0.3, 0.4, 0.3)}
+    assert set(verdicts(dropout_cutout.judge(paper)).values()) == {common.HELD}
+    other = {STANDARD: rows(0.2, 0.4, 0.3, 0.5), ROBUST: rows(0.3, 0.2, 0.4, 0.3)}
+    assert set(verdicts(dropout_cutout.judge(other)).values()) == {common.FAILED}
+
+
+def test_right_after_is_the_share_of_draws():
+    x = np.array([[1.0, 0.0], [0.0, 1.0]])
+    flips = iter(range(dropout_cutout.DRAWS))
+
+    def change(x, key):
+        return x if next(flips) < 3 else x[:, ::-1]
+
+    identity = Partial(lambda x: x)
+    kept = dropout_cutout._right_after(identity, change, x, np.array([0, 0]))
+    np.testing.assert_allclose(kept, [0.3, 0.7])
+
+
+def test_the_way_back_against_the_way_there():
+    def rows(there, back):
+        return [
+            {"attacked": there, "led back": back + n, "returned": 1.0} for n in NOISE
+        ]
+
+    paper = {STANDARD: rows(1.0, 1.5), ROBUST: rows(2.0, 1.5)}
+    assert set(verdicts(recoverability.judge(paper)).values()) == {common.HELD}
+    other = {STANDARD: rows(2.0, 1.5), ROBUST: rows(1.0, 1.5)}
+    assert set(verdicts(recoverability.judge(other)).values()) == {common.FAILED}
+
+
+def test_detection_is_better_than_chance():
+    def rows(area):
+        return [dict.fromkeys(detection.NAMES, area + n) for n in NOISE]
+
+    found = detection.judge({STANDARD: rows(0.9), ROBUST: rows(0.7)})
+    assert set(verdicts(found).values()) == {common.HELD}
+    found = detection.judge({STANDARD: rows(0.4), ROBUST: rows(0.45)})
+    assert set(verdicts(found).values()) == {common.FAILED}
+
+
+@pytest.mark.parametrize(
+    ("growth", "verdict"),
+    [
+        ([4.0, 8, 16, 32], common.HELD),
+        ([32.0, 16, 8, 4], common.FAILED),
+        ([0.0, 0, 0, 0], common.FAILED),
+    ],
+)
+def test_growth_with_the_iterations(growth, verdict):
+    change = np.outer(growth, np.ones(15))
+    rows = [change * (1 + n) for n in NOISE]
+    claims = attack_iterations.judge({STANDARD: rows})
+    assert claims[0].verdict == verdict
+    pearson = [claim.verdict for claim in claims[1:]]
+    constant = not any(growth)
+    assert pearson == [common.UNTESTABLE if constant else verdict] * 5
+
+
+SMOKE = {
+    dropout_cutout: 4,
+    recoverability: 3,
+    detection: 13,
+    attack_iterations: 3,  # of 8 players, orders 5 and 6 are high
+}
+
+
+def test_smoke_of_corrections(tmp_path, monkeypatch):
+    # what other studies need of a network
+    monkeypatch.setattr(networks, "explain", lambda *arguments: None)
+    monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
+    arguments = study.Arguments(smoke=True, results=tmp_path)
+    for module, claims in SMOKE.items():
+        folder = study.run(module.STUDY, arguments)
+        assert folder.parent.name == module.__name__.split(".")[-1]
+        assert len(summary(folder)) == claims
+        assert len(list((folder / "figures").glob("*.svg"))) == 1

@@ -1,0 +1,126 @@
+"""The studies of interactions: verdicts on made-up games, and smoke runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import (
+    common,
+    disentanglement,
+    games,
+    interaction_orders,
+    networks,
+    study,
+    utility_by_order,
+)
+from experiments.games import GAMES, MEAN_IMAGE, ROBUST, STANDARD
+from tests.experiments.test_tradeoff import NOISE, summary, verdicts
+
+ORDERS = np.arange(15)
+
+
+def table(change, spread, agreement=0.5, single=0.01):
+    """A network whose interactions fall by `change` [15] in each of two images."""
+    change = np.stack([change, change]) * (1 + spread)
+    orders = (15 - ORDERS) * change
+    value = orders.sum(1) + single
+    game = {
+        "mean": np.stack([change, 0 * change]),
+        "value": value,
+        "empty": 0 * value,
+        "single": single + 0 * value,
+        "orders": orders,
+        "ratios": agreement + spread + 0 * change,
+        "means": agreement + spread + 0 * change,
+    }
+    named = {f"{name}/{k}": v for name in GAMES for k, v in game.items()}
+    pairs = np.zeros((2, 15, 16, 16))
+    images = np.zeros((2, 8, 8, 1))
+    return named | {
+        "accepted": 0.5, "accepted, targeted": 0.25, "pairs": pairs, "images": images,
+    }  # fmt: skip
+
+
+def as_claimed():
+    """Standard networks lose high orders, robust ones low orders."""
+    high, low = np.exp(ORDERS - 14.0), np.exp(-ORDERS / 9)
+    return {
+        STANDARD: [table(high, spread, agreement=0.4) for spread in NOISE],
+        ROBUST: [table(low, spread, agreement=0.6) for spread in NOISE],
+    }
+
+
+def swapped():
+    found = as_claimed()
+    return {STANDARD: found[ROBUST], ROBUST: found[STANDARD]}
+
+
+def test_the_share_of_high_orders():
+    rows = [table(np.arange(1.0, 16), 0.0)]
+    # 11 + … + 15 of 1 + … + 15
+    assert interaction_orders.high_share(rows, MEAN_IMAGE) == pytest.approx(65 / 120)
+    assert np.flatnonzero(games.high_orders(15)).tolist() == [10, 11, 12, 13, 14]
+    assert np.flatnonzero(games.low_orders(15)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_verdicts_on_orders():
+    for found, verdict in ((as_claimed(), common.HELD), (swapped(), common.FAILED)):
+        claims = verdicts(interaction_orders.judge(found))
+        for game in GAMES:
+            name = f"{game}: the share of |ΔI| at high orders is larger for the"
+            assert claims[f"{name} standard network"] == verdict
+        assert claims[
+            f"{STANDARD}: |ΔI| is larger at high orders than at low ones"
+        ] == (verdict)
+
+
+def test_verdicts_on_the_parts_of_the_utility():
+    found = as_claimed()
+    assert set(verdicts(utility_by_order.judge(found)).values()) == {common.HELD}
+    claims = list(verdicts(utility_by_order.judge(swapped())).values())
+    assert claims == [common.HELD, common.FAILED, common.HELD, common.HELD]
+    low = np.exp(-ORDERS / 9)
+    found[ROBUST] = [table(low, spread, single=50.0) for spread in NOISE]
+    claims = list(verdicts(utility_by_order.judge(found)).values())
+    assert claims == [common.HELD] * 3 + [common.FAILED]
+    found[ROBUST][1][f"{MEAN_IMAGE}/single"][1] += 0.1  # of one image
+    claims = list(verdicts(utility_by_order.judge(found)).values())
+    assert claims == [common.FAILED, common.HELD, common.HELD, common.FAILED]
+
+
+def test_verdicts_on_disentanglement():
+    held = set(verdicts(disentanglement.judge(as_claimed())).values())
+    assert held == {common.HELD}
+    failed = set(verdicts(disentanglement.judge(swapped())).values())
+    assert failed == {common.FAILED}
+
+
+def test_images_must_be_accepted_for_every_network():
+    class Attack:
+        def __init__(self, *accepted):
+            self.accepted = np.array(accepted)
+
+    both = games._matched([Attack(0, 1, 1, 1), Attack(1, 1, 0, 1)], 5)
+    assert both.tolist() == [1, 3]
+    with pytest.raises(ValueError, match="no image was accepted"):
+        games._matched([Attack(0, 1), Attack(1, 0)], 5)
+
+
+def test_smoke_of_the_studies_of_games(tmp_path, monkeypatch, capsys):
+    # what other studies need of a network
+    monkeypatch.setattr(networks, "explain", lambda *arguments: None)
+    monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
+    arguments = study.Arguments(smoke=True, results=tmp_path)
+    folder = study.run(interaction_orders.STUDY, arguments)
+    assert len(summary(folder)) == 8
+    assert len(list((folder / "figures").glob("*.png"))) == 5
+    assert "Accepted for both" in (folder / "summary.md").read_text()
+    assert "played digits-0" in capsys.readouterr().out
+
+    folder = study.run(utility_by_order.STUDY, arguments)
+    found = json.loads((folder / "claims.json").read_text())["claims"]
+    assert found[0]["verdict"] == common.HELD  # the parts add up, in float32
+    folder = study.run(disentanglement.STUDY, arguments)
+    assert len(summary(folder)) == 4
+    assert "played digits-0" not in capsys.readouterr().out
