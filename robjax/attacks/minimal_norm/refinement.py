@@ -21,9 +21,10 @@ is nearer to x and its margin is at least κ + ρ.
 On a linear model these thirteen rounds find the minimal distance, up to τ, wherever the
 walk ended.
 
-Two kinds of samples go through it up to three times more, each time after `explore`:
-those for which nothing was found, and those whose gradient was not finite somewhere, so
-that it may have hidden the way. The authors' codes have none of this.
+Two kinds of samples go through it again, each time after `explore`: those for which
+nothing was found, up to ten times, and up to three times those whose gradient was not
+finite somewhere, so that it may have hidden the way. The authors' codes have none of
+this.
 """
 
 import functools
@@ -52,7 +53,8 @@ CLASSES = 10
 _AIMED = 3  # rounds towards the chosen class
 _ROUNDS = 10  # rounds after them
 _BEYOND = 1.5  # τ, in units of ρ
-_PASSES = 3  # with exploration, for samples that need it
+_PASSES = 10  # with exploration, for samples without an image
+_ROUGH_PASSES = 3  # for those whose gradient was not finite
 _CLIMBS = 4  # from random points, in each of them
 
 
@@ -96,6 +98,7 @@ def refine(
 
         found = lax.cond(number > 0, look_around, lambda found: found, found)
         found, rough = _rounds(mine, found, steps, classes)
+        rough &= number < _ROUGH_PASSES
         return number + 1, lost & (jnp.isinf(found.distance) | rough), found
 
     def needed(carry):
