@@ -308,10 +308,17 @@ class _Meter:
             self.count += 1
             for name, value in metrics.items():
                 if not math.isfinite(value):
+                    # no update came before the first step
+                    advice = (
+                        "the weights are those of the start, so look for an operation "
+                        "that overflows or has no slope (a norm or root at 0)"
+                        if epoch == self.count == 1
+                        else "a lower learning_rate, a clip_norm or a longer warm-up "
+                        "may help"
+                    )
                     raise FloatingPointError(
                         f"training stopped: {name} is {value} in step {self.count} "
-                        f"of epoch {epoch}; a lower learning_rate, a clip_norm or a "
-                        "longer warm-up may help"
+                        f"of epoch {epoch}; {advice}"
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.pending.clear()

@@ -7,6 +7,7 @@ import json
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -134,6 +135,20 @@ def test_an_optimizer_of_ones_own(few):
     state = fit(Linear(10), few, config=SHORT, optimizer=optax.sgd(0.0))
     start = fit(Linear(10), few, config=dataclasses.replace(SHORT, learning_rate=0.0))
     chex.assert_trees_all_equal(state.variables, start.variables)
+
+
+class RootOfDark(nn.Module):
+    """Its weight has no finite gradient at the start."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        scale = self.param("scale", nn.initializers.zeros, (1,))
+        return nn.Dense(10)(jnp.sqrt(scale[None] * x.reshape(len(x), -1)))
+
+
+def test_the_first_step_does_not_blame_the_learning_rate(few):
+    with pytest.raises(FloatingPointError, match="step 1 of epoch 1; the weights are"):
+        fit(RootOfDark(), few, config=SHORT)
 
 
 def test_stops_at_a_value_that_is_not_finite(few, tmp_path):
