@@ -107,7 +107,6 @@ STUDY = Study(
     judge=judge,
     draw=draw,
     collect=study.each_network(measure),
-    describe=lambda found: "",
 )
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ _MEANINGS = {
     "ConcretizationTypeError": "it uses computed values as Python numbers: write "
     f"it with jax.numpy; {_BLACK_BOX}",
 }
+_IMAGES = ("x", "image", "images", "inputs")
 _EVAL_MODE = (
     ("train", False),
     ("training", False),
@@ -204,13 +205,13 @@ def _attempts(x: Shaped, *, has_keys: bool) -> Iterator[_Attempt]:
         "takes (images, keys [B]), so it is randomised: give eot=n, the number of "
         "draws to average over, or where there is no eot one draw, as in "
         "lambda x: logits_fn(x, jnp.broadcast_to(key, len(x)))",
-        lambda model, x: model(x, jax.random.split(jax.random.key(0), len(x))),
+        lambda model, x: _draw(model, x, jax.random.split(jax.random.key(0), len(x))),
     )
     yield _Attempt(
         "takes one random key for all images, where robjax has a key for each: give "
         "lambda x, keys: jax.vmap(lambda x, key: logits_fn(x[None], key)[0])(x, keys), "
         "and eot=n, the number of draws to average over",
-        lambda model, x: model(x, jax.random.key(0)),
+        lambda model, x: _draw(model, x, jax.random.key(0)),
     )
     for name, value in _EVAL_MODE:
         yield _Attempt(
@@ -261,6 +262,14 @@ def _attempts(x: Shaped, *, has_keys: bool) -> Iterator[_Attempt]:
         )
 
 
+def _draw(model: Any, x: jax.Array, key: jax.Array) -> Any:
+    """Calls a model with keys; an error if it does not look at them."""
+    jaxpr = jax.make_jaxpr(model)(x, key).jaxpr
+    if not any(jaxpr.invars[-1] is v for e in jaxpr.eqns for v in e.invars):
+        raise TypeError("it draws nothing")
+    return model(x, key)
+
+
 def _with_keywords(keywords: dict[str, bool], model: Any, x: jax.Array) -> Any:
     return model(x, **keywords)
 
@@ -286,10 +295,14 @@ def _unbound(model: Any, inputs: tuple[Shaped, ...]) -> str | None:
         names = list(signature.parameters)
         if len(names) < 2:
             return "it takes no images"
-        keyless = ["None" if name in ("rng", "key") else name for name in names[:-1]]
+        if names[0] in _IMAGES:
+            others = ", ".join(f"{name}=…" for name in names[1:])
+            how = f"functools.partial(logits_fn, {others})"
+        else:
+            known = ["None" if name in ("rng", "key") else name for name in names[:-1]]
+            how = f"jax.tree_util.Partial(logits_fn, {', '.join(known)})"
         return (
             f"its arguments are ({', '.join(names)}), and none but the images may be "
-            "left: bind the others, as in "
-            f"jax.tree_util.Partial(logits_fn, {', '.join(keyless)})"
+            f"left: bind the others, as in {how}"
         )
     return None

@@ -12,6 +12,8 @@ if "XLA_FLAGS" not in os.environ:
         "--xla_backend_optimization_level=2 "
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
     )
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for workers and processes
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
     jax.config.update("jax_disable_most_optimizations", True)
 
 jax.config.update("jax_num_cpu_devices", 8)

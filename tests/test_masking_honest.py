@@ -107,7 +107,7 @@ def made(**met):
     fooled, nothing = np.ones(3), -np.ones(3)
     attacks = {"restarts": np.ones((4, 3)), "one_step": nothing, "quarter": nothing}
     attacks |= dict.fromkeys(("margin", "dlr", "whole"), fooled)
-    attacks |= {"transfer": nothing, "clean": nothing}
+    attacks |= dict.fromkeys(("transfer", "square", "clean"), nothing)
     return thresholds.attacks(Met(**attacks | met), look)
 
 

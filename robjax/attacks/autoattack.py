@@ -17,11 +17,10 @@ from jax.typing import DTypeLike
 from robjax import losses
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.minimal_norm import fab
-from robjax.attacks.problem import check_problem
 from robjax.attacks.square import square
 from robjax.balls import L1, Ball
-from robjax.checks import Bounds
-from robjax.evaluation.arguments import check_attacks
+from robjax.checks import Bounds, check_attacked, check_bounds
+from robjax.evaluation.arguments import check_attacks, check_ball
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.loop import Outcome, run_attacks
@@ -237,7 +236,9 @@ def autoattack(
         run and `resume` is False, or it holds another run.
     """
     logits_fn = as_logits_fn(logits_fn)
-    problem = check_problem(logits_fn, x, ball, bounds)
+    bounds = check_bounds(bounds)
+    images = np.asarray(check_attacked(x, bounds))
+    check_ball("ball", ball, len(images))
     if version == "custom":
         named = _bind_ball(attacks, ball, reference_quirks)
     elif attacks is None:
@@ -249,10 +250,10 @@ def autoattack(
         )
     task = Task.make(
         logits_fn,
-        np.asarray(problem.x),
+        images,
         y,
         key=key,
-        bounds=problem.bounds,
+        bounds=bounds,
         eot=_RAND_EOT if eot is None and version == "rand" else eot,
         batch_size=batch_size,
         devices=devices,

@@ -25,14 +25,15 @@ from robjax.checks import (
     check_count,
     check_labels,
     check_number,
+    extremes,
     is_half,
 )
+from robjax.evaluation.warnings import of_bounds
 from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
 _ROUNDING = 1e-6  # how far ε may be above the size of the box and still mean that size
-_SPANNED = 0.05  # share of the bounds that images span, as in `robjax.evaluation`
 
 
 class Problem(NamedTuple):
@@ -134,19 +135,10 @@ def _warn_if_wide(ball: Ball, x: jax.Array, bounds: Bounds) -> None:
 def _warn_if_unfilled(x: jax.Array, bounds: Bounds) -> None:
     if not is_concrete(x):
         return
-    images = np.asarray(x)  # jnp would trace it inside jit
-    low = float(images.min())
-    high = float(images.max())
-    width = bounds[1] - bounds[0]
-    # images of one value, as in examples, tell nothing of their range
-    if 0 < high - low < _SPANNED * width:
-        warnings.warn(
-            f"the images lie between {low:.3g} and {high:.3g} and span "
-            f"{100 * (high - low) / width:.2g} % of bounds={bounds}: the attack may "
-            "give pixels values that no image has; give the range of the images as "
-            "bounds, or scale the images",
-            stacklevel=4,
-        )
+    _, low, high = map(float, extremes(x))
+    if low < high:  # images of one value, as in examples, tell nothing of their range
+        for text in of_bounds(low, high, bounds):
+            warnings.warn(text, stacklevel=4)
 
 
 def check_draws(

@@ -41,7 +41,8 @@ class Repeats(NamedTuple):
 
     Attributes:
       again: [b] in a second pass over the same batch.
-      elsewhere: [b'] of some of the images, in another place among other neighbours.
+      elsewhere: [b'] of some of the images, in another place among other neighbours,
+        and in a batch of another size.
       simplex: [b] bool, the outputs are probabilities.
     """
 
@@ -107,15 +108,15 @@ def mixed_company(x: jax.Array, bounds: Bounds) -> jax.Array:
 
 
 def repeats(task: Task, margin: np.ndarray) -> Repeats:
-    """Judges the first batch of clean images twice more.
+    """Judges the first batch of clean images twice more, and a few of them apart.
 
     >>> x = np.array([[0.5, 0.25], [0.75, 0.5]], np.float32)
     >>> task = Task.make(
     ...     lambda x: x * x.sum(), x, np.zeros(2, int),
     ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
     ... )
-    >>> repeats(task, margin=np.array([-0.5, -0.5]))  # the sum is 2, then 3
-    Repeats(again 0, elsewhere 0.5)
+    >>> repeats(task, margin=np.array([-0.5, -0.5]))  # the sum is 2, then 3, then 8
+    Repeats(again 0, elsewhere 3)
 
     Args:
       task: the model and the images.
@@ -132,9 +133,19 @@ def repeats(task: Task, margin: np.ndarray) -> Repeats:
     mixed = (mixed_company(x, task.bounds), y[::-1], keys[::-1])
     elsewhere = judge(task, *place(mixed, task.mesh, SPLIT))
     kept = order[::-1][1::2]
+    # a batch of another size: of two images for each device, or if that is no other of
+    # four times as many
+    few = np.arange(2 * task.mesh.size)
+    if len(few) >= len(index):
+        few = np.resize(np.arange(len(index)), 4 * len(index))
+    apart = judge(task, *place(task.take(index[few]), task.mesh, SPLIT))
+    changes = (
+        _change(again.margin[kept], elsewhere.margin[1::2], scale[kept]),
+        _change(again.margin[few], apart.margin, scale[few]),
+    )
     return Repeats(
         again=_change(margin[index], again.margin, scale)[:real],
-        elsewhere=_change(again.margin[kept], elsewhere.margin[1::2], scale[kept]),
+        elsewhere=np.concatenate(changes),
         simplex=again.simplex[:real],
     )
 

@@ -172,20 +172,29 @@ def of_task(
     found = _of_logits(task, clean)
     if gradients:
         found += _of_slopes(task, np.flatnonzero(~clean.fooled))
-    low, high = _extremes(task)
-    width = task.bounds[1] - task.bounds[0]
-    fits = high - low >= _SPANNED * width
-    if not fits:
-        found.append(
-            f"the images lie between {low:.3g} and {high:.3g} and span "
-            f"{100 * (high - low) / width:.2g} % of bounds={task.bounds}: attacks may "
-            "give pixels values that no image has; give the range of the images as "
-            "bounds, or scale the images"
-        )
+    unfilled = of_bounds(*_extremes(task), task.bounds)
+    found += unfilled
     for ball in balls:
-        doubted = [] if ball is None else _of_radius(ball, task, fits=fits)
+        doubted = [] if ball is None else _of_radius(ball, task, fits=not unfilled)
         found += [text for text in doubted if text not in found]  # attacks share balls
     return found
+
+
+def of_bounds(low: float, high: float, bounds: Bounds) -> list[str]:
+    """The doubt about bounds that images from `low` to `high` do not fill, if any.
+
+    >>> len(of_bounds(0.0, 1.0, (0.0, 255.0))), of_bounds(0.0, 1.0, (0.0, 1.0))
+    (1, [])
+    """
+    width = bounds[1] - bounds[0]
+    if high - low >= _SPANNED * width:
+        return []
+    return [
+        f"the images lie between {low:.3g} and {high:.3g} and span "
+        f"{100 * (high - low) / width:.2g} % of bounds={bounds}: attacks may give "
+        "pixels values that no image has; give the range of the images as bounds, or "
+        "scale the images"
+    ]
 
 
 def _of_logits(task: Task, clean: Verdicts) -> list[str]:
@@ -214,10 +223,10 @@ def _of_logits(task: Task, clean: Verdicts) -> list[str]:
         )
     elif moved:  # without a second pass that differs: noise would move them, too
         found.append(
-            "the logits of an image depend on its neighbours or place in the batch "
-            f"({moved:.0%} of the images looked at), so every number depends on the "
-            "batch size: switch batch norm to inference mode, and draw noise for each "
-            "image from its own key"
+            "the logits of an image depend on its neighbours, its place or the size of "
+            f"the batch ({moved:.0%} of the images looked at), so every number depends "
+            "on the batch size: switch batch norm to inference mode, and draw noise "
+            "for each image from its own key"
         )
     if repeats.simplex.all():
         found.append(

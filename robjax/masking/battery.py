@@ -14,8 +14,9 @@ from robjax import losses
 from robjax.attacks.pgd import pgd
 from robjax.attacks.problem import Problem, check_problem
 from robjax.attacks.square import square
-from robjax.balls import Ball, Linf
+from robjax.balls import Ball
 from robjax.checks import Bounds, check_count, check_labels
+from robjax.evaluation.probe import mixed_company
 from robjax.masking import probes, thresholds
 from robjax.masking.probes import Run
 from robjax.masking.report import CHECKS, MaskingReport
@@ -94,7 +95,9 @@ def check(
     if eot is not None:
         findings = findings.joined(_agreement(model, problem.x, y, keys, eot))
     look = jax.device_get(probes.look(problem, y, fold_keys(keys, 1)))
-    findings = findings.joined(thresholds.outputs(look))
+    # the points of `look` are off the borders of the box, where images often sit
+    at_image = np.asarray(probes.gradient(problem.logits_fn, problem.x, y))
+    findings = findings.joined(thresholds.outputs(look, at_image))
     findings = findings.joined(thresholds.slopes(look))
     # differences mean nothing where the model does not repeat itself
     findings = findings.only(("shattered", "gradient"), ~findings.flags["random"])
@@ -105,8 +108,6 @@ def check(
     compared = thresholds.attacks(met, look)
     findings = findings.joined(compared.only(compared.flags, judged))
     notes = thresholds.weak_losses(compared, judged)
-    if met.square is None:
-        notes.append("square was left out: outside Linf it needs 3 × 3 pixels")
     if not judged.any():
         notes.append("no image is classified correctly, so no attacks were compared")
     return MaskingReport(
@@ -161,14 +162,16 @@ def _passes(
 ) -> tuple[np.ndarray, Findings]:
     """Logits [B, K], and whether repetition or another batch changes them."""
     x = problem.x
-    low, high = problem.bounds
     keys = fold_keys(keys, 0)
     passes = [probes.logits(model, x, keys, eot) for _ in range(_PASSES)]
-    # each image in another place, among other neighbours
-    mixed = jnp.concatenate([(low + high) - x, x])[::-1]
-    doubled = jnp.concatenate([keys, keys])[::-1]
-    elsewhere = probes.logits(model, mixed, doubled, eot)[: len(x)][::-1]
-    stacked, elsewhere = jax.device_get((jnp.stack(passes), elsewhere))
+    # each image in another place, among strangers; and two images alone
+    mixed = mixed_company(jnp.repeat(x, 2, axis=0), problem.bounds)
+    doubled = jnp.repeat(keys, 2)[::-1]
+    elsewhere = probes.logits(model, mixed, doubled, eot)[1::2][::-1]
+    few = probes.logits(model, x[:2], keys[:2], eot)
+    apart = jnp.concatenate([few, passes[0][2:]])
+    passed = (jnp.stack(passes), jnp.stack([elsewhere, apart]))
+    stacked, elsewhere = jax.device_get(passed)
     return stacked[0], thresholds.repeats(stacked, elsewhere)
 
 
@@ -220,15 +223,11 @@ def _attack(
 
 def _square(
     problem: Problem, y: jax.Array, keys: jax.Array, queries: int
-) -> np.ndarray | None:
-    """Largest margin [B] that Square met; None where its squares do not fit."""
-    x = problem.x
-    has_room = x.ndim in (3, 4) and min(x.shape[1:3]) >= 3
-    if not (isinstance(problem.ball, Linf) or has_room):
-        return None
+) -> np.ndarray:
+    """Largest margin [B] that Square met."""
     found = square(
         problem.logits_fn,
-        x,
+        problem.x,
         y,
         key=keys,
         ball=problem.ball,

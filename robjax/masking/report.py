@@ -51,7 +51,10 @@ CHECKS: dict[str, Check] = {
     ),
     "batch": Check(
         measures="change of the logits in another batch, of their spread",
-        means="the logits of an image depend on its neighbours or place in the batch",
+        means=(
+            "the logits of an image depend on its neighbours, its place or the size of "
+            "the batch"
+        ),
         advice="switch batch norm to inference mode and draw noise per image",
         exact=True,
     ),

@@ -102,7 +102,7 @@ class Met(NamedTuple):
       whole: [B] of PGD that may give each pixel any value.
       transfer: [B] of an attack on a surrogate.
       dlr: [B] of PGD on DLR; None for two classes, where there is no DLR.
-      square: [B] of Square; None where it was left out.
+      square: [B] of Square.
     """
 
     clean: np.ndarray
@@ -112,8 +112,8 @@ class Met(NamedTuple):
     one_step: np.ndarray
     whole: np.ndarray
     transfer: np.ndarray
+    square: np.ndarray
     dlr: np.ndarray | None = None
-    square: np.ndarray | None = None
 
 
 def tolerated(samples: int) -> float:
@@ -139,17 +139,22 @@ def progress(margin: ArrayLike, clean: np.ndarray) -> np.ndarray:
     return np.where(clean < 0, np.minimum((np.asarray(margin) - clean) / way, 1), 0)
 
 
-def outputs(look: Look) -> Findings:
-    """Checks of the logits alone: finite, no probabilities, not saturated, not flat.
+def outputs(look: Look, at_image: np.ndarray) -> Findings:
+    """Checks of the outputs: finite, no probabilities, not saturated, not flat.
 
     >>> z = np.array([[[0.2, 0.8], [0.0, 5.0]]])  # one point, two samples
     >>> nothing = dict.fromkeys(Look._fields)
     >>> look = Look(**nothing | {"logits": z, "finite": np.ones((1, 2), bool)})
-    >>> outputs(look).flags["probabilities"].tolist()
+    >>> outputs(look, at_image=np.zeros((2, 3))).flags["probabilities"].tolist()
     [True, False]
+
+    Args:
+      look: what was seen from points near the images.
+      at_image: [B, *S] gradients of the margin at the images themselves.
     """
     z = np.asarray(look.logits)
-    finite = np.asarray(look.finite)
+    known = np.isfinite(at_image.reshape(1, len(at_image), -1)).all(axis=2)
+    finite = np.concatenate([np.asarray(look.finite), known])
     spread = np.ptp(z, axis=2).max(axis=0)
     rising = np.sort(z[0], axis=1)
     gap = rising[:, -1] - rising[:, -2]
@@ -176,17 +181,17 @@ def repeats(passes: np.ndarray, elsewhere: np.ndarray) -> Findings:
     """Checks that the logits of an image are the same in every pass and batch.
 
     >>> passes = np.array([[[0.0, 1.0]], [[0.0, 1.1]]])
-    >>> found = repeats(passes, elsewhere=passes[0])
+    >>> found = repeats(passes, elsewhere=passes[:1])
     >>> found.flags["random"].tolist(), found.numbers["random"].round(3).tolist()
     ([True], [0.1])
 
     Args:
       passes: [R, B, K] logits of R passes over one batch.
-      elsewhere: [B, K] logits of the same images in another batch.
+      elsewhere: [E, B, K] logits of the same images in other batches.
     """
     spread = _logit_spread(passes[0])
     random = np.abs(passes - passes[0]).max(axis=(0, 2)) / spread
-    batch = np.abs(elsewhere - passes[0]).max(axis=1) / spread
+    batch = np.abs(elsewhere - passes[0]).max(axis=(0, 2)) / spread
     # a model that never repeats itself shows nothing by differing elsewhere
     alone = (batch > SAME_IN_BATCH) & ~(random > SAME)
     flags = {"random": random > SAME, "batch": alone}
@@ -257,7 +262,8 @@ def attacks(met: Met, look: Look) -> Findings:
 
     >>> nothing = np.array([-2.0])  # the margin of the clean image
     >>> met = Met(clean=nothing, restarts=np.stack(4 * [nothing]), margin=nothing,
-    ...     quarter=nothing, one_step=nothing, whole=nothing, transfer=np.array([1.0]))
+    ...     quarter=nothing, one_step=nothing, whole=nothing, transfer=np.array([1.0]),
+    ...     square=nothing)
     >>> one = np.ones((4, 1))
     >>> look = Look(**dict.fromkeys(Look._fields))
     >>> look = look._replace(dlr=one, dlr_rise=one, dlr_share=one)
@@ -306,11 +312,10 @@ def attacks(met: Met, look: Look) -> Findings:
     }
     numbers |= {f"losses/{name}": each for name, each in by_loss.items()}
     for name, margin in (("square", met.square), ("transfer", met.transfer)):
-        if margin is not None:
-            black = progress(margin, clean)
-            flags[name] = _better(black, white)
-            numbers[name] = black - white
-            numbers[f"{name}/progress"] = black
+        black = progress(margin, clean)
+        flags[name] = _better(black, white)
+        numbers[name] = black - white
+        numbers[f"{name}/progress"] = black
     return Findings(flags, numbers)
 
 

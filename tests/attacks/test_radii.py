@@ -19,6 +19,14 @@ def model(x):
     return x.reshape(len(x), -1)[:, :4]
 
 
+def warned(call):
+    """What a call warns of."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in record]
+
+
 def unlabelled(attack):
     return lambda logits_fn, x, y, **options: attack(logits_fn, x, **options)
 
@@ -69,18 +77,15 @@ def test_in_every_norm_and_box(ball, bounds):
     ids=str,
 )
 def test_radii_that_can_be_meant_are_silent(ball, bounds):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        attacks.fgsm(model, X, Y, ball=ball, bounds=bounds)
+    assert not warned(lambda: attacks.fgsm(model, X, Y, ball=ball, bounds=bounds))
 
 
 def test_traced_radii_and_minimal_norm_attacks_are_silent():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        attack = functools.partial(attacks.fgsm, model, X, Y)
-        jax.jit(lambda eps: attack(ball=Linf(eps)).x_adv)(8.0)
-        options = {"key": KEY, "steps": 2, "reference_quirks": True}
-        attacks.fmn(model, X, Y, ball=Linf(8.0), **options)
+    attack = functools.partial(attacks.fgsm, model, X, Y)
+    traced = jax.jit(lambda eps: attack(ball=Linf(eps)).x_adv)
+    assert not warned(lambda: traced(8.0))
+    options = {"key": KEY, "steps": 2, "reference_quirks": True}
+    assert not warned(lambda: attacks.fmn(model, X, Y, ball=Linf(8.0), **options))
 
 
 def test_the_warning_points_at_the_call():
@@ -102,7 +107,20 @@ def test_images_of_one_value_and_traced_images_tell_no_range():
     def fgsm(x):
         return attacks.fgsm(model, x, Y, ball=Linf(8), bounds=(0, 255)).x_adv
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fgsm(X)
-        jax.jit(fgsm)(X.at[0, 0, 0, 0].set(0.0))
+    assert not warned(lambda: fgsm(X))
+    assert not warned(lambda: jax.jit(fgsm)(X.at[0, 0, 0, 0].set(0.0)))
+
+
+def test_autoattack_says_it_once_and_in_its_result():
+    x = X.at[0, 0, 0, 0].set(0.0).at[1, 0, 0, 0].set(1.0)
+    results = []
+    suite = {"version": "custom", "attacks": {"fgsm": attacks.fgsm}}
+    options = {"key": KEY, "ball": Linf(8), "bounds": (0, 255)}
+    devices = jax.devices()[:1]
+
+    def run():
+        found = attacks.autoattack(model, x, Y, **suite, **options, devices=devices)
+        results.append(found)
+
+    assert not warned(run)
+    assert sum("span 0.39 %" in text for text in results[0].warnings) == 1

@@ -30,7 +30,7 @@ Y = np.asarray(jnp.argmax(honest(X), axis=1))
 
 VANISHED = "have an input gradient of exactly 0"
 BROKEN = "have an input gradient that is not finite"
-NEIGHBOURS = "depend on its neighbours or place in the batch"
+NEIGHBOURS = "depend on its neighbours, its place or the size"
 PROBABILITIES = "the outputs are probabilities"
 NOT_FINITE = "have logits that are not finite"
 CONSTANT = "every image is classified as"

@@ -332,6 +332,8 @@ def test_other_files_in_the_folder_are_no_run(tmp_path):
     np.savez(tmp_path / "figures" / "000000.npz", x=X)
     (tmp_path / "notes.txt").write_text("mine")
     judge(run(PROGRAMS["code"]), tmp_path, resume=True)
+    assert (tmp_path / "run.json").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_another_scale_or_type_of_images_is_another_run(tmp_path):

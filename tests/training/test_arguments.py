@@ -1,0 +1,159 @@
+"""What `fit` is given by mistake, and data that are made of arrays."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import Partial
+
+from robjax import attacks, data, models, training
+from robjax.balls import Linf
+from robjax.training import FitConfig
+from tests.test_models_people_have import (
+    LINEN,
+    TORCH,
+    VARIABLES,
+    ChannelsFirst,
+    NnxNet,
+    W,
+    X,
+    Y,
+    flat,
+    linear,
+)
+
+
+class NoTrain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(flat(x))
+
+
+class TrainByDefault(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        return nn.Dense(3)(flat(x))
+
+
+class Returning(nn.Module):
+    """A network of three outputs, of which `change` makes something."""
+
+    change: Any
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.change(nn.Dense(3)(flat(x)))
+
+
+class Draws(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3)(flat(x)))
+
+
+class AnyKeywords(nn.Module):
+    @nn.compact
+    def __call__(self, x, **keywords):
+        return nn.Dense(3)(flat(x))
+
+
+DATA = data.from_arrays(np.asarray(255 * X, np.uint8), Y)
+MLP = models.MLP(3, widths=(4,))
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "message"),
+    [
+        (MLP, (X, Y), r"data must be a Dataset.*from_arrays\(images, labels\).*tuple"),
+        (MLP, [X, Y], "data must be a Dataset.*got list"),
+        (MLP, None, "data must be a Dataset.*got NoneType"),
+        (models.MLP, DATA, "model must be a flax.linen module.*got the class MLP"),
+        (NnxNet(), DATA, "model must be a flax.linen module.*got NnxNet"),
+        (ChannelsFirst(), DATA, "model must be a flax.linen module.*got ChannelsFirst"),
+        (Partial(linear, W), DATA, "model must be a flax.linen module.*got Partial"),
+        (TORCH, DATA, "model must be a flax.linen module.*got Net"),
+        (VARIABLES, DATA, "model must be a flax.linen module.*got dict"),
+        (LINEN.bind(VARIABLES), DATA, "model must have no weights.*unbind"),
+        (
+            NoTrain(),
+            DATA,
+            r"model must be called.*write __call__\(self, x, train: .*, x\)",
+        ),
+        (
+            LINEN,
+            DATA,
+            r"model must be called.*write __call__\(self, x, train: .*x, train\)",
+        ),
+        (TrainByDefault(), DATA, r"model must be called.*write __call__.*train=True\)"),
+        (
+            Returning(lambda z: {"logits": z}),
+            DATA,
+            r"model must return one array.*dict",
+        ),
+        (Returning(lambda z: (z, 1.0)), DATA, r"model must return one array.*tuple"),
+        (Returning(lambda z: z[:, 0]), DATA, r"model must return logits.*jnp.stack"),
+        (Returning(lambda z: z[:, :1]), DATA, r"model must return logits.*jnp.stack"),
+        (Returning(lambda z: z.argmax(1)), DATA, "model must return.*got int32"),
+        (Returning(lambda z: z.reshape(7)), DATA, r"model must take images.*reshape"),
+        (Draws(), DATA, "model must run with train=True.*fit has none for dropout"),
+    ],
+)
+def test_fit(model, dataset, message):
+    config = FitConfig(epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        training.fit(
+            model, dataset, config=config, progress=False, devices=jax.devices()[:1]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "trades"}, "objective must be a function.*got 'trades'"),
+        ({"objective": None}, "objective must be a function.*got None"),
+        (
+            {"objective": functools.partial(attacks.pgd, ball=Linf(0.1))},
+            r"objective must be called as objective\(network, images, labels",
+        ),
+        ({"config": {"epochs": 1}}, r"config must be a FitConfig.*got {'epochs': 1}"),
+        ({"config": FitConfig}, "config must be a FitConfig"),
+        ({"optimizer": "adam"}, r"optimizer must be one of optax.*got 'adam'"),
+        ({"optimizer": optax.adam}, r"optimizer must be one of optax, as optax.adam"),
+        ({"on_epoch": 3}, "on_epoch must be a function or None, got 3"),
+        ({"devices": "cpu"}, "devices must be a list of jax.devices.*got 'cpu'"),
+        ({"devices": jax.devices()[0]}, "devices must be a list of jax.devices"),
+    ],
+)
+def test_options_of_fit(options, message):
+    given = {"config": FitConfig(epochs=1, batch_size=4), "progress": False} | options
+    with pytest.raises(ValueError, match=f"^{message}"):
+        training.fit(MLP, DATA, **given)
+
+
+def test_fit_takes_a_model_of_any_keywords():
+    config = FitConfig(epochs=1, batch_size=4)
+    state = training.fit(
+        AnyKeywords(), DATA, config=config, progress=False, devices=jax.devices()[:1]
+    )
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (X[..., 0], Y, r"images must be.*give grey images as images\[..., None\]"),
+        (flat(X), Y, r"images must be.*images\[:, None, None, :\]"),
+        (255 * X, Y, "images must lie in.*give images / 255"),
+        (np.int64(255 * X), Y, r"images must be uint8.*images.astype\(np.uint8\)"),
+        (X, jax.nn.one_hot(Y, 3), r"labels must .*labels.argmax\(axis=1\)"),
+        (X, Y[:, None], r"labels must .*give labels\[:, 0\]"),
+        (X, Y.astype(float), r"labels must .*labels.astype\(int\)"),
+    ],
+)
+def test_data_from_arrays(images, labels, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        data.from_arrays(np.asarray(images), np.asarray(labels))
