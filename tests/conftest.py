@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import jax
+import pytest
 
 # Most of the time goes to compiling thousands of small programs, which these settings
 # cut to a third. `XLA_FLAGS= make test` tests with XLA's defaults.
@@ -24,3 +25,12 @@ hypothesis.settings.register_profile(
     "robjax", deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile("robjax")
+
+
+@pytest.fixture
+def usual_compilation():
+    """For tests of the last bits: unoptimised programs round by shape and order."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

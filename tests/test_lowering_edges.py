@@ -91,6 +91,7 @@ def test_a_models_own_pmap_keeps_its_axes():
     assert_same(with_gradients(model), array(4, 1, 6, 6, 2))
 
 
+@pytest.mark.usefixtures("usual_compilation")
 def test_loops_inside_a_shard_map_around_fast():
     w = array(3, 3, 2, 2)
 

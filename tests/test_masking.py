@@ -48,15 +48,6 @@ def train(model, objective, epochs=12):
     return Partial(model.apply, state.weights)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all the time goes into compiling; what runs is tiny."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 # one object, so that every test with these networks shares what is compiled
 MLP = models.MLP(10, widths=(100, 100))
 MADRY = functools.partial(objectives.adversarial, ball=BALL, steps=7, step_size=0.05)
@@ -225,6 +216,29 @@ def test_chance_is_allowed_for_among_the_images_that_are_attacked():
         assert all(f"(8 of {asked} images)" in text for text in report.warnings)
         report = masking.MaskingReport({name: quiet}, {name: numbers}, quiet, ())
         assert not report.masked
+
+
+def test_the_gradient_at_the_image_itself_is_looked_at():
+    """The length of the first two pixels has no slope at 0, where these images are."""
+
+    def model(x):
+        length = jnp.linalg.norm(x[:, :2], axis=1)
+        return jnp.stack([x[:, 2] - 0.1, length], axis=1)
+
+    x = jnp.tile(jnp.array([[0, 0, 0.5]]), (5, 1))
+    report = check(model, x, jnp.zeros(5, int), ball=Linf(0.3))
+    assert "finite" in report.raised and report.flags["finite"].all()
+
+
+def test_a_model_that_asks_for_the_size_of_the_batch():
+    x, y = images(classes=4)
+    honest = least_squares(x, y, 4)
+
+    def model(x):
+        return honest(x) + jnp.array([[0, 1.0, 0, 0]]) * (len(x) > 20)
+
+    report = check(model, x, y, ball=Linf(0.1))
+    assert report.flags["batch"].any() and "batch" in report.raised
 
 
 def test_linear_models_raise_nothing_in_linf():

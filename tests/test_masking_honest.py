@@ -15,15 +15,6 @@ from robjax.masking.thresholds import Findings, Met
 SIZE = 128
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all the time goes into compiling; what runs is tiny."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def images():
     test = data.load("digits", "test")
     x = data.to_float(test.images[:SIZE], test.scale)

@@ -196,6 +196,18 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         jax.jit(linear),
         r"arguments are \(params, x\).*Partial\(logits_fn, params\)",
     ),
+    "an argument without a value": (
+        lambda x, train: linear(W, x),
+        r"needs train=False: give functools.partial\(logits_fn, train=False\)",
+    ),
+    "another one": (
+        lambda x, temperature: linear(W, x) / temperature,
+        r"arguments are \(x, temperature\).*partial\(logits_fn, temperature=…\)",
+    ),
+    "one that is not used": (
+        lambda x, flag: linear(W, x),
+        r"arguments are \(x, flag\).*partial\(logits_fn, flag=…\)",
+    ),
     "keys": (
         lambda x, keys: linear(W, x) + jax.vmap(jax.random.normal)(keys)[:, None],
         r"takes \(images, keys \[B\]\).*give eot=n",

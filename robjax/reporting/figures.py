@@ -114,7 +114,9 @@ def curves(
                 named = list(panels[0].series)
                 legend_right(axes_row, panels[0].series.values())
         for axes in grid[-1]:
-            axes.set(xlabel=xlabel, xscale=xscale)
+            axes.set_xlabel(xlabel)
+            if xscale != "linear":  # to set it would undo the whole numbers
+                axes.set_xscale(xscale)
         figure.align_ylabels(grid[:, 0])
     return figure
 

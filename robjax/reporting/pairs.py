@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from robjax.reporting.style import COLOURS, STYLE
@@ -87,6 +88,11 @@ def strongest_pairs(
                     panel.set_ylabel(name)
             axes[0, column].set_title(f"order {order}")
             axes[-1, column].set_xlabel(f"strongest {strongest:.2g}")
+        handles = [
+            Line2D([], [], color=colour, linewidth=4, label=sign)
+            for sign, colour in (("positive", _POSITIVE), ("negative", _NEGATIVE))
+        ]
+        figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 

@@ -109,6 +109,7 @@ def test_a_sample_draws_the_same_bits_in_any_batch(images_of, how):
     assert len(np.unique(drawn, axis=0)) == (COUNT if alone else 2 * COUNT)
 
 
+@pytest.mark.usefixtures("usual_compilation")
 @pytest.mark.parametrize(
     "ball", [Linf(0.05), L2(0.3), L1(0.7)], ids=["Linf", "L2", "L1"]
 )

@@ -70,6 +70,7 @@ MIXING = {
     "neighbour": lambda x: honest(x) + 0.1 * jnp.roll(honest(x), 1, axis=0),
     "first": lambda x: honest(x) + 0.2 * honest(x[:1]),
     "place": noise_by_place,
+    "size": lambda x: honest(x) + jnp.array([[0, 1.0, 0, 0]]) * (len(x) > 2),
 }
 
 
