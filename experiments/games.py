@@ -27,7 +27,7 @@ from robjax.runs import files
 
 STANDARD, ROBUST = TITLES["standard"], TITLES["madry"]
 # To be raised with any change of what is played below.
-FORMAT = 1
+FORMAT = 2
 
 
 class Setting(NamedTuple):
@@ -44,13 +44,13 @@ class Setting(NamedTuple):
     utility: float
     tolerance: float = 0.5
     images: int = 24
-    fewer: int = 8
+    fewer: int = 24
     grid: tuple[int, int] = (4, 4)
 
 
 SETTINGS = {
     "digits": Setting(eps=0.3, utility=4.0),
-    "mnist": Setting(eps=0.4, utility=6.0, images=2, fewer=1),
+    "mnist": Setting(eps=0.4, utility=6.0, images=8, fewer=3),
     "cifar10": Setting(eps=16 / 255, utility=4.0, images=32),
 }
 SMOKE = Setting(eps=0.3, utility=0.02, images=2, fewer=1, grid=(2, 4))
@@ -65,8 +65,8 @@ Table = dict[str, np.ndarray]
 
     accepted                 share of the tracked images, untargeted
     accepted, targeted       the same
-    images [2, H, W, C]      the first image and its adversarial version
-    pairs [2, n − 1, n, n]   their interactions
+    images [2, B, H, W, C]   the images of the first game and their adversarial versions
+    pairs [2, n − 1, n, n]   the interactions of the first one
     and for each of GAMES, as "<game>/<name>":
     mean [2, B, n − 1]       mean interaction over all pairs, of x and of x_adv
     value, empty, single [B] attack utility, that of ∅, of the players alone
@@ -163,8 +163,32 @@ def _play(
             table |= {f"{game}/{k}": v for k, v in _summarise(played).items()}
             if game == MEAN_IMAGE:
                 table["pairs"] = played.interactions[:, 0]
-                table["images"] = np.stack([image[0] for image in pair])
+                table["images"] = np.stack(pair)
     return found
+
+
+def attacked(
+    recipe: Recipe, logits_fn: Any, splits: networks.Splits
+) -> tuple[Any, Any, Any, Any]:
+    """The first images that the untargeted attack is accepted for on one network.
+
+    Returns:
+      Images, their adversarial versions, labels, and the classes that the network says
+      then; `Setting.fewer` at the most.
+    """
+    tracked, setting = splits[2], setting_of(recipe)
+    x, y = data.to_float(tracked.images, tracked.scale), jnp.asarray(tracked.labels)
+    found = interactions.utility_attack(
+        logits_fn,
+        x,
+        y,
+        ball=Linf(setting.eps),
+        utility=setting.utility,
+        tolerance=setting.tolerance,
+    )
+    take = _matched([found], setting.fewer)
+    x_adv = found.x_adv[take]
+    return x[take], x_adv, y[take], jnp.argmax(logits_fn(x_adv), axis=1)
 
 
 def _other(logits: Any, y: Any) -> Any:

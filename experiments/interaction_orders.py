@@ -97,7 +97,7 @@ def draw(found: Found) -> dict[str, Any]:
     for name, title in (("standard", STANDARD), ("robust", ROBUST)):
         first = found[title][0]
         drawn[f"pairs_{name}"] = pairs.strongest_pairs(
-            dict(zip(("normal", "adversarial"), first["images"], strict=True)),
+            dict(zip(("normal", "adversarial"), first["images"][:, 0], strict=True)),
             first["pairs"],
             grid=grid_of(first),
             title=f"Strongest pairs, {title} network",

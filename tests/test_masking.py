@@ -230,6 +230,20 @@ def test_the_gradient_at_the_image_itself_is_looked_at():
     assert "finite" in report.raised and report.flags["finite"].all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_no_mask_and_hides_none(dtype):
+    x, y = images(classes=4)
+    honest = least_squares(x, y, 4)
+
+    def model(x):
+        return honest(x.astype(dtype)).astype(jnp.float32)
+
+    report = check(model, x, y, ball=Linf(0.1))
+    assert report.raised == () and "check it in float32, too" in str(report)
+    report = check(lambda x: jax.nn.softmax(model(x).astype(dtype)), x, y, ball=BALL)
+    assert "probabilities" in report.raised
+
+
 def test_a_model_that_asks_for_the_size_of_the_batch():
     x, y = images(classes=4)
     honest = least_squares(x, y, 4)

@@ -97,8 +97,9 @@ def check(
     look = jax.device_get(probes.look(problem, y, fold_keys(keys, 1)))
     # the points of `look` are off the borders of the box, where images often sit
     at_image = np.asarray(probes.gradient(problem.logits_fn, problem.x, y))
-    findings = findings.joined(thresholds.outputs(look, at_image))
-    findings = findings.joined(thresholds.slopes(look))
+    precision = probes.precision(problem.logits_fn, problem.x[:1])
+    findings = findings.joined(thresholds.outputs(look, at_image, precision))
+    findings = findings.joined(thresholds.slopes(look, precision))
     # differences mean nothing where the model does not repeat itself
     findings = findings.only(("shattered", "gradient"), ~findings.flags["random"])
 
@@ -108,6 +109,11 @@ def check(
     compared = thresholds.attacks(met, look)
     findings = findings.joined(compared.only(compared.flags, judged))
     notes = thresholds.weak_losses(compared, judged)
+    if precision > np.finfo(np.float32).eps:
+        notes.append(
+            f"the model rounds to {precision:.0e} of a number, and slopes that drown "
+            "in that were not judged: check it in float32, too"
+        )
     if not judged.any():
         notes.append("no image is classified correctly, so no attacks were compared")
     return MaskingReport(

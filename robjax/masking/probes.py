@@ -13,12 +13,14 @@ ball; u a direction of length 1 in the ball's norm; x₊, x₋ the two ends of a
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core
 
 from robjax import losses, lowering
 from robjax.attacks.problem import Problem
@@ -75,6 +77,36 @@ def gradient(model: TracedCallable, x: jax.Array, y: jax.Array) -> jax.Array:
     [[2.0, -2.0]]
     """
     return lowering.fast(jax.grad(lambda v: jnp.sum(losses.margin(model(v), y))))(x)
+
+
+def precision(model: TracedCallable, x: jax.Array) -> float:
+    """Relative rounding of a model: that of the coarsest type in which it computes.
+
+    >>> from robjax.model import as_logits_fn
+    >>> model = as_logits_fn(lambda x: 2 * x.astype(jnp.bfloat16))
+    >>> precision(model, jnp.ones((1, 2)))
+    0.0078125
+    """
+    found = {x.dtype, *_types(_call.trace(model, x).jaxpr.jaxpr)}
+    floating = [dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)]
+    return max(float(jnp.finfo(dtype).eps) for dtype in floating)
+
+
+@jax.jit
+def _call(model: TracedCallable, x: jax.Array) -> jax.Array:
+    return model(x)
+
+
+def _types(jaxpr: core.Jaxpr) -> Iterator[np.dtype]:
+    """The types of all that a jaxpr and those inside it compute."""
+    for equation in jaxpr.eqns:
+        outputs: list[Any] = [variable.aval for variable in equation.outvars]
+        yield from (value.dtype for value in outputs if hasattr(value, "dtype"))
+        for param in jax.tree.leaves(equation.params):
+            if isinstance(param, core.ClosedJaxpr):
+                yield from _types(param.jaxpr)
+            elif isinstance(param, core.Jaxpr):
+                yield from _types(param)
 
 
 class Look(NamedTuple):

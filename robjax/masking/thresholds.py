@@ -139,20 +139,24 @@ def progress(margin: ArrayLike, clean: np.ndarray) -> np.ndarray:
     return np.where(clean < 0, np.minimum((np.asarray(margin) - clean) / way, 1), 0)
 
 
-def outputs(look: Look, at_image: np.ndarray) -> Findings:
+def outputs(look: Look, at_image: np.ndarray, precision: float) -> Findings:
     """Checks of the outputs: finite, no probabilities, not saturated, not flat.
 
     >>> z = np.array([[[0.2, 0.8], [0.0, 5.0]]])  # one point, two samples
     >>> nothing = dict.fromkeys(Look._fields)
     >>> look = Look(**nothing | {"logits": z, "finite": np.ones((1, 2), bool)})
-    >>> outputs(look, at_image=np.zeros((2, 3))).flags["probabilities"].tolist()
+    >>> found = outputs(look, at_image=np.zeros((2, 3)), precision=1e-7)
+    >>> found.flags["probabilities"].tolist()
     [True, False]
 
     Args:
       look: what was seen from points near the images.
       at_image: [B, *S] gradients of the margin at the images themselves.
+      precision: relative rounding of the model, see `probes.precision`.
     """
     z = np.asarray(look.logits)
+    # in half precision the sum is that of rounded probabilities
+    sure = max(PROBABILITY, precision)
     known = np.isfinite(at_image.reshape(1, len(at_image), -1)).all(axis=2)
     finite = np.concatenate([np.asarray(look.finite), known])
     spread = np.ptp(z, axis=2).max(axis=0)
@@ -164,7 +168,7 @@ def outputs(look: Look, at_image: np.ndarray) -> Findings:
     limit = SATURATED_GAP["f8" if z.dtype == np.float64 else "f4"]
     flags = {
         "finite": ~finite.all(axis=0),
-        "probabilities": off_simplex <= PROBABILITY,
+        "probabilities": off_simplex <= sure,
         "saturated": gap > limit,
         "flat": spread < FLAT_SPREAD,
     }
@@ -212,7 +216,7 @@ def agreement(one: np.ndarray, other: np.ndarray) -> Findings:
     return Findings({"eot": cosine < AGREEMENT}, {"eot": cosine})
 
 
-def slopes(look: Look) -> Findings:
+def slopes(look: Look, precision: float) -> Findings:
     """Checks that the gradient is the slope that differences of the margin show.
 
     >>> change = np.ones((4, 11, 1))  # 4 points, 11 steps, one sample
@@ -221,15 +225,19 @@ def slopes(look: Look) -> Findings:
     ...     "logits": np.array(4 * [[[0.0, 1.0]]]), "zero": np.zeros((4, 1), bool),
     ...     "predicted": 9 * change, "measured": change, "jump": 0 * change,
     ... })
-    >>> found = slopes(look)
+    >>> found = slopes(look, precision=1e-7)
     >>> found.flags["gradient"].tolist(), found.numbers["gradient"].round(2).tolist()
     ([True], [0.89])
+
+    Args:
+      look: what was seen from points near the images.
+      precision: relative rounding of the model, see `probes.precision`.
     """
     z = np.asarray(look.logits)
     zero = np.asarray(look.zero)
     predicted = np.asarray(look.predicted)
     measured = np.asarray(look.measured)
-    rounding = ROUNDINGS * np.finfo(z.dtype).eps * np.abs(z).max(axis=2)  # [P, B]
+    rounding = ROUNDINGS * precision * np.abs(z).max(axis=2)  # [P, B]
     coarse = _ratio(np.abs(predicted[:, 0]), np.abs(measured[:, 0]), rounding)
     small = _ratio(predicted[:, 1], measured[:, 1], rounding)
     residual = _residual(predicted[:, 3:], measured[:, 3:], rounding)

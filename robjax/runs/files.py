@@ -223,6 +223,17 @@ def plain(value: object) -> Any:
     return str(value)
 
 
+def as_path(folder: PathLike, name: str) -> pathlib.Path:
+    """The path of a folder; a ValueError names the argument if it is none.
+
+    >>> as_path("runs", "run_dir").name
+    'runs'
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"{name} must be the path of a folder, got {folder!r}")
+    return pathlib.Path(folder)
+
+
 def writable_folder(folder: PathLike, name: str = "results") -> pathlib.Path:
     """Creates a folder if needed and proves that files can be made in it.
 
@@ -241,9 +252,7 @@ def writable_folder(folder: PathLike, name: str = "results") -> pathlib.Path:
     Raises:
       ValueError: `folder` is no path, or cannot be created or written.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise ValueError(f"{name} must be the path of a folder, got {folder!r}")
-    path = pathlib.Path(folder)
+    path = as_path(folder, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = temporary_beside(path / "probe")

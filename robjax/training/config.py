@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import Literal, NoReturn
 
 
@@ -74,14 +75,16 @@ class FitConfig:
             if not isinstance(value, int) or not least <= value < 2**32:
                 self._reject(name, f"a whole number from {least} to 2^32 − 1")
         for name in ("learning_rate", "weight_decay", "warmup_epochs", "replay_eps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                self._reject(name, "finite and not negative")
-        if not 0 <= self.momentum < 1:
-            self._reject("momentum", "in [0, 1)")
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            self._reject("clip_norm", "positive or None")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            self._reject("ema_decay", "in [0, 1) or None")
+            if not (_is_number(value := getattr(self, name)) and 0 <= value < math.inf):
+                self._reject(name, "a finite number that is not negative")
+        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+            self._reject("momentum", "a number in [0, 1)")
+        clip = self.clip_norm
+        if clip is not None and not (_is_number(clip) and 0 < clip < math.inf):
+            self._reject("clip_norm", "a positive number or None")
+        decay = self.ema_decay
+        if decay is not None and not (_is_number(decay) and 0 <= decay < 1):
+            self._reject("ema_decay", "a number in [0, 1) or None")
         milestones = self.milestones
         if type(milestones) is not tuple or any(type(m) is not int for m in milestones):
             self._reject("milestones", "a tuple of whole numbers")
@@ -92,6 +95,10 @@ class FitConfig:
 
     def _reject(self, name: str, allowed: str) -> NoReturn:
         raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 FULL = FitConfig()

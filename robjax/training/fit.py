@@ -427,6 +427,11 @@ class _Loop:
     ) -> None:
         """Logs an epoch, with what the user measures."""
         measured = self.measure(epoch, parallel.one_copy(state.weights))
+        if not isinstance(measured, Mapping):
+            raise ValueError(
+                "on_epoch must return a mapping from names to scalars, {} if it has "
+                f"none, got {measured!r}"
+            )
         step = epoch * self.steps_per_epoch
         self.journal.log({"epoch": epoch, "step": step, **scalars, **measured})
 

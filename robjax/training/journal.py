@@ -74,11 +74,15 @@ def _first_outputs(model: nn.Module, data: Dataset, seed: int) -> np.ndarray:
     They tell models apart where the description of their code cannot.
     """
     images = to_float(data.images[:_PROBED], data.scale)
-    return np.asarray(_first_logits(model, jnp.uint32(seed), images))
+    code = repr(provenance.identify(model))
+    return np.asarray(_first_logits(model, code, jnp.uint32(seed), images))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _first_logits(model: nn.Module, seed: jax.Array, images: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _first_logits(
+    model: nn.Module, code: str, seed: jax.Array, images: jax.Array
+) -> jax.Array:
+    del code  # a part of the key alone: equal modules may run other code than before
     return model.init_with_output(split_seed(seed)[0], images)[0]
 
 
@@ -103,7 +107,7 @@ class Journal:
         resume: bool,
     ) -> None:
         self._description = description
-        self._folder = None if run_dir is None else pathlib.Path(run_dir)
+        self._folder = None if run_dir is None else files.as_path(run_dir, "run_dir")
         self._writes = self._folder is not None and jax.process_index() == 0
         self._tensorboard: Any = None
         self._latest: pathlib.Path | None = None

@@ -1,4 +1,4 @@
-"""Studies of what undoes or betrays attacks: made-up numbers, and smoke runs."""
+"""Studies of what attacks change and what undoes them: made-up numbers, smoke runs."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from experiments import (
     detection,
     dropout_cutout,
     networks,
+    other_classes,
+    rank_reduction,
     recoverability,
     study,
 )
@@ -80,7 +82,35 @@ def test_growth_with_the_iterations(growth, verdict):
     assert pearson == [common.UNTESTABLE if constant else verdict] * 5
 
 
+HIGH = np.arange(15) >= 10
+
+
+@pytest.mark.parametrize(
+    ("normal", "adversarial", "verdict"), [(1, 3, common.HELD), (-1, -3, common.FAILED)]
+)
+def test_what_rank_reduction_adds(normal, adversarial, verdict):
+    cut = np.reshape([0, 1, 2], (1, 3, 1))
+    added = np.reshape([normal, adversarial], (2, 1, 1)) * cut * HIGH
+    rows = [added * (1 + n) for n in NOISE]
+    claims = verdicts(rank_reduction.judge({STANDARD: rows}))
+    # low orders do not change at all, whatever high orders do
+    assert list(claims.values()) == [verdict, verdict, common.HELD] * 2
+
+
+@pytest.mark.parametrize(
+    ("sign", "verdict"), [(1, common.HELD), (-1, common.FAILED), (0, common.FAILED)]
+)
+def test_signs_for_the_label_and_for_others(sign, verdict):
+    names = other_classes.LABEL, other_classes.FOUND, other_classes.OTHERS
+    signs = dict(zip(names, (-sign, sign, sign), strict=True))
+    rows = [{k: v * HIGH * (1 + n) for k, v in signs.items()} for n in NOISE]
+    claims = verdicts(other_classes.judge({STANDARD: rows}))
+    assert list(claims.values()) == [verdict] * 3
+
+
 SMOKE = {
+    rank_reduction: 12,
+    other_classes: 6,
     dropout_cutout: 4,
     recoverability: 3,
     detection: 13,

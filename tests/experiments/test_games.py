@@ -8,6 +8,7 @@ import pytest
 from experiments import (
     common,
     disentanglement,
+    frequencies,
     games,
     interaction_orders,
     networks,
@@ -36,7 +37,7 @@ def table(change, spread, agreement=0.5, single=0.01):
     }
     named = {f"{name}/{k}": v for name in GAMES for k, v in game.items()}
     pairs = np.zeros((2, 15, 16, 16))
-    images = np.zeros((2, 8, 8, 1))
+    images = np.zeros((2, 2, 8, 8, 1))
     return named | {
         "accepted": 0.5, "accepted, targeted": 0.25, "pairs": pairs, "images": images,
     }  # fmt: skip
@@ -96,6 +97,23 @@ def test_verdicts_on_disentanglement():
     assert failed == {common.FAILED}
 
 
+@pytest.mark.parametrize(
+    ("apart", "contrast", "verdict"), [(5, 1, common.HELD), (0, 3, common.FAILED)]
+)
+def test_verdicts_on_frequencies(apart, contrast, verdict):
+    rng = np.random.default_rng(0)
+    normal, adversarial = rng.normal(size=(2, 200, 8, 8, 1))
+    orders = rng.normal(size=(2, 200, 15)) + np.reshape([apart, 0], (2, 1, 1))
+    images = np.stack([normal, contrast * adversarial])
+    rows = [{f"{MEAN_IMAGE}/mean": orders, "images": images}] * 2
+    claims = verdicts(frequencies.judge({STANDARD: rows}))
+    assert list(claims.values()) == [verdict] * 2
+    # means that are `apart`, both variances 1
+    assert frequencies.by_order(rows).mean() == pytest.approx(
+        apart**2 / 2, rel=0.1, abs=0.1
+    )
+
+
 def test_images_must_be_accepted_for_every_network():
     class Attack:
         def __init__(self, *accepted):
@@ -123,4 +141,7 @@ def test_smoke_of_the_studies_of_games(tmp_path, monkeypatch, capsys):
     assert found[0]["verdict"] == common.HELD  # the parts add up, in float32
     folder = study.run(disentanglement.STUDY, arguments)
     assert len(summary(folder)) == 4
+    folder = study.run(frequencies.STUDY, arguments)
+    assert len(summary(folder)) == 4
+    assert len(list((folder / "figures").glob("*.png"))) == 2
     assert "played digits-0" not in capsys.readouterr().out

@@ -123,13 +123,16 @@ def test_fit(model, dataset, message):
         ({"config": FitConfig}, "config must be a FitConfig"),
         ({"optimizer": "adam"}, r"optimizer must be one of optax.*got 'adam'"),
         ({"optimizer": optax.adam}, r"optimizer must be one of optax, as optax.adam"),
+        ({"run_dir": 3}, "run_dir must be the path of a folder, got 3"),
+        ({"on_epoch": lambda *_: None}, "on_epoch must return a mapping.*got None"),
         ({"on_epoch": 3}, "on_epoch must be a function or None, got 3"),
         ({"devices": "cpu"}, "devices must be a list of jax.devices.*got 'cpu'"),
         ({"devices": jax.devices()[0]}, "devices must be a list of jax.devices"),
     ],
 )
 def test_options_of_fit(options, message):
-    given = {"config": FitConfig(epochs=1, batch_size=4), "progress": False} | options
+    given = {"config": FitConfig(epochs=1, batch_size=4), "progress": False}
+    given |= {"devices": jax.devices()[:1]} | options
     with pytest.raises(ValueError, match=f"^{message}"):
         training.fit(MLP, DATA, **given)
 
