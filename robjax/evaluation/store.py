@@ -6,6 +6,7 @@
 Every file is written when its batch is done, whole or not at all.
 """
 
+import functools
 import pathlib
 import re
 from collections.abc import Mapping
@@ -55,35 +56,12 @@ class Store(NamedTuple):
           ValueError: `folder` holds a run and `resume` is False; it holds another run,
             or batches without a description; or there is no folder to resume from.
         """
-        if folder is None:
-            if resume:
-                raise ValueError("run_dir must be given with resume=True, got None")
-            return cls(None)
-        path = files.writable_folder(folder, "run_dir")
-        file = path / "run.json"
-        if not file.exists():
-            if any(path.glob(_BATCHES)):
-                raise ValueError(
-                    f"run_dir={str(folder)!r} holds batches of a run, but no run.json "
-                    "that says of which: name another folder, or bring run.json back"
-                )
-            now = _description(task, attacks, cascade)
-            record = {"run": now, "versions": provenance.versions()}
-            files.save_json(file, record)
-        elif not resume:
-            raise ValueError(
-                f"run_dir={str(folder)!r} already holds a run: pass resume=True to go "
-                "on with it, or name another folder"
-            )
-        else:
-            then = files.load_json(file)
-            known = isinstance(then, dict) and {"run", "versions"} <= then.keys()
-            if not (known and all(isinstance(part, dict) for part in then.values())):
-                raise ValueError(f"{file} does not describe a run: name another folder")
-            now = _description(task, attacks, cascade)
-            provenance.check_same_run(
-                folder, then["run"], now, versions_then=then["versions"]
-            )
+        path = provenance.open_run(
+            folder,
+            functools.partial(_description, task, attacks, cascade),
+            parts=_BATCHES,
+            resume=resume,
+        )
         return cls(path)
 
     def load(

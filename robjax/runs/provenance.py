@@ -4,7 +4,8 @@ A run that is taken up again must be the run that was begun, with the same model
 and options. So every run keeps a description on disk, a flat JSON object. Its pieces
 come from `identify` (functions and options), from `checksum` (arrays) and from the
 model itself (its outputs on a few images). `check_same_run` compares it with the
-description of the present run. `versions` is stored beside it.
+description of the present run. `versions` is stored beside it. `open_run` keeps both in
+run.json, for runs that leave a file for each part of their work.
 """
 
 import importlib.metadata
@@ -13,14 +14,20 @@ import pathlib
 import platform
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.runs.files import PathLike, plain
+from robjax.runs.files import (
+    PathLike,
+    load_json,
+    plain,
+    save_json,
+    writable_folder,
+)
 from robjax.runs.identity import Identity, checksum, describe, identify
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "checksum",
     "describe",
     "identify",
+    "open_run",
     "versions",
 ]
 
@@ -58,6 +66,58 @@ def versions() -> dict[str, Any]:
         "x64": bool(jax.config.read("jax_enable_x64")),
         "git": _git_state(pathlib.Path(__file__).resolve().parents[2]),
     }
+
+
+def open_run(
+    folder: PathLike | None,
+    description: Callable[[], Mapping[str, Any]],
+    *,
+    parts: str,
+    resume: bool,
+) -> pathlib.Path | None:
+    """Begins a run in a folder, or goes on with the one that is there.
+
+    >>> open_run(None, dict, parts="*.npz", resume=False) is None
+    True
+
+    Args:
+      folder: `run_dir`, made if there is none; None: the run keeps nothing.
+      description: returns what decides the result; called once, with a folder only.
+      parts: the files that the run leaves, as a pattern below the folder.
+      resume: a folder that holds a run already is taken up, not refused.
+
+    Returns:
+      The folder as a path, or None.
+
+    Raises:
+      ValueError: `folder` holds a run and `resume` is False; it holds another run, or
+        parts without a description; or there is no folder to resume from.
+    """
+    if folder is None:
+        if resume:
+            raise ValueError("run_dir must be given with resume=True, got None")
+        return None
+    path = writable_folder(folder, "run_dir")
+    file = path / "run.json"
+    if not file.exists():
+        if any(path.glob(parts)):
+            raise ValueError(
+                f"run_dir={str(folder)!r} holds parts of a run, but no run.json that "
+                "says of which: name another folder, or bring run.json back"
+            )
+        save_json(file, {"run": description(), "versions": versions()})
+        return path
+    if not resume:
+        raise ValueError(
+            f"run_dir={str(folder)!r} already holds a run: pass resume=True to go on "
+            "with it, or name another folder"
+        )
+    then = load_json(file)
+    known = isinstance(then, dict) and {"run", "versions"} <= then.keys()
+    if not (known and all(isinstance(part, dict) for part in then.values())):
+        raise ValueError(f"{file} does not describe a run: name another folder")
+    check_same_run(folder, then["run"], description(), versions_then=then["versions"])
+    return path
 
 
 def check_same_run(

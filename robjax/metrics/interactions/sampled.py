@@ -19,6 +19,7 @@ killed skips these; its result is that of a run that was never killed, bit for b
     <run_dir>/order-<m>/<number>.npz      interactions of some blocks
 """
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ from robjax.samples import fold_keys, is_concrete, sample_keys
 
 # Sets played at a time: their masks take n bytes each, their values 8.
 _MASKS_AT_ONCE = 2**14
+# About so many nested sets, whose values are part of the description of a run.
+_PROBED = 8
 
 
 class SampledInteractions(NamedTuple):
@@ -187,7 +190,12 @@ def sampled(
     # contexts draw from the keys folded with orders, which are below n
     drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))
     plan = _Plan(value_fn, n, keys, drawn, contexts)
-    folder = _open(run_dir, plan, resume)
+    folder = provenance.open_run(
+        run_dir,
+        functools.partial(_description, plan),
+        parts="order-*/*.npz",
+        resume=resume,
+    )
     with tqdm(total=len(orders) * blocks, disable=not progress, unit="block") as bar:
         parts = [_play_order(plan, order, folder, bar) for order in orders]
     return SampledInteractions(
@@ -320,16 +328,13 @@ def _differences(value_fn: ValueFn, layout: Layout) -> np.ndarray:
     return layout.differences(values.reshape(*values.shape[:-1], *shape))
 
 
-def _open(
-    folder: files.PathLike | None, plan: _Plan, resume: bool
-) -> pathlib.Path | None:
-    """Begins a run in `folder`, or goes on with the one that is there."""
-    if folder is None:
-        if resume:
-            raise ValueError("run_dir must be given with resume=True, got None")
-        return None
-    run = {
-        "game": provenance.describe(plan.value_fn),
+def _description(plan: _Plan) -> dict[str, Any]:
+    """What decides the result of a run, so that two runs can be compared."""
+    few = np.tri(plan.n + 1, plan.n, -1, bool)[:: max(1, plan.n // _PROBED)]
+    return {
+        "game": provenance.identify(plan.value_fn),
+        # they tell games apart where the description of their code cannot
+        "game_values": play(plan.value_fn, few).T,
         "players": plan.n,
         "key": provenance.checksum(plan.keys),
         "pairs": provenance.describe(plan.blocks.pairs),
@@ -337,18 +342,3 @@ def _open(
         "contexts": plan.contexts,
         "masks_at_once": _MASKS_AT_ONCE,  # decides what a file holds
     }
-    path = files.writable_folder(folder, "run_dir")
-    file = path / "run.json"
-    if not file.exists():
-        files.save_json(file, {"run": run, "versions": provenance.versions()})
-    elif not resume:
-        raise ValueError(
-            f"run_dir={str(folder)!r} already holds a run: pass resume=True to go on "
-            "with it, or name another folder"
-        )
-    else:
-        then = files.load_json(file)
-        provenance.check_same_run(
-            folder, then["run"], run, versions_then=then["versions"]
-        )
-    return path

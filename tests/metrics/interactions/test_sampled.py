@@ -1,5 +1,6 @@
 """Sampled interactions (O10, O14): no bias, calibrated errors, few forwards, files."""
 
+import functools
 import sys
 
 import jax
@@ -258,15 +259,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     game = make()
     left = [0]
 
-    def fragile(self, masks):
+    def fragile(value_fn, masks):
         if not left[0]:
             raise Killed
         left[0] -= 1
-        return play(self, masks)
+        return play(value_fn, masks)
 
-    play = type(game).__call__
+    play = module.play
     with monkeypatch.context() as patch:
-        patch.setattr(type(game), "__call__", fragile)
+        patch.setattr(module, "play", fragile)
         resumes = 0
         while True:
             left[0] = 3
@@ -300,6 +301,24 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
             again(**change)
     with pytest.raises(ValueError, match="run_dir must be given with resume=True"):
         sampled(game, 64, **arguments, resume=True)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="no run.json that says of which"):
+        again()
+
+
+POWER = 2
+
+
+def test_a_game_that_changed_under_its_name_is_another(tmp_path, monkeypatch):
+    def game(masks):
+        return masks.sum(1) ** POWER
+
+    run = functools.partial(sampled, game, 12, key=KEY, blocks=3, run_dir=tmp_path)
+    run()
+    run(resume=True)
+    monkeypatch.setitem(globals(), "POWER", 3)
+    with pytest.raises(ValueError, match="holds a run with another game"):
+        run(resume=True)
 
 
 @pytest.mark.parametrize(
