@@ -99,7 +99,7 @@ def draw(found: Found) -> dict[str, Any]:
         drawn[f"pairs_{name}"] = pairs.strongest_pairs(
             dict(zip(("normal", "adversarial"), first["images"][:, 0], strict=True)),
             first["pairs"],
-            grid=grid_of(first),
+            grid=tuple(int(side) for side in first["grid"]),
             title=f"Strongest pairs, {title} network",
         )
     return drawn
@@ -117,13 +117,6 @@ def _by_game(found: Found, pick: Any, ylabel: str) -> Figure:
     ]
     rows = [panels[:2], panels[2:]]
     return figures.curves(rows, title="What attacks change, by order", xlabel="order m")
-
-
-def grid_of(table: Table) -> tuple[int, int]:
-    """Rows and columns of the players."""
-    n = table["pairs"].shape[-1]
-    rows = int(np.sqrt(n))
-    return rows, n // rows
 
 
 STUDY = Study(

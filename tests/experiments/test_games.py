@@ -40,6 +40,7 @@ def table(change, spread, agreement=0.5, single=0.01):
     images = np.zeros((2, 2, 8, 8, 1))
     return named | {
         "accepted": 0.5, "accepted, targeted": 0.25, "pairs": pairs, "images": images,
+        "grid": (4, 4),
     }  # fmt: skip
 
 
