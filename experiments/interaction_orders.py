@@ -96,10 +96,11 @@ def draw(found: Found) -> dict[str, Any]:
     }
     for name, title in (("standard", STANDARD), ("robust", ROBUST)):
         first = found[title][0]
+        rows, columns = map(int, first["grid"])
         drawn[f"pairs_{name}"] = pairs.strongest_pairs(
             dict(zip(("normal", "adversarial"), first["images"][:, 0], strict=True)),
             first["pairs"],
-            grid=tuple(int(side) for side in first["grid"]),
+            grid=(rows, columns),
             title=f"Strongest pairs, {title} network",
         )
     return drawn
