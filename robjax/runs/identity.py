@@ -194,6 +194,8 @@ class _Walk:
             return self.array(value)
         if isinstance(value, np.dtype):
             return repr(value)
+        if isinstance(value, jax.sharding.Mesh):  # it caches what it is asked for
+            return f"Mesh{value.axis_names} of {value.size} devices"
         if isinstance(value, functools.partial | functools.partialmethod):
             bound = [self.words(item) for item in value.args]
             bound += self.named(value.keywords)

@@ -15,6 +15,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -106,7 +107,7 @@ def utility_attack(
       y: [B] integer labels.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
       utility: the lower end of the window, at least 0; a number or [B].
-      tolerance: the width of the window.
+      tolerance: the width of the window, above 0.
       target: [B] classes to reach; None: untargeted.
       bounds: lowest and highest pixel value.
       steps: at the most, static; each costs one gradient.
@@ -128,6 +129,8 @@ def utility_attack(
             raise ValueError("target must differ from y in every image")
     check_number("utility", utility, minimum=0, batch_size=count)
     check_number("tolerance", tolerance, minimum=0, batch_size=count)
+    if not isinstance(tolerance, jax.core.Tracer) and np.min(tolerance) <= 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance}")
     alpha = problem.ball.eps / 16 if step_size is None else step_size
     alpha = jnp.broadcast_to(check_step_size(alpha, problem.x), y.shape)
     low = jnp.asarray(utility)
@@ -173,7 +176,13 @@ def _run(
         climbed = losses.log_odds(logits, y) if target is None else gain(logits)
         return climbed.sum(), (gain(logits), fooled(logits))
 
-    gradient = lowering.fast(jax.grad(total, has_aux=True))
+    slope_of = lowering.fast(jax.grad(total, has_aux=True))
+
+    def gradient(
+        v: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        slope, found = slope_of(v)
+        return jnp.where(jnp.isfinite(slope), slope, 0), found
 
     def inside(utility: jax.Array) -> jax.Array:
         return (utility > low) & (utility <= high)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from robjax.checks import check_count
-from robjax.metrics.interactions.exact import ExactInteractions
+from robjax.metrics.interactions.exact import ExactInteractions, check_exact
 from robjax.samples import is_concrete
 
 
@@ -75,8 +75,10 @@ def decompose(game: ExactInteractions, *, visible: int | None = None) -> Decompo
       visible: k, 0 to n; None: n.
 
     Raises:
-      ValueError: `visible` is not a whole number from 0 to n.
+      ValueError: `game` was not made by `exact`, or `visible` is not a whole number
+        from 0 to n.
     """
+    check_exact(game)
     n = game.players
     k = n if visible is None else check_count("visible", visible, minimum=0)
     if k > n:
@@ -106,6 +108,7 @@ def attack_utility(pair: ExactInteractions) -> Decomposition:
     Raises:
       ValueError: the first axis has no two games.
     """
+    check_exact(pair)
     games = pair.shapley.shape[:-1]
     if not games or games[0] != 2:
         raise ValueError(

@@ -5,15 +5,16 @@ is a random order of all n players. In it, the set S of a pair (i, j) is the fir
 players other than i and j. So for every pair on its own, S is uniform among the sets of
 size m without i and j, and contexts are independent.
 
-**Few forwards.** Let B_k be the first k players. Every S above, and S ∪ i, S ∪ j and
-S ∪ ij, differs from one of three sets in i and j only:
+**Few forwards.** Let B_k be the first k players of a context. Every S above, and S ∪ i,
+S ∪ j and S ∪ ij, differs from one of three sets in i and j only:
 
     both come after the first m            S = B_m          c = 0
     one is among the first m, and the      S = B_{m+1}∖i    c = 1
       other not among the first m + 1
     both are among the first m + 1         S = B_{m+2}∖ij   c = 2
 
-With v_ij the worth of B_{m+c} after both have changed sides, v_i and v_j after one has,
+A player *changes sides* if it leaves the set that it was in, or joins it. With v_ij the
+worth of B_{m+c} after both i and j have changed sides, v_i and v_j after one has,
 
     Δv(i, j, S) = (−1)^c [v(B_{m+c}) − v_i − v_j + v_ij]
 
@@ -31,7 +32,7 @@ they are not those of the definition; for neighbours that changes what is measur
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ def design_pairs(
       grid: rows and columns of the players; None: a square.
 
     Returns:
-      [E, 2], distinct.
+      [E, 2], distinct and sorted: i < j, by i and then by j.
 
     Raises:
       ValueError: `pairs` is none of these, names no two players or a pair twice, or
@@ -85,9 +86,24 @@ def design_pairs(
     return distinct
 
 
+def check_grid(grid: object) -> tuple[int, int]:
+    """Checks rows and columns.
+
+    >>> check_grid((4, 4))
+    (4, 4)
+    """
+    try:
+        rows, columns = (check_count("grid", side) for side in cast(Any, grid))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"grid must be two whole numbers (rows, columns) or an array, got {grid!r}"
+        ) from None
+    return rows, columns
+
+
 def _near(radius: int, n: int, grid: tuple[int, int] | None) -> np.ndarray:
     side = math.isqrt(n)
-    rows, columns = (side, side) if grid is None else grid
+    rows, columns = check_grid((side, side) if grid is None else grid)
     if rows * columns != n:
         raise ValueError(
             f"grid must hold {n} players, rows × columns, got {(rows, columns)}"

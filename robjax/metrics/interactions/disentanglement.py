@@ -11,6 +11,8 @@ D^(m) is one of two averages over pairs, which differ:
 
 * A pair without any interaction (E_S |Δv| = 0) has no ratio. It is left out of the mean
   of ratios and counted in `undefined`; without a pair that has a ratio, D is NaN.
+  Differences within float64's rounding of the values count as 0. The rounding of a
+  float32 value function is larger, and is not told from interactions.
 * From T contexts, even pure noise of mean 0 has a ratio of about 1/√T. So compare
   values of the same T only. At orders 0 and n − 2 there is one context, and D = 1.
 """
@@ -21,7 +23,12 @@ from typing import NamedTuple
 import numpy as np
 
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
-from robjax.metrics.interactions.exact import ExactInteractions, set_sizes
+from robjax.metrics.interactions.exact import (
+    ExactInteractions,
+    check_exact,
+    set_sizes,
+    without_rounding,
+)
 from robjax.metrics.interactions.sampled import SampledInteractions
 from robjax.samples import is_concrete
 
@@ -65,9 +72,16 @@ def disentanglement(game: ExactInteractions | SampledInteractions) -> Disentangl
 
     Args:
       game: made by `exact`, or by `sampled` with several contexts for each block.
+
+    Raises:
+      ValueError: `game` is none of these.
     """
     if isinstance(game, ExactInteractions):
         return _exact(game)
+    if not isinstance(game, SampledInteractions):
+        raise ValueError(
+            "game must come from exact or sampled, got " + type(game).__name__
+        )
     ratios = _ratios(game.means, game.magnitudes)
     known = ~np.isnan(ratios)
     share = known.mean(-1)
@@ -94,24 +108,37 @@ def pair_magnitudes(game: ExactInteractions) -> np.ndarray:
 
     Returns:
       [n − 1, P], the pairs in the order of `np.triu_indices(n, 1)`.
+
+    Raises:
+      ValueError: `game` was not made by `exact`.
     """
+    return _direct(game)[1]
+
+
+def _direct(game: ExactInteractions) -> tuple[np.ndarray, np.ndarray]:
+    """The means over contexts of Δv and of |Δv|, from the same differences.
+
+    `ExactInteractions.interactions` are the former, but rounded in another way, so that
+    the ratio to the latter could exceed 1.
+    """
+    check_exact(game)
     n = game.players
     values = game.values.reshape(-1, 2**n)
     contexts = np.arange(2 ** (n - 2))
     sizes = set_sizes(n - 2)
     counts = np.bincount(sizes)
-    found = np.zeros((len(values), n - 1, n * (n - 1) // 2))
+    found = np.zeros((2, len(values), n - 1, n * (n - 1) // 2))
     for pair, (i, j) in enumerate(itertools.combinations(range(n), 2)):
         sets = _insert_zero(_insert_zero(contexts, i), j)
-        for own, v in zip(found, values, strict=True):
-            changes = (
-                v[sets | 1 << i | 1 << j]
-                - v[sets | 1 << i]
-                - v[sets | 1 << j]
-                + v[sets]
-            )
-            own[:, pair] = np.bincount(sizes, weights=np.abs(changes)) / counts
-    return found.reshape(*game.values.shape[:-1], n - 1, -1)
+        for game_number, v in enumerate(values):
+            with_i, with_j = v[sets | 1 << i], v[sets | 1 << j]
+            both = v[sets | 1 << i | 1 << j]
+            changes = without_rounding(both - with_i - with_j + v[sets], v)
+            for own, weights in zip(found, (changes, np.abs(changes)), strict=True):
+                sums = np.bincount(sizes, weights=weights)
+                own[game_number, :, pair] = sums / counts
+    means, magnitudes = found.reshape(2, *game.values.shape[:-1], n - 1, -1)
+    return means, magnitudes
 
 
 def _insert_zero(numbers: np.ndarray, bit: int) -> np.ndarray:
@@ -122,9 +149,7 @@ def _insert_zero(numbers: np.ndarray, bit: int) -> np.ndarray:
 
 def _exact(game: ExactInteractions) -> Disentanglement:
     n = game.players
-    upper = np.triu_indices(n, 1)
-    means = game.interactions[..., *upper]
-    magnitudes = pair_magnitudes(game)
+    means, magnitudes = _direct(game)
     ratios = _ratios(means, magnitudes)
     known = ~np.isnan(ratios)
     count = known.sum(-1)

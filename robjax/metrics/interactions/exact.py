@@ -63,9 +63,14 @@ class ExactInteractions(NamedTuple):
         first = np.asarray(self.interactions).reshape(-1, n - 1, n, n)[0]
         strength = np.where(np.isnan(first), 0, np.abs(first))
         m, i, j = np.unravel_index(strength.argmax(), first.shape)
+        strongest = f"players {i} and {j} at order {m}, {first[m, i, j]:.3g}"
+        if not np.isfinite(np.asarray(self.values)).all():
+            strongest = "unknown, some values are not finite"
+        elif not strength.any():
+            strongest = "no interactions"
         return (
             f"ExactInteractions({n} players, games {list(self.shapley.shape[:-1])}, "
-            f"strongest: players {i} and {j} at order {m}, {first[m, i, j]:.3g})"
+            f"strongest: {strongest})"
         )
 
     @property
@@ -91,7 +96,8 @@ def exact(value_fn: ValueFn, n: int, *, progress: bool = False) -> ExactInteract
     """Plays all 2^n sets and computes interactions, Shapley values and dividends.
 
     Loops on the host, so it is not for use inside jit. The masks come as NumPy arrays;
-    a function that computes in float64 is played in float64.
+    a function that computes in float64 is played in float64. Where the value of a set
+    is not finite, all results that sets of its size enter are NaN.
 
     Two players who are worth something only together:
 
@@ -145,10 +151,21 @@ def play(value_fn: ValueFn, masks: np.ndarray) -> np.ndarray:
       ValueError: the last axis of what `value_fn` returns is not M, or it holds no real
         numbers.
     """
+    if not callable(value_fn):
+        raise ValueError(
+            "value_fn must be a function from masks [M, n] to values, as image_game "
+            f"makes it, got {value_fn!r}"
+        )
+    players = getattr(value_fn, "players", masks.shape[1])
+    if players != masks.shape[1]:
+        raise ValueError(
+            f"n must be {players}, the players of this game, got {masks.shape[1]}"
+        )
     found: Any = value_fn(masks)
     values = np.asarray(found)
     if (
-        values.ndim == 0
+        values.size == 0
+        or values.ndim == 0
         or values.shape[-1] != len(masks)
         or values.dtype.kind in "cOSU"
     ):
@@ -157,6 +174,28 @@ def play(value_fn: ValueFn, masks: np.ndarray) -> np.ndarray:
             f"for as many masks, got {values.dtype} {list(values.shape)}"
         )
     return values.astype(np.float64)
+
+
+def without_rounding(changes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Differences of values in float64, 0 where rounding alone could make them.
+
+    >>> values = np.array([0.1 + 0.2, 0.3])
+    >>> without_rounding(values[:1] - values[1:], values).tolist()
+    [0.0]
+
+    Args:
+      changes: sums and differences of a few of the values.
+      values: all values.
+    """
+    finite = np.abs(values[np.isfinite(values)])
+    noise = 64 * np.finfo(float).eps * finite.max(initial=0.0)
+    return np.where(np.abs(changes) <= noise, 0.0, changes)
+
+
+def check_exact(game: object) -> None:
+    """Raises ValueError unless a game was made by `exact`."""
+    if not isinstance(game, ExactInteractions):
+        raise ValueError(f"game must come from exact, got {type(game).__name__}")
 
 
 def all_masks(n: int, numbers: np.ndarray) -> np.ndarray:
@@ -205,18 +244,21 @@ def mobius(values: np.ndarray) -> np.ndarray:
 
 def _summarise(values: np.ndarray, n: int) -> ExactInteractions:
     """All results of one game from its values [2^n]."""
-    # v(∅) cancels everywhere; a large one would cost digits
-    shift = values[0] if np.isfinite(values[0]) else 0.0
-    pairs = _pair_sums(values - shift, n)
-    single = np.diagonal(pairs, axis1=1, axis2=2)
     sizes = set_sizes(n)
-    total = np.bincount(sizes, weights=values - shift, minlength=n + 1)
+    # a sum over sets of one size is NaN if one of them is not finite, never 0 · ∞
+    unknown = np.isin(sizes, sizes[~np.isfinite(values)])
+    known = np.where(unknown, np.nan, values)
+    # v(∅) cancels everywhere; a large one would cost digits
+    shifted = known - (0.0 if unknown[0] else known[0])
+    pairs = _pair_sums(shifted, n)
+    single = np.diagonal(pairs, axis1=1, axis2=2)
+    total = np.bincount(sizes, weights=shifted, minlength=n + 1)
     by_order = _attributions(total, single)
     return ExactInteractions(
         interactions=_interactions(total, single, pairs),
         shapley=by_order.mean(0),
         order_shapley=by_order,
-        mobius=mobius(values),
+        mobius=mobius(known),
         values=values,
     )
 

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from robjax import lowering
 from robjax.checks import check_count, check_images, check_labels, check_range
 from robjax.evaluation import sharding
+from robjax.metrics.interactions.design import check_grid
 from robjax.metrics.interactions.values import log_softmax
 from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.traced import TracedCallable, traced
@@ -157,12 +158,7 @@ def _values_on_device(
             channels = image.ndim - game.partition.ndim
             present = present.reshape(*present.shape, *(1,) * channels)
             logits = forward(jnp.where(present, image[None], baseline[None]))
-            paid = game.value(logits.astype(dtype), label)
-            if paid.shape != (size,):
-                raise ValueError(
-                    f"value must return [M], here [{size}], got {list(paid.shape)}"
-                )
-            return paid
+            return game.value(logits.astype(dtype), label).astype(dtype)
 
         def step(i: jax.Array, values: jax.Array) -> jax.Array:
             rows = lax.dynamic_slice_in_dim(masks, i * size, size)
@@ -193,7 +189,9 @@ def image_game(
     and the baseline is the mean of the data set.
 
     The masks become images inside the compiled forward pass, and only the values leave
-    it. The devices share the masks.
+    it. The devices share the masks. The game is made and played outside `jax.jit` and
+    `jax.grad`. The rows of the model must not depend on one another, as with batch norm
+    in train mode; `evaluation.doubts` tells.
 
     >>> x = jnp.arange(16.0).reshape(4, 4)
     >>> game = image_game(lambda x: x[:, 0, :2], x, 1, grid=(2, 2), baseline="zero")
@@ -211,7 +209,8 @@ def image_game(
         number of each pixel's player, integers of shape S or of a beginning of S (such
         as [H, W]); the numbers 0 … n − 1 have to occur.
       baseline: what absent players show. "zero"; "mean": in each channel the mean of
-        the image, of a pair that of x; or an array that broadcasts to the images, such
+        the image, of a pair that of x (without channels where the players' numbers have
+        the shape of the image); or an array that broadcasts to the images, such
         as the mean of the data set in each channel [C].
       value: (logits [M, K], y) -> [M]; see `robjax.metrics.interactions.values`.
       batch_size: masked images in one forward pass of a device; bounds the memory.
@@ -231,22 +230,34 @@ def image_game(
     if labels.ndim > 1:
         raise ValueError(f"y must be a label or labels [B], got {list(labels.shape)}")
     batch = labels.ndim > 0
+    if isinstance(x, list):
+        raise ValueError(
+            "x must be an array, or a pair as a tuple (x, x_adv), got a list"
+        )
     versions = x if isinstance(x, tuple) else (x,)
+    if len(versions) not in (1, 2):
+        raise ValueError(f"x must be one array or a pair, got {len(versions)}")
     images = [
         _check_stack(image, batch, name)
         for image, name in zip(versions, ("x", "x_adv"), strict=False)
     ]
     first = images[0]
-    if len(versions) > 2 or images[-1].shape != first.shape:
+    if images[-1].shape != first.shape:
         raise ValueError(
             "x must be one array or a pair (x, x_adv) of the same shape, got "
             f"{[np.shape(image) for image in versions]}"
         )
     labels = check_labels(labels.reshape(-1), len(first))
+    if not batch and first.ndim == 5 and first.shape[1] == 1:
+        raise ValueError(
+            "x must be one image [*S] for one label, got "
+            f"{list(first.shape[1:])}: give x[0], or the label in a list"
+        )
     partition = _check_partition(grid, first.shape[1:])
     baselines = _baselines(baseline, first, partition.ndim, batch)
     model = as_logits_fn(logits_fn)
-    check_labels(labels, len(first), num_classes=count_classes(model, first[:1]))
+    classes = count_classes(model, first[:1])
+    check_labels(labels, len(first), num_classes=classes)
     mesh = sharding.make_mesh(devices)
     game = ImageGame(
         model=model,
@@ -254,13 +265,38 @@ def image_game(
         baselines=jnp.concatenate([baselines] * len(images)),
         labels=jnp.concatenate([labels] * len(images)),
         partition=jnp.asarray(partition, jnp.int32),
-        value=traced(value, name="value"),
+        value=_check_value(value, classes),
         players=int(partition.max()) + 1,
         games=(2,) * (len(images) == 2) + (len(first),) * batch,
         batch_size=check_count("batch_size", batch_size),
         mesh=mesh,
     )
     return sharding.place(game, mesh, sharding.SHARED)
+
+
+def _check_value(value: Any, classes: int) -> TracedCallable:
+    """Checks that a function pays a real number for each row of logits."""
+    if not callable(value):
+        raise ValueError(
+            "value must be a function (logits [M, K], y) -> [M], as log_softmax, got "
+            f"{value!r}"
+        )
+    logits = jax.ShapeDtypeStruct((2, classes), jnp.float32)
+    try:
+        paid = jax.eval_shape(value, logits, jnp.int32(0))
+    except Exception as error:
+        raise ValueError(
+            "value must be called as value(logits [M, K], y), got "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if not isinstance(paid, jax.ShapeDtypeStruct):
+        raise ValueError(f"value must return an array [M], got {type(paid).__name__}")
+    if paid.shape != (2,) or jnp.issubdtype(paid.dtype, jnp.complexfloating):
+        raise ValueError(
+            "value must return real numbers [M], here [2], got "
+            f"{paid.dtype} {list(paid.shape)}"
+        )
+    return traced(value, name="value")
 
 
 def _check_stack(x: Image, batch: bool, name: str) -> jax.Array:
@@ -294,12 +330,7 @@ def _check_partition(grid: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _cells(grid: Any, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        rows, columns = (check_count("grid", side) for side in grid)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"grid must be two whole numbers (rows, columns) or an array, got {grid!r}"
-        ) from None
+    rows, columns = check_grid(grid)
     if len(shape) < 2 or shape[0] % rows or shape[1] % columns:
         raise ValueError(
             f"grid must divide the images, got {rows}×{columns} cells for images "

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.checks import check_count, check_images, check_number
+from robjax.checks import check_count, check_images, check_range
 from robjax.samples import sample_keys
 
 
@@ -54,11 +54,12 @@ def reduce_rank(x: jax.Array, rank: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _reduce_rank(x: jax.Array, rank: int) -> jax.Array:
-    u, s, v = jnp.linalg.svd(jnp.moveaxis(x, 3, 1), full_matrices=False)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)  # LAPACK knows no half precision
+    u, s, v = jnp.linalg.svd(jnp.moveaxis(x.astype(dtype), 3, 1), full_matrices=False)
     few = jnp.matmul(
         u[..., :rank] * s[..., None, :rank], v[..., :rank, :], precision="highest"
     )
-    return jnp.moveaxis(few, 1, 3)
+    return jnp.moveaxis(few, 1, 3).astype(x.dtype)
 
 
 def pixel_dropout(x: jax.Array, *, key: jax.Array, share: ArrayLike) -> jax.Array:
@@ -80,7 +81,9 @@ def pixel_dropout(x: jax.Array, *, key: jax.Array, share: ArrayLike) -> jax.Arra
       ValueError: malformed images, or a share out of range.
     """
     x = _check(x)
-    _check_share(share)
+    check_range("share", share, 0, 1)
+    if x.shape[1:3] == (1, 1):
+        raise ValueError("x must be images of several pixels, got 1×1")
     return _pixel_dropout(x, sample_keys(key, len(x)), jnp.asarray(share))
 
 
@@ -105,7 +108,7 @@ def _pixel_dropout(x: jax.Array, keys: jax.Array, share: jax.Array) -> jax.Array
 def cutout(
     x: jax.Array, *, key: jax.Array, share: float = 0.25, fill: ArrayLike = 0.5
 ) -> jax.Array:
-    """Fills a random square, which lies inside the image.
+    """Fills a random square that lies inside the image; a rectangle of its proportions.
 
     DeVries & Taylor, arXiv 1708.04552; the paper's square of 112² pixels in 224² is a
     quarter of the image.
@@ -121,12 +124,18 @@ def cutout(
       fill: a number, or one for each channel [C].
 
     Raises:
-      ValueError: malformed images, or a share out of range.
+      ValueError: malformed images, a share out of range, or a fill of another shape.
     """
     x = _check(x)
-    _check_share(share)
+    check_range("share", share, 0, 1)
+    colour = check_range("fill", fill)
+    if np.shape(colour) not in ((), x.shape[3:]):
+        raise ValueError(
+            f"fill must be a number or one for each of {x.shape[3]} channels, got "
+            f"shape {list(np.shape(colour))}"
+        )
     sides = tuple(round(float(np.sqrt(share)) * side) for side in x.shape[1:3])
-    return _cutout(x, sample_keys(key, len(x)), sides, jnp.asarray(fill, x.dtype))
+    return _cutout(x, sample_keys(key, len(x)), sides, jnp.asarray(colour, x.dtype))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -217,9 +226,3 @@ def _check(x: object) -> jax.Array:
     if images.ndim != 4:
         raise ValueError(f"x must be images [B, H, W, C], got {list(images.shape)}")
     return images
-
-
-def _check_share(share: ArrayLike) -> None:
-    check_number("share", share, minimum=0)
-    if isinstance(share, int | float | np.ndarray | np.number) and np.max(share) > 1:
-        raise ValueError(f"share must be at most 1, got {share}")

@@ -19,6 +19,7 @@ killed skips these; its result is that of a run that was never killed, bit for b
     <run_dir>/order-<m>/<number>.npz      interactions of some blocks
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ from robjax.metrics.interactions.design import (
     draw_ranks,
 )
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
-from robjax.metrics.interactions.exact import play
-from robjax.metrics.interactions.games import ValueFn
+from robjax.metrics.interactions.exact import play, without_rounding
+from robjax.metrics.interactions.games import ImageGame, ValueFn
 from robjax.runs import files, provenance
 from robjax.samples import fold_keys, is_concrete, sample_keys
 
@@ -99,12 +100,21 @@ class SampledInteractions(NamedTuple):
 
         Both games saw the same sets, so its standard error is far below that of
         independent runs.
+
+        Raises:
+          ValueError: the first axis has no two games.
         """
+        games = self.means.shape[:-3]
+        if not games or games[0] != 2:
+            raise ValueError(
+                "change needs two games (x, x_adv) on the first axis, got "
+                f"{list(games)}"
+            )
         return block_mean((self.means[0] - self.means[1]).mean(-1))
 
     @property
     def differences(self) -> np.ndarray:
-        """[R] how many Δv were computed."""
+        """[R] how many Δv the means are made of, with repetitions."""
         blocks, pairs, _ = self.pairs.shape
         return self.contexts * blocks * pairs
 
@@ -115,6 +125,7 @@ def usual_orders(n: int) -> list[int]:
     >>> usual_orders(256)
     [0, 25, 50, 76, 101, 127, 152, 177, 203, 215, 228, 241, 254]
     """
+    n = check_count("n", n, minimum=2)
     shares = (0, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 100)
     return sorted({(n - 2) * share // 100 for share in shares})
 
@@ -167,8 +178,8 @@ def sampled(
         square.
       blocks: how many; standard errors need a good number of them.
       contexts: for each block and order.
-      block_players: with all pairs, a block has so many random players and all pairs
-        of them. Other designs are played whole in every block.
+      block_players: where the design has all pairs, a block has so many random players
+        and all pairs of them. A design with fewer is played whole in every block.
       run_dir: folder of the run; None: nothing is kept.
       resume: go on with the run in `run_dir`, if there is one.
       progress: show a bar.
@@ -211,7 +222,11 @@ def sampled(
 def _check_orders(orders: Sequence[int] | None, n: int) -> list[int]:
     if orders is None:
         return usual_orders(n)
-    checked = [check_count("orders", order, minimum=0) for order in orders]
+    try:
+        every = list(orders)
+    except TypeError:
+        raise ValueError(f"orders must be a list of orders, got {orders!r}") from None
+    checked = [check_count("orders", order, minimum=0) for order in every]
     if not checked or max(checked) > n - 2 or len(set(checked)) < len(checked):
         raise ValueError(
             f"orders must be distinct numbers from 0 to n − 2 = {n - 2}, got {orders!r}"
@@ -325,14 +340,22 @@ def _differences(value_fn: ValueFn, layout: Layout) -> np.ndarray:
     """Plays a layout: Δv [*G, B, T, P]."""
     *shape, n = layout.masks.shape
     values = play(value_fn, layout.masks.reshape(-1, n))
-    return layout.differences(values.reshape(*values.shape[:-1], *shape))
+    found = layout.differences(values.reshape(*values.shape[:-1], *shape))
+    return without_rounding(found, values)
 
 
 def _description(plan: _Plan) -> dict[str, Any]:
     """What decides the result of a run, so that two runs can be compared."""
+    game = {"game": plan.value_fn}
+    if isinstance(plan.value_fn, ImageGame):  # devices and batches change no value
+        game = {
+            f"game's {field.name}": getattr(plan.value_fn, field.name)
+            for field in dataclasses.fields(plan.value_fn)
+            if field.name not in ("mesh", "batch_size")
+        }
     few = np.tri(plan.n + 1, plan.n, -1, bool)[:: max(1, plan.n // _PROBED)]
     return {
-        "game": provenance.identify(plan.value_fn),
+        **{name: provenance.identify(value) for name, value in game.items()},
         # they tell games apart where the description of their code cannot
         "game_values": play(plan.value_fn, few).T,
         "players": plan.n,

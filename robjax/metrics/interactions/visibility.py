@@ -58,7 +58,7 @@ class Visibility(NamedTuple):
 
     @property
     def stderr(self) -> np.ndarray:
-        """[n + 1] the standard errors of `mean`; 0 for k = 0 and k = n."""
+        """[n + 1] the standard errors of `mean`: 0 at both ends, NaN from one curve."""
         return block_mean(np.moveaxis(self.curves, -2, -1)).stderr
 
     def interactions(self, window: int = 0) -> BlockMean:

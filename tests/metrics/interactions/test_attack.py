@@ -144,3 +144,19 @@ def test_bad_arguments_are_named(change, message):
     arguments = {"y": Y, "ball": Linf(0.1), "utility": 0.5, **change}
     with pytest.raises(ValueError, match=message):
         utility_attack(LOGITS_FN, X, arguments.pop("y"), **arguments)
+
+
+def test_a_slope_that_is_not_finite_moves_nothing():
+    """The length of the first two pixels has no slope at 1/2, where they are."""
+
+    def model(x):
+        length = jnp.linalg.norm(x[:, :2] - 0.5, axis=1)
+        return jnp.stack([length + x[:, 2], 0.6 + 0 * length], axis=1)
+
+    x = jnp.array([[0.5, 0.5, 0.7], [0.5, 0.5, 0.9]])
+    found = utility_attack(
+        model, x, jnp.zeros(2, int), ball=Linf(0.4), utility=0.15, tolerance=0.1
+    )
+    assert jnp.isfinite(found.x_adv).all() and jnp.isfinite(found.utility).all()
+    np.testing.assert_array_equal(found.x_adv[:, :2], 0.5)
+    assert found.accepted.tolist() == [True, False]  # 0.9 − 0.25 is still right

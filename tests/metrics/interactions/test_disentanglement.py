@@ -133,3 +133,42 @@ def test_games_together():
         sampled(games, 5, key=KEY, orders=[1, 2], blocks=5, contexts=4)
     )
     assert drawn.ratio_of_means.mean.shape == drawn.undefined.shape == (2, 2)
+
+
+def test_rounding_is_no_interaction():
+    """One pair interacts, with a positive sign everywhere; the rest only add up."""
+    weights = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+    def game(masks):
+        return masks @ weights + (masks[:, 0] & masks[:, 1])
+
+    found = disentanglement(exact(game, 6))
+    np.testing.assert_allclose(found.mean_of_ratios.mean, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.ratio_of_means.mean, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.undefined, 14 / 15)
+    some = sampled(
+        game, 6, key=jax.random.key(0), orders=[1, 2], blocks=4, contexts=3,
+        block_players=6,
+    )  # fmt: skip
+    np.testing.assert_allclose(disentanglement(some).undefined, 14 / 15)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_lies_between_0_and_1(seed):
+    rng = np.random.default_rng(seed)
+    weights, values = rng.normal(size=9), rng.normal(size=(2, 2**4))
+
+    def game(masks):  # four of nine players interact
+        number = masks[:, :4] @ 2 ** np.arange(4)
+        return masks @ weights + values[:, number]
+
+    found = disentanglement(exact(game, 9))
+    for form in (found.mean_of_ratios.mean, found.ratio_of_means.mean):
+        assert (form >= 0).all() and (form <= 1 + 1e-12).all()
+        np.testing.assert_allclose(form[:, [0, -1]], 1, rtol=1e-9)  # one context
+    np.testing.assert_allclose(found.undefined, 1 - 6 / 36)
+
+
+def test_what_is_no_game_is_named():
+    with pytest.raises(ValueError, match="game must come from exact or sampled, got"):
+        disentanglement(np.zeros(3))

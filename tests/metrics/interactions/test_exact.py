@@ -184,6 +184,11 @@ def test_a_value_that_is_not_a_number_stays_visible():
     bad = np.isnan(found.interactions[:, 0, 1])
     assert bad.tolist() == [False, True, True, True, False]
     assert np.isnan(exact(lambda masks: np.full(len(masks), np.nan), 3).shapley).all()
+    assert "some values are not finite" in repr(found)
+    infinite = exact(lambda masks: np.where(masks.all(1), -np.inf, masks.sum(1)), 4)
+    np.testing.assert_array_equal(infinite.interactions[:2, 0, 1], 0)
+    assert np.isnan(infinite.interactions[2, 0, 1])
+    assert "no interactions" in repr(exact(lambda masks: masks.sum(1), 4))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +199,8 @@ def test_a_value_that_is_not_a_number_stays_visible():
         (lambda m: m[:, 0], 2.0, "n must be a whole number"),
         (lambda m: m, 4, r"value_fn must return real numbers \[16\]"),
         (lambda m: 1.0, 4, r"value_fn must return real numbers \[16\]"),
+        (lambda m: m[:0], 4, r"value_fn must return real numbers \[16\]"),
+        (3, 4, "value_fn must be a function from masks .*, got 3"),
         (lambda m: m[:, 0] * 1j, 4, "value_fn must return real numbers"),
     ],
 )

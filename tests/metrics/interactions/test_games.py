@@ -216,10 +216,60 @@ def test_masks_of_another_kind_are_an_error(masks):
         game(np.ones((0, 4), bool))
 
 
-def test_a_value_of_another_shape_is_an_error():
-    game = image_game(MODEL, images(), 1, value=lambda logits, y: logits, devices=ONE)
-    with pytest.raises(ValueError, match=r"value must return \[M\]"):
-        game(np.ones((1, 16), bool))
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda logits, y: logits, r"must return real numbers \[M\].*\[2, 5\]"),
+        (lambda logits, y: logits[:, 0] * 1j, "must return real numbers.*complex"),
+        (lambda logits, y: (logits[:, 0], y), "must return an array.*tuple"),
+        (lambda logits, y: None, "must return an array.*NoneType"),
+        (lambda logits: logits[:, 0], r"must be called as value\(logits \[M, K\], y\)"),
+        ("logit", "must be a function.*as log_softmax, got 'logit'"),
+    ],
+)
+def test_a_value_that_is_none_is_named_before_anything_is_played(value, message):
+    with pytest.raises(ValueError, match=f"^value {message}"):
+        image_game(MODEL, images(), 1, value=value, devices=ONE)
+
+
+def test_whether_the_model_is_right_is_a_value():
+    def right(logits, y):
+        return logits.argmax(1) == y
+
+    x, masks = images(), some_masks(20, 16)
+    margin = image_game(MODEL, x, 1, value=interactions.log_odds, devices=ONE)
+    game = image_game(MODEL, x, 1, value=right, devices=ONE)
+    wanted = [
+        image_game(MODEL, x, k, value=interactions.logit, devices=ONE)(masks)
+        for k in range(5)
+    ]
+    np.testing.assert_array_equal(game(masks), np.argmax(wanted, axis=0) == 1)
+    assert game(masks).dtype == margin(masks).dtype
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            [images(), images()],
+            1,
+            r"x must be an array, or a pair as a tuple \(x, x_adv\)",
+        ),
+        ((), 1, "x must be one array or a pair, got 0"),
+        (images(1), 1, r"x must be one image \[\*S\] for one label.*give x\[0\]"),
+    ],
+)
+def test_images_that_are_not_one_or_a_pair(x, y, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        image_game(MODEL, x, y, devices=ONE)
+
+
+def test_the_players_are_those_of_the_game():
+    game = image_game(MODEL, images(), 1, grid=(2, 2), devices=ONE)
+    with pytest.raises(
+        ValueError, match="n must be 4, the players of this game, got 5"
+    ):
+        exact(game, 5)
 
 
 def test_float64_images_are_played_in_float64():

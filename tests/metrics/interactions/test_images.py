@@ -107,6 +107,15 @@ def test_parseval():
     np.testing.assert_allclose(total, np.sum(np.asarray(x) ** 2, (1, 2, 3)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rank_reduction_in_half_precision(dtype):
+    x = X.astype(dtype)
+    found = reduce_rank(x, 2)
+    assert found.dtype == dtype
+    whole = reduce_rank(x.astype(jnp.float32), 2)
+    np.testing.assert_array_equal(found, whole.astype(dtype))
+
+
 def test_fisher_ratio_by_hand():
     a, b = np.array([[1.0, 2], [3, 2]]), np.array([[5.0, 2], [5, 2], [8, 2]])
     # means 2 and 6, variances 1 and 2; then no spread and no difference
@@ -121,9 +130,18 @@ def test_fisher_ratio_by_hand():
         (lambda: reduce_rank(X, 7), "rank must be 1 to 6, got 7"),
         (lambda: reduce_rank(X, 0), "rank must be a whole number"),
         (lambda: reduce_rank(X[0], 1), r"x must be images \[B, H, W, C\]"),
-        (lambda: pixel_dropout(X, key=KEY, share=1.5), "share must be at most 1"),
-        (lambda: pixel_dropout(X, key=KEY, share=-0.1), "share must be finite and at"),
-        (lambda: cutout(X, key=KEY, share=2.0), "share must be at most 1, got 2"),
+        (
+            lambda: pixel_dropout(X, key=KEY, share=1.5),
+            r"share must be .*in \[0, 1\], got 1.5",
+        ),
+        (lambda: pixel_dropout(X, key=KEY, share=-0.1), r"share must be .*got -0.1"),
+        (lambda: cutout(X, key=KEY, share=jnp.array(2.0)), "share must be .*got .*2"),
+        (
+            lambda: cutout(X, key=KEY, fill=jnp.ones(4)),
+            "fill must be a number or one for",
+        ),
+        (lambda: cutout(X, key=KEY, fill=np.nan), "fill must be finite"),
+        (lambda: pixel_dropout(X[:, :1, :1], key=KEY, share=0.1), "several pixels"),
         (lambda: fisher_ratio([], [1.0]), "a and b must be non-empty groups"),
         (lambda: fisher_ratio([[1.0]], [1.0]), "of one shape"),
     ],

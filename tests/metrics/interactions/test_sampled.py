@@ -355,3 +355,47 @@ def test_the_smallest_games(n):
     found = sampled(value_fn, n, key=KEY, orders=range(n - 1), blocks=400)
     want = exact(value_fn, n).mean
     np.testing.assert_array_less(np.abs(found.mean - want), 4 * found.stderr + 1e-12)
+
+
+def test_a_change_is_that_of_a_pair():
+    def games(masks):
+        return np.stack([masks.sum(1) ** 2, masks.sum(1) ** 3, 0 * masks.sum(1)])
+
+    run = functools.partial(sampled, n=12, key=KEY, orders=[1, 2], blocks=3)
+    pair = run(lambda masks: games(masks)[[0, 2]])
+    np.testing.assert_allclose(pair.change.mean, 2)
+    for several in (lambda masks: games(masks)[0], games):
+        with pytest.raises(ValueError, match=r"change needs two games \(x, x_adv\)"):
+            _ = run(several).change
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"orders": 5}, "orders must be a list of orders, got 5"),
+        ({"pairs": 1, "grid": (-4, -4)}, r"grid must be two whole numbers.*\(-4, -4\)"),
+        ({"pairs": 1, "grid": 4}, "grid must be two whole numbers.*got 4"),
+        ({"pairs": 1, "grid": (4, 2, 2)}, "grid must be two whole numbers"),
+    ],
+)
+def test_what_cannot_be_sampled(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        sampled(lambda masks: masks.sum(1), 16, key=KEY, blocks=2, **options)
+
+
+def test_a_played_image_game_is_still_the_same(tmp_path):
+    x = jax.random.uniform(KEY, (4, 4, 1))
+    weight = jax.random.normal(KEY, (16, 3))
+
+    def make(weight, **options):
+        model = Partial(lambda w, x: x.reshape(len(x), -1) @ w, weight)
+        return image_game(model, x, 1, **options)
+
+    game = make(weight)
+    run = functools.partial(sampled, n=16, key=KEY, orders=[1], blocks=5)
+    first = run(game, run_dir=tmp_path)
+    for again in (game, make(weight, batch_size=64, devices=jax.devices()[:1])):
+        found = run(again, run_dir=tmp_path, resume=True)
+        np.testing.assert_array_equal(found.means, first.means)
+    with pytest.raises(ValueError, match="another game's model"):
+        run(make(weight + 1), run_dir=tmp_path, resume=True)
