@@ -18,7 +18,6 @@ that are named mixed or only are those of ImageNet-9, Xiao et al., "Noise or sig
 ICLR 2021 (arXiv 2006.09994).
 """
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -85,9 +84,9 @@ def tints(
 ) -> np.ndarray:
     """One colour all over: the hue is the category, the brightness is drawn.
 
-    >>> tints(np.array([0, 1]), classes=2, image_size=8, seed=0)[:, 0, 0].round(2)
-    array([[0.69, 0.  , 0.  ],
-           [0.  , 0.59, 0.59]])
+    >>> red, cyan = tints(np.array([0, 1]), classes=2, image_size=8, seed=0)[:, 0, 0]
+    >>> (red > 0).tolist(), (cyan > 0).tolist()
+    ([True, False, False], [False, True, True])
 
     Args:
       categories, classes, image_size, seed: as in `stripes`.
@@ -169,22 +168,22 @@ def make(
 
     | split | category of the background |
     |---|---|
-    | train, in_domain | the label with probability `correlation`, else another one |
+    | train, in_domain | the label for the share `correlation`, else another one |
     | decorrelated, mixed_rand | any, whatever the label |
     | reversed | as in_domain, with the next class in the place of the label |
     | mixed_same | the label |
     | only_background | as in_domain; no digit, the mask is 0 |
     | only_foreground | none (−1); black |
 
-    Other ones are equally likely. 1/classes is no correlation at all. mixed_rand has
-    draws of its own, so that it can be a second decorrelated split.
+    All others have the same share, and 1/classes is no correlation at all. Within each
+    class the shares are met to the image. mixed_rand is decorrelated, drawn anew.
 
     >>> make("mixed_same", classes=4)
-    Scenes(digits mixed_same: 146 images 16×16 in 4 classes on 4 backgrounds, masks)
+    Scenes(digits mixed_same: 145 images 16×16 in 4 classes on 4 backgrounds, masks)
 
     Args:
       split: one of `SPLITS`; "train" uses the source's training images.
-      correlation: probability in [0, 1] that the category is the label.
+      correlation: share in [0, 1] of the images whose category is the label.
       amplitude: brightness in [0, 1] of the brightest background.
       image_size: height and width in pixels, at least 8.
       classes: K ≥ 2, the first K classes of the source.
@@ -287,16 +286,20 @@ def _categories(
     split: str, labels: np.ndarray, correlation: float, classes: int, seed: int
 ) -> np.ndarray:
     """The category int32 [N] of each background, by the table of `make`."""
-    uniform = functools.partial(_uniform, seed=seed, stream=_stream("category", split))
-    agrees, other = uniform((2, len(labels)))
-    if split in ("decorrelated", "mixed_rand"):
-        correlation = 1 / classes
-    if split == "mixed_same":
-        correlation = 1.0
-    shift = np.where(agrees < correlation, 0, 1 + (other * (classes - 1)).astype(int))
+    share = {"decorrelated": 1 / classes, "mixed_rand": 1 / classes, "mixed_same": 1.0}
+    agree = share.get(split, correlation)
+    draw = _uniform(len(labels), seed=seed, stream=_stream("category", split))
+    quantile = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank = np.argsort(np.argsort(draw[members], kind="stable"), kind="stable")
+        quantile[members] = (rank + 0.5) / len(members)
+    # the quantiles above `agree` are shared out evenly to the other categories
+    above = (quantile - agree) / max(1 - agree, np.finfo(float).tiny)
+    shift = np.where(quantile < agree, 0, 1 + np.floor(above * (classes - 1)))
     if split == "reversed":
         shift = shift + 1
-    return ((labels + shift) % classes).astype(np.int32)
+    return ((labels + shift.astype(int)) % classes).astype(np.int32)
 
 
 def _check_background(made: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

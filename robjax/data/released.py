@@ -57,6 +57,27 @@ class Listing(NamedTuple):
         classes = f"{len(self.paths)} images in {len(self.classes)} classes"
         return f"Listing({self.name}: {classes}, not decoded)"
 
+    def table(self, num_outputs: int) -> np.ndarray:
+        """The class int32 [num_outputs] that each output stands for; −1: none.
+
+        For `robjax.metrics.spurious.map_classes`.
+
+        Raises:
+          ValueError: there is no map from classes to outputs, or it names another one.
+        """
+        if self.outputs is None:
+            raise ValueError(f"{self!r} must have outputs to make a table, has none")
+        table = np.full(check_count("num_outputs", num_outputs), -1, np.int32)
+        largest = max(max(each) for each in self.outputs)
+        if largest >= num_outputs:
+            raise ValueError(
+                f"num_outputs must be above {largest}, the largest output of "
+                f"{self.name}'s class map, got {num_outputs}"
+            )
+        for label, each in enumerate(self.outputs):
+            table[list(each)] = label
+        return table
+
     def read(
         self, *, size: tuple[int, int], rows: Iterable[int] | None = None
     ) -> Scenes:
@@ -305,9 +326,9 @@ def salient_imagenet(
 ) -> Listing:
     """Salient ImageNet: soft masks of the neural features that belong to a class.
 
-    root/<wnid>/feature_<f>/images/<image>.jpeg and its mask at cams/<image>.jpeg beside.
-    The mask of an image is the largest value over the features that have it. Singla and
-    Feizi, ICLR 2022 (arXiv 2110.04301).
+    An image root/<wnid>/feature_<f>/images/<image>.jpeg has its mask at
+    root/<wnid>/feature_<f>/cams/<image>.jpeg. If several features have the image, its
+    mask is the largest value. Singla and Feizi, ICLR 2022 (arXiv 2110.04301).
 
     >>> core = {"n02066245": [341, 1697]}
     >>> salient_imagenet("salient_imagenet", core)  # doctest: +SKIP

@@ -76,7 +76,7 @@ class Scenes(NamedTuple):
             return "Scenes(traced)"
         count, height, width, _ = self.images.shape
         masks = "masks" if self.masks is not None else "no masks"
+        kinds = f"{self.num_classes} classes on {self.num_backgrounds} backgrounds"
         return (
-            f"Scenes({self.name}: {count} images {height}×{width} in "
-            f"{self.num_classes} classes on {self.num_backgrounds} backgrounds, {masks})"
+            f"Scenes({self.name}: {count} images {height}×{width} in {kinds}, {masks})"
         )

@@ -102,9 +102,9 @@ def data_parallel(
 ) -> Callable[..., Any]:
     """Compiles step(state, images, labels, indices, …) -> (state, metrics).
 
-    All arguments but the state come as [local devices, B / devices, …]. State and metrics
-    are replicated, and the state given in is donated. Inside, collectives go over the
-    axis `AXIS`.
+    All arguments but the state come as [local devices, B / devices, …]. State and
+    metrics are replicated, and the state given in is donated. Inside, collectives go
+    over the axis `AXIS`.
 
     >>> def step(state, images, labels, indices):
     ...     return state + jax.lax.pmean(images.mean(), AXIS), {}

@@ -79,15 +79,17 @@ One with a keyword `groups` is given the groups [B] of the data set as well.
 """
 
 
-def takes_groups(objective: Objective) -> bool:
+def takes_groups(objective: object) -> bool:
     """Whether an objective has a keyword `groups`.
 
     >>> takes_groups(lambda network, images, labels, *, keys, strength, groups: None)
     True
     """
+    if not callable(objective):
+        return False
     try:
         return "groups" in inspect.signature(objective).parameters
-    except (TypeError, ValueError):  # not callable, or without a signature
+    except ValueError:  # some built-in functions have no signature
         return False
 
 
