@@ -20,7 +20,7 @@ The files:
 from robjax.data import backgrounds, released
 from robjax.data.augmentation import augment
 from robjax.data.batching import batch_indices, to_float
-from robjax.data.dataset import Dataset, from_arrays, load, subset
+from robjax.data.dataset import Dataset, balance_groups, from_arrays, load, subset
 from robjax.data.scenes import Scenes
 from robjax.data.tfds import NotPreparedError
 
@@ -30,6 +30,7 @@ __all__ = [
     "Scenes",
     "augment",
     "backgrounds",
+    "balance_groups",
     "batch_indices",
     "from_arrays",
     "load",

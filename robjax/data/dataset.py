@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from robjax.checks import check_count
 from robjax.data import digits, tfds
-from robjax.data.batching import stratified_split
+from robjax.data.batching import random_order, stratified_split
 from robjax.runs.files import PathLike
 from robjax.samples import is_concrete
 
@@ -218,4 +218,40 @@ def subset(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
         images=dataset.images[rows],
         labels=dataset.labels[rows],
         groups=None if dataset.groups is None else dataset.groups[rows],
+    )
+
+
+def balance_groups(dataset: Dataset, *, seed: int = 0) -> Dataset:
+    """Repeats examples until all groups that have any are equally large.
+
+    Then batches show every group equally often, as `objectives.group_dro` needs. The
+    largest group stays as it is. Examples of another are repeated equally often, but
+    for a remainder that is drawn.
+
+    >>> images = np.zeros((5, 2, 2, 1))
+    >>> rare = from_arrays(images, [0, 1, 0, 1, 0], groups=[0, 0, 0, 0, 1])
+    >>> np.bincount(balance_groups(rare).groups).tolist()
+    [4, 4]
+
+    Args:
+      dataset: with groups.
+      seed: of the remainder.
+
+    Raises:
+      ValueError: `dataset` has no groups, or `seed` is not a whole number from 0.
+    """
+    check_count("seed", seed, minimum=0)
+    if dataset.groups is None:
+        raise ValueError(f"dataset must have groups, got {dataset!r}")
+    sizes = np.bincount(dataset.groups)
+    chosen = []
+    for group in np.flatnonzero(sizes):
+        members = np.flatnonzero(dataset.groups == group)
+        order = members[random_order(len(members), seed=seed, stream=int(group))]
+        chosen.append(np.resize(order, sizes.max()))
+    rows = np.concatenate(chosen)
+    return dataset._replace(
+        images=dataset.images[rows],
+        labels=dataset.labels[rows],
+        groups=dataset.groups[rows],
     )

@@ -36,28 +36,28 @@ class Estimate(NamedTuple):
         return f"Estimate({float(self.value):.4g} ± {float(self.stderr):.2g})"
 
 
-def mean(values: jax.Array, axis: int = -1) -> Estimate:
-    """The mean over images and its standard error, NaN left out.
+@jax.jit
+def mean(values: jax.Array) -> Estimate:
+    """The mean over the last axis, the images, with its standard error; NaN left out.
 
     >>> mean(jnp.array([1.0, 0.0, jnp.nan, 1.0, 0.0]))
     Estimate(0.5 ± 0.29)
 
     Args:
       values: [..., N].
-      axis: that of the images.
 
     Returns:
       The mean, and √(Σ (v − mean)² / (n − 1) / n); NaN for n < 2.
     """
     values = jnp.asarray(values, jnp.promote_types(jnp.result_type(values), "float32"))
     known = ~jnp.isnan(values)
-    count = jnp.sum(known, axis, keepdims=True)
-    total = jnp.sum(jnp.where(known, values, 0), axis, keepdims=True)
+    count = jnp.sum(known, -1, keepdims=True)
+    total = jnp.sum(jnp.where(known, values, 0), -1, keepdims=True)
     centre = total / count
-    squares = jnp.sum(jnp.where(known, values - centre, 0) ** 2, axis)
-    count = jnp.squeeze(count, axis)
+    squares = jnp.sum(jnp.where(known, values - centre, 0) ** 2, -1)
+    count = jnp.squeeze(count, -1)
     freedom = jnp.where(count > 1, count - 1, jnp.nan)
-    return Estimate(jnp.squeeze(centre, axis), jnp.sqrt(squares / freedom / count))
+    return Estimate(jnp.squeeze(centre, -1), jnp.sqrt(squares / freedom / count))
 
 
 class GroupAccuracies(NamedTuple):

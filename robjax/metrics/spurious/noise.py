@@ -120,9 +120,7 @@ class NoiseSensitivity(NamedTuple):
         delta method), which are of the same images; NaN where RFS is 0 because all is
         correct or all is wrong.
         """
-        foreground, background = self.accuracy.value.T
-        rfs = _relative(foreground, background)
-        return Estimate(rfs, mean(self._influence()).stderr)
+        return _over_images(self.correct)[0]
 
     @property
     def mean_relative(self) -> Estimate:
@@ -130,12 +128,7 @@ class NoiseSensitivity(NamedTuple):
 
         At other levels the division by min(ā, 1 − ā) makes much of few images.
         """
-        centre = jnp.mean(self.accuracy.value, axis=1)
-        used = (centre > 0.1) & (centre < 0.9)
-        count = jnp.sum(used)
-        total = jnp.sum(jnp.where(used, self.relative.value, 0))
-        influence = jnp.where(used[:, None], self._influence(), 0).sum(axis=0) / count
-        return Estimate(total / count, mean(influence).stderr)
+        return _over_images(self.correct)[1]
 
     @property
     def per_image(self) -> jax.Array:
@@ -144,19 +137,6 @@ class NoiseSensitivity(NamedTuple):
         return jnp.where(
             known, _relative(self.probability[:, 0], self.probability[:, 1]), jnp.nan
         )
-
-    def _influence(self) -> jax.Array:
-        """[L, B] what each image adds to RFS, to first order."""
-        foreground, background = self.accuracy.value.T
-        centre = (foreground + background) / 2
-        room = jnp.minimum(centre, 1 - centre)
-        room = jnp.where(room > 0, room, jnp.nan)
-        # d min(ā, 1 − ā) / d ā, by halves for each region
-        slope = jnp.where(centre > 0.5, -0.5, 0.5)
-        tilt = (background - foreground) / (2 * room**2) * slope
-        return (1 / (2 * room) - tilt)[:, None] * self.correct[:, 1] - (
-            1 / (2 * room) + tilt
-        )[:, None] * self.correct[:, 0]
 
     def __repr__(self) -> str:
         """Mean RFS, the accuracy without noise, and how many images are left out."""
@@ -170,6 +150,31 @@ class NoiseSensitivity(NamedTuple):
             f"levels, clean accuracy {self.clean_accuracy.value:.3f}, mean RFS "
             f"{rfs.value:.3f} ± {rfs.stderr:.2g})"
         )
+
+
+@jax.jit
+def _over_images(correct: jax.Array) -> tuple[Estimate, Estimate]:
+    """RFS at each level [L], and its mean over levels, from verdicts [L, 2, B]."""
+    foreground, background = mean(correct).value.T
+    centre = (foreground + background) / 2
+    rfs = _relative(foreground, background)
+
+    # to first order, image i adds ∂RFS/∂a_fg · fg_i + ∂RFS/∂a_bg · bg_i
+    room = jnp.minimum(centre, 1 - centre)
+    room = jnp.where(room > 0, room, jnp.nan)
+    room_slope = jnp.where(centre > 0.5, -0.5, 0.5)  # ∂ room / ∂ either accuracy
+    tilt = (background - foreground) / (2 * room**2) * room_slope
+    slopes = jnp.stack([-1 / (2 * room) - tilt, 1 / (2 * room) - tilt], axis=1)
+    influence = jnp.sum(slopes[..., None] * correct, axis=1)
+
+    used = (centre > 0.1) & (centre < 0.9)
+    count = jnp.sum(used)
+    average = jnp.sum(jnp.where(used, rfs, 0)) / count
+    together = jnp.sum(jnp.where(used[:, None], influence, 0), axis=0) / count
+    return (
+        Estimate(rfs, mean(influence).stderr),
+        Estimate(average, mean(together).stderr),
+    )
 
 
 def noise_sensitivity(
@@ -308,13 +313,18 @@ def _measure(
         clean, _, known = verdict(x)
         finite = known & jnp.all(finite, (0, 1, 2))
         empty = jnp.any(jnp.all(regions == 0, (2, 3, 4)), axis=0)
-        kept = jnp.where(finite & ~empty, 1.0, jnp.nan).astype(x.dtype)
-        # images first, as the chunks are put together along the first axis
+        kept = finite & ~empty
+
+        def known_first(values: jax.Array) -> jax.Array:
+            """Images first, as chunks are joined there; NaN for what is left out."""
+            # not a product with NaN: XLA takes 0 · NaN of a mask for 0
+            return jnp.moveaxis(jnp.where(kept, values, jnp.nan), -1, 0)
+
         return NoiseSensitivity(
             levels=jnp.zeros(len(x)),
-            clean=kept * clean,
-            correct=jnp.moveaxis(kept[None, None] * correct.mean(1), -1, 0),
-            probability=jnp.moveaxis(kept[None, None] * probability.mean(1), -1, 0),
+            clean=known_first(clean),
+            correct=known_first(correct.mean(1)),
+            probability=known_first(probability.mean(1)),
         ), finite
 
     found, finite = map_batched(measure, rows, batch_size)

@@ -25,10 +25,10 @@ def group_dro(
 
     Sagawa et al., "Distributionally robust neural networks for group shifts", ICLR 2020
     (arXiv 1911.08731), algorithm 1; step size .01 and absent groups as in their code. q
-    is part of the state of the training. Batches are drawn from the whole data, not
-    group by group: groups of few samples are absent from many batches, and their q
-    grows more slowly than in algorithm 1. Logs "accuracy", and "worst_group", the
-    largest q.
+    is part of the state of the training. The algorithm draws groups equally often:
+    train on `robjax.data.balance_groups(data)`. Else rare groups are absent from many
+    batches, and their q falls behind. Logs "accuracy", and "worst_group", the largest
+    q.
 
     The losses [B] are B/n_g · q_g · CE(x, y) with n_g samples of the group in the
     batch, so that their mean is the loss.
