@@ -5,7 +5,8 @@
 
 An image is  x = α · white + (1 − α) · amplitude · b(category)  with
 
-    α      the digit, enlarged and put at a random place; the mask is α > 0
+    α      the digit, enlarged and put at a random place; the mask is α > 0. Ink below
+           a fifth is left away, so that the mask has the shape of the digit
     b      a background in [0, 1] of the category, one for each class
 
 So the amplitude is the scale of the spurious feature, and at 0 there is only the
@@ -30,8 +31,9 @@ from robjax.runs.files import PathLike
 Background = Callable[..., np.ndarray]
 """(categories [N], classes=, image_size=, seed=) -> images [N, H, W, 3] in [0, 1]."""
 
-# Share of the image's height that a digit takes up.
+# Share of the image's height that a digit takes up, and its faintest ink.
 _DIGIT = 0.75
+_FAINTEST = 0.2
 
 SPLITS = (
     "train",
@@ -270,7 +272,7 @@ def _place(
     alpha = np.zeros((len(digits), image_size, image_size), np.float32)
     for image, digit, (row, column) in zip(alpha, digits, corner, strict=True):
         image[row : row + side, column : column + side] = _resized(digit, side)
-    return alpha
+    return np.where(alpha < _FAINTEST, 0, alpha)
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:

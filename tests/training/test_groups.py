@@ -116,11 +116,13 @@ def group_losses(objective, dataset):
 def test_it_favours_the_group_that_the_average_forgets():
     plain, start = group_losses(objectives.standard, unfair())
     assert "groups" not in start.variables
-    fair, state = group_losses(DRO, unfair())
+    slow = functools.partial(objectives.group_dro, rate=0.1)
+    fair, state = group_losses(slow, unfair())
     q = np.asarray(state.variables["groups"]["weights"])
     # groups 0 and 1 are alike, so that only the rest of q is determined
     assert q.sum() == pytest.approx(1, abs=1e-5) and q[2] > 0.4
-    assert np.argmax(plain) == 2 and max(fair) < 0.8 * max(plain)
+    assert np.argmax(plain) == 2 and max(fair) < max(plain)
+    assert np.ptp(fair) < np.ptp(plain) / 2
 
 
 def test_several_devices_do_what_one_does():
