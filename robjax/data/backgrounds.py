@@ -87,7 +87,7 @@ def tints(
     """One colour all over: the hue is the category, the brightness is drawn.
 
     >>> red, cyan = tints(np.array([0, 1]), classes=2, image_size=8, seed=0)[:, 0, 0]
-    >>> (red > 0).tolist(), (cyan > 0).tolist()
+    >>> (red > 0.1).tolist(), (cyan > 0.1).tolist()
     ([True, False, False], [False, True, True])
 
     Args:
