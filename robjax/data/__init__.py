@@ -15,6 +15,7 @@ The files:
     scenes.py         images with masks of the foreground and categories of background
     backgrounds.py    such images made of digits, with a correlation of choice
     released.py       such images in the layouts of released sets
+    listing.py        images on the disk, decoded when wanted
 """
 
 from robjax.data import backgrounds, released

@@ -147,7 +147,6 @@ def test_groups_and_data_sets():
 
 def test_a_model_of_the_hue_shows_in_every_measure():
     """It is right exactly where the background agrees with the label."""
-    same, rand = SMALL("mixed_same"), SMALL("mixed_rand")
     tinted = functools.partial(SMALL, background=backgrounds.tints)
     same, rand = tinted("mixed_same"), tinted("mixed_rand")
     hues = np.float32(backgrounds._hues(np.arange(4), 4)[:, 0, 0])
