@@ -12,20 +12,30 @@ The files:
     prepare.py        the command that prepares them
     batching.py       orders, splits and batches as functions of a seed
     augmentation.py   random crops and flips
+    scenes.py         images with masks of the foreground and categories of background
+    backgrounds.py    such images made of digits, with a correlation of choice
+    released.py       such images in the layouts of released sets
+    listing.py        images on the disk, decoded when wanted
 """
 
+from robjax.data import backgrounds, released
 from robjax.data.augmentation import augment
 from robjax.data.batching import batch_indices, to_float
-from robjax.data.dataset import Dataset, from_arrays, load, subset
+from robjax.data.dataset import Dataset, balance_groups, from_arrays, load, subset
+from robjax.data.scenes import Scenes
 from robjax.data.tfds import NotPreparedError
 
 __all__ = [
     "Dataset",
     "NotPreparedError",
+    "Scenes",
     "augment",
+    "backgrounds",
+    "balance_groups",
     "batch_indices",
     "from_arrays",
     "load",
+    "released",
     "subset",
     "to_float",
 ]

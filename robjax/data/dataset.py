@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from robjax.checks import check_count
 from robjax.data import digits, tfds
-from robjax.data.batching import stratified_split
+from robjax.data.batching import random_order, stratified_split
 from robjax.runs.files import PathLike
 from robjax.samples import is_concrete
 
@@ -24,6 +24,9 @@ class Dataset(NamedTuple):
       num_classes: K.
       scale: the value of a white pixel in `images`.
       name: where they come from, for people.
+      groups: int32 [N] in 0..num_groups − 1, for objectives and accuracies by group;
+        None: there are none.
+      num_groups: G; 0 without groups.
     """
 
     images: np.ndarray
@@ -31,6 +34,8 @@ class Dataset(NamedTuple):
     num_classes: int
     scale: float
     name: str
+    groups: np.ndarray | None = None
+    num_groups: int = 0
 
     def __repr__(self) -> str:
         """The name and the sizes, not the arrays."""
@@ -38,8 +43,10 @@ class Dataset(NamedTuple):
             return "Dataset(traced)"
         count, *pixels = self.images.shape
         size = "×".join(map(str, pixels))
+        groups = f" and {self.num_groups} groups" if self.num_groups else ""
         return (
-            f"Dataset({self.name}: {count} images {size} in {self.num_classes} classes)"
+            f"Dataset({self.name}: {count} images {size} in {self.num_classes} classes"
+            f"{groups})"
         )
 
 
@@ -77,6 +84,8 @@ def from_arrays(
     *,
     num_classes: int | None = None,
     scale: float = 255.0,
+    groups: ArrayLike | None = None,
+    num_groups: int | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """Makes a data set of own arrays, in the order that they have.
@@ -89,6 +98,9 @@ def from_arrays(
       labels: integers [N] in 0..num_classes − 1.
       num_classes: K; default: the largest label + 1.
       scale: the value of a white pixel of uint8 images; unused for floating ones.
+      groups: integers [N] in 0..num_groups − 1 that split the data in another way than
+        the labels do, as class and background together; None: no groups.
+      num_groups: G; default: the largest group + 1.
       name: of the data set, for people.
 
     Raises:
@@ -97,12 +109,19 @@ def from_arrays(
     pixels, scale = _check_pixels(np.asarray(images), scale)
     classes = np.asarray(labels)
     num_classes = _check_classes(classes, len(pixels), num_classes)
+    if groups is None and num_groups is not None:
+        raise ValueError(f"num_groups must come with groups, got {num_groups} alone")
+    members = None if groups is None else np.asarray(groups)
+    if members is not None:
+        num_groups = _check_classes(members, len(pixels), num_groups, name="groups")
     return Dataset(
         images=pixels,
         labels=classes.astype(np.int32),
         num_classes=num_classes,
         scale=float(scale),
         name=name,
+        groups=None if members is None else members.astype(np.int32),
+        num_groups=num_groups or 0,
     )
 
 
@@ -139,29 +158,34 @@ def _check_pixels(images: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
 
 
 def _check_classes(
-    labels: np.ndarray, num_examples: int, num_classes: int | None
+    labels: np.ndarray,
+    num_examples: int,
+    num_classes: int | None,
+    *,
+    name: str = "labels",
 ) -> int:
-    """Checks labels and returns the number of classes."""
+    """Checks labels, or groups, and returns how many classes there are."""
     if labels.shape != (num_examples,) or not np.issubdtype(labels.dtype, np.integer):
         hint = ""
         if labels.shape == (num_examples, 1):
-            hint = ": give labels[:, 0]"
+            hint = f": give {name}[:, 0]"
         elif labels.ndim == 2:
-            hint = ": one-hot labels are given as labels.argmax(axis=1)"
+            hint = f": one-hot {name} are given as {name}.argmax(axis=1)"
         elif labels.shape == (num_examples,):
-            hint = ": give labels.astype(int) if they are whole numbers"
+            hint = f": give {name}.astype(int) if they are whole numbers"
         raise ValueError(
-            f"labels must be integers of shape ({num_examples},), got {labels.dtype} "
+            f"{name} must be integers of shape ({num_examples},), got {labels.dtype} "
             f"{labels.shape}{hint}"
         )
     if num_classes is None:
         num_classes = int(labels.max()) + 1
-    check_count("num_classes", num_classes, minimum=2)
+    counted = "num_classes" if name == "labels" else "num_groups"
+    check_count(counted, num_classes, minimum=2)
     if labels.min() < 0 or labels.max() >= num_classes:
         from_one = labels.min() == 1 and labels.max() == num_classes
-        hint = ": count from 0, give labels - 1" if from_one else ""
+        hint = f": count from 0, give {name} - 1" if from_one else ""
         raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, got values from {labels.min()} "
+            f"{name} must lie in 0..{num_classes - 1}, got values from {labels.min()} "
             f"to {labels.max()}{hint}"
         )
     return num_classes
@@ -190,4 +214,44 @@ def subset(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
         raise ValueError(f"size must be 1 to {available}, got {size}")
     check_count("seed", seed, minimum=0)
     rows, _ = stratified_split(dataset.labels, size, seed=seed)
-    return dataset._replace(images=dataset.images[rows], labels=dataset.labels[rows])
+    return dataset._replace(
+        images=dataset.images[rows],
+        labels=dataset.labels[rows],
+        groups=None if dataset.groups is None else dataset.groups[rows],
+    )
+
+
+def balance_groups(dataset: Dataset, *, seed: int = 0) -> Dataset:
+    """Repeats examples until all groups that have any are equally large.
+
+    Then batches show every group equally often, as `objectives.group_dro` needs. The
+    largest group stays as it is. Examples of another are repeated equally often, but
+    for a remainder that is drawn.
+
+    >>> images = np.zeros((5, 2, 2, 1))
+    >>> rare = from_arrays(images, [0, 1, 0, 1, 0], groups=[0, 0, 0, 0, 1])
+    >>> np.bincount(balance_groups(rare).groups).tolist()
+    [4, 4]
+
+    Args:
+      dataset: with groups.
+      seed: of the remainder.
+
+    Raises:
+      ValueError: `dataset` has no groups, or `seed` is not a whole number from 0.
+    """
+    check_count("seed", seed, minimum=0)
+    if dataset.groups is None:
+        raise ValueError(f"dataset must have groups, got {dataset!r}")
+    sizes = np.bincount(dataset.groups)
+    chosen = []
+    for group in np.flatnonzero(sizes):
+        members = np.flatnonzero(dataset.groups == group)
+        order = members[random_order(len(members), seed=seed, stream=int(group))]
+        chosen.append(np.resize(order, sizes.max()))
+    rows = np.concatenate(chosen)
+    return dataset._replace(
+        images=dataset.images[rows],
+        labels=dataset.labels[rows],
+        groups=dataset.groups[rows],
+    )

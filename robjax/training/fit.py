@@ -31,6 +31,7 @@ from robjax.training import objectives, parallel
 from robjax.training.config import FULL, FitConfig
 from robjax.training.journal import Journal, describe_run
 from robjax.training.objectives import Objective
+from robjax.training.objectives.network import takes_groups
 from robjax.training.state import (
     TrainState,
     create_state,
@@ -72,7 +73,8 @@ def fit(
     Args:
       model: flax.linen module called as model(images, train=...). Its field
         `axis_name`, if there is one, is set here.
-      data: images uint8 [N, *S] and labels [N].
+      data: images uint8 [N, *S] and labels [N], with groups [N] if the objective takes
+        them.
       objective: what to minimise, see `robjax.training.objectives`.
       config: everything else that decides the result.
       optimizer: replaces the one that `config` describes, with its clipping and its
@@ -98,6 +100,12 @@ def fit(
     devices = parallel.check_devices(devices, config.batch_size)
     _check_model(model, data, config, len(devices))
     _check_ball(objective)
+    grouped = takes_groups(objective)
+    if grouped and data.groups is None:
+        raise ValueError(
+            "data must have groups for an objective that takes them, as "
+            f"robjax.data.from_arrays(..., groups=...) makes it, got {data!r}"
+        )
     description = describe_run(model, data, objective, config, optimizer)
     journal = Journal(run_dir, description, resume=resume)
 
@@ -123,12 +131,14 @@ def fit(
         journal=journal,
         measure=on_epoch or (lambda epoch, variables: {}),
         scheduled=optimizer is None,
+        grouped=grouped,
     )
     state = create_state(
         model,
         to_float(data.images[:1], data.scale),
         optimizer or make_optimizer(config, steps_per_epoch),
         config,
+        num_groups=data.num_groups if grouped else 0,
     )
     with contextlib.closing(journal):
         state, stored = journal.open(state)
@@ -258,7 +268,10 @@ def _check_options(
             f"{objective!r}"
         )
     try:
-        inspect.signature(objective).bind(None, None, None, keys=None, strength=None)
+        grouped = {"groups": None} if takes_groups(objective) else {}
+        inspect.signature(objective).bind(
+            None, None, None, keys=None, strength=None, **grouped
+        )
     except TypeError as error:
         raise ValueError(
             "objective must be called as objective(network, images, labels, keys=, "
@@ -345,6 +358,7 @@ class _Loop:
       journal: the files of the run.
       measure: the user's `on_epoch`.
       scheduled: the optimiser is that of `config`, which says the learning rate.
+      grouped: the objective takes the groups of the data.
     """
 
     step: StepFn
@@ -354,6 +368,7 @@ class _Loop:
     journal: Journal
     measure: OnEpoch
     scheduled: bool
+    grouped: bool
 
     @property
     def steps_per_epoch(self) -> int:
@@ -401,10 +416,17 @@ class _Loop:
         speed = images / (time.perf_counter() - start)
         return state, {**meter.means(), "images_per_second": speed}
 
-    def feed(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This process's images, labels and indices of a batch of indices [B]."""
+    def feed(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        """This process's images, labels, indices and groups of a batch of indices [B].
+
+        There are groups only where the objective takes them.
+        """
         rows = parallel.own_rows(batch, self.devices)
-        return self.data.images[rows], self.data.labels[rows], rows.astype(np.int32)
+        data = self.data
+        fed = data.images[rows], data.labels[rows], rows.astype(np.int32)
+        if self.grouped and data.groups is not None:
+            return (*fed, data.groups[rows])
+        return fed
 
     def checkpoint_due(self, epoch: int, taken: int) -> bool:
         """Whether `config` asks for a checkpoint after this many steps of an epoch."""

@@ -54,7 +54,10 @@ def describe_run(
       model, data, objective, config: as in `fit`.
       optimizer: the one given to `fit`, if one is.
     """
-    checksum = provenance.checksum((data.images, data.labels))
+    arrays = (data.images, data.labels)
+    checksum = provenance.checksum(
+        arrays if data.groups is None else (*arrays, data.groups)
+    )
     run = {
         "model": provenance.identify(model),
         "model_outputs": functools.partial(_first_outputs, model, data, config.seed),

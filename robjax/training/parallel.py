@@ -100,11 +100,11 @@ def own_rows(batch: np.ndarray, devices: Sequence[Device]) -> np.ndarray:
 def data_parallel(
     step: Callable[..., Any], devices: Sequence[Device]
 ) -> Callable[..., Any]:
-    """Compiles step(state, images, labels, indices) -> (state, metrics).
+    """Compiles step(state, images, labels, indices, …) -> (state, metrics).
 
-    The last three arguments come as [local devices, B / devices, …]. State and metrics
-    are replicated, and the state given in is donated. Inside, collectives go over the
-    axis `AXIS`.
+    All arguments but the state come as [local devices, B / devices, …]. State and
+    metrics are replicated, and the state given in is donated. Inside, collectives go
+    over the axis `AXIS`.
 
     >>> def step(state, images, labels, indices):
     ...     return state + jax.lax.pmean(images.mean(), AXIS), {}
@@ -113,11 +113,12 @@ def data_parallel(
     >>> float(state)
     3.0
     """
-    return jax.pmap(
-        step,
+    compiled = jax.pmap(
+        lambda state, rows: step(state, *rows),
         axis_name=AXIS,
-        in_axes=(None, 0, 0, 0),
+        in_axes=(None, 0),
         out_axes=None,
         donate_argnums=0,
         devices=devices,
     )
+    return lambda state, *rows: compiled(state, rows)

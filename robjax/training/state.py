@@ -19,7 +19,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32, steps taken.
       seed: uint32, of every draw; traced, so that seeds share a compiled step.
-      variables: {"params": ...} and, with batch norm, {"batch_stats": ...}.
+      variables: {"params": ...} and, with batch norm, {"batch_stats": ...}; with an
+        objective that takes groups, {"groups": {"weights": [G]}}.
       opt_state: of the optax transformation.
       ema: running mean of `variables`, or None.
     """
@@ -106,6 +107,8 @@ def create_state(
     images: jax.Array,
     optimizer: optax.GradientTransformation,
     config: FitConfig,
+    *,
+    num_groups: int = 0,
 ) -> TrainState:
     """The state before the first step.
 
@@ -118,9 +121,14 @@ def create_state(
       images: [B, *S] any images, which give the input's shape.
       optimizer: optax transformation of the gradient.
       config: its seed decides the weights, its `ema_decay` whether a mean is kept.
+      num_groups: G, for an objective that takes groups: the variables start with 1/G as
+        the weight of each.
     """
     seed = jnp.uint32(config.seed)
     variables = _initialise(model, seed, images)
+    if num_groups:
+        weights = jnp.full(num_groups, 1 / num_groups, jnp.float32)
+        variables = {**variables, "groups": {"weights": weights}}
     return TrainState(
         step=jnp.int32(0),
         seed=seed,

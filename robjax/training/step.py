@@ -28,7 +28,7 @@ Metrics = Mapping[str, jax.Array]
 """Means over the whole batch, by name."""
 
 StepFn = Callable[..., tuple[TrainState, Metrics]]
-"""(state, images, labels, indices) -> the next state, and the means of the metrics."""
+"""(state, images, labels, indices, *groups) -> the next state, means of the metrics."""
 
 
 def attack_strength(
@@ -61,12 +61,14 @@ class Batch(NamedTuple):
       labels: [b].
       keys: [b] of what the objective draws.
       strength: share of ε, see `attack_strength`.
+      groups: [b] for objectives that take groups, else None.
     """
 
     images: jax.Array
     labels: jax.Array
     keys: jax.Array
     strength: jax.Array
+    groups: jax.Array | None = None
 
 
 def make_step(
@@ -81,7 +83,8 @@ def make_step(
     """Builds the step of one device: (state, images, labels, indices) -> state, means.
 
     It takes this device's rows: images uint8 [b, *S], to be divided by `scale`, labels
-    [b], and indices [b] in the data set. Gradients and metrics are averaged over the
+    [b], indices [b] in the data set, and groups [b] if the objective takes groups.
+    Gradients and metrics are averaged over the
     device axis, which `parallel.data_parallel` provides.
 
     >>> from robjax.models import Linear
@@ -105,9 +108,13 @@ def make_step(
     )
 
     def step(
-        state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: jax.Array,
+        groups: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
-        batch = one.prepare(state, images, labels, indices)
+        batch = one.prepare(state, images, labels, indices)._replace(groups=groups)
         replays = config.replays > 1 or config.replay_eps > 0
         state, metrics = (one.replay if replays else one.update)(state, batch)
         return state._replace(step=state.step + 1), metrics
@@ -205,12 +212,14 @@ class _OneStep:
             network = Network(
                 self.model, {**variables, "params": params}, parallel.AXIS
             )
+            grouped = {} if batch.groups is None else {"groups": batch.groups}
             losses, metrics, network = self.objective(
                 network,
                 images,
                 batch.labels,
                 keys=batch.keys,
                 strength=batch.strength,
+                **grouped,
             )
             chex.assert_shape([losses, *metrics.values()], batch.labels.shape)
             means = {name: jnp.mean(values) for name, values in metrics.items()}

@@ -9,7 +9,9 @@ bound with `functools.partial`:
 
     functools.partial(objectives.trades, ball=Linf(8 / 255), beta=6.0)
 
-A new objective is a new function of this form in any file; nothing registers it.
+A new objective is a new function of this form in any file; nothing registers it. One
+that has a keyword `groups` is given the groups [B] of the data set, too, and what it
+puts into `network.variables["groups"]` is there in the next step.
 
 The attacks run on the network's current weights, held constant. `strength` in [0, 1]
 is the traced warm-up of the threat model: it multiplies ε and the step size. Without a
@@ -18,6 +20,7 @@ warm-up, adversarial training at a large ε can stay at the constant classifier.
     network.py       the network that an objective is given
     adversarial.py   standard, adversarial, trades, mart, awp, n_fgsm
     fisher.py        fisher_trace, fisher_spectral
+    groups.py        group_dro
 
 FreeAT, which takes several steps on each batch, is `FitConfig.replays`.
 """
@@ -32,6 +35,7 @@ from robjax.training.objectives.adversarial import (
     trades,
 )
 from robjax.training.objectives.fisher import fisher_spectral, fisher_trace
+from robjax.training.objectives.groups import group_dro
 from robjax.training.objectives.network import AttackMode, Network, Objective
 
 __all__ = [
@@ -43,6 +47,7 @@ __all__ = [
     "awp",
     "fisher_spectral",
     "fisher_trace",
+    "group_dro",
     "mart",
     "n_fgsm",
     "standard",

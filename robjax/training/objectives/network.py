@@ -1,6 +1,7 @@
 """A model and its weights, as an objective sees them inside one training step."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,8 @@ class Network(NamedTuple):
 
     Attributes:
       model: flax.linen module called as model(images, train=...).
-      variables: {"params": ...} and, with batch norm, {"batch_stats": ...}.
+      variables: {"params": ...} and, with batch norm, {"batch_stats": ...}; for an
+        objective that takes groups, {"groups": {"weights": [G]}}, too.
       axis: name of the axis over the devices that share the batch; None: no such axis.
     """
 
@@ -71,7 +73,24 @@ Outcome = tuple[jax.Array, Mapping[str, jax.Array], Network]
 """Losses [B], metrics {name: [B]} and the network with new running statistics."""
 
 Objective = Callable[..., Outcome]
-"""(network, images, labels, *, keys, strength) -> losses, metrics, network."""
+"""(network, images, labels, *, keys, strength) -> losses, metrics, network.
+
+One with a keyword `groups` is given the groups [B] of the data set as well.
+"""
+
+
+def takes_groups(objective: object) -> bool:
+    """Whether an objective has a keyword `groups`.
+
+    >>> takes_groups(lambda network, images, labels, *, keys, strength, groups: None)
+    True
+    """
+    if not callable(objective):
+        return False
+    try:
+        return "groups" in inspect.signature(objective).parameters
+    except ValueError:  # some built-in functions have no signature
+        return False
 
 
 @dataclasses.dataclass(frozen=True)

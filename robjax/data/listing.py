@@ -1,0 +1,146 @@
+"""Labelled images on the disk: what is where, and decoding of those that are wanted."""
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from robjax.checks import check_count
+from robjax.data.scenes import Scenes
+from robjax.data.tfds import NotPreparedError
+
+
+class Listing(NamedTuple):
+    """N images that lie on the disk, not decoded yet.
+
+    Attributes:
+      paths: of the N images.
+      labels: int32 [N] places in `classes`.
+      classes: names of the classes, in the order of the labels.
+      name: where they come from, for people.
+      masks: for each image the files whose pixelwise largest value is its mask; None:
+        the release has none.
+      soft: masks are weights in [0, 1]; if not, any value above 0 is foreground.
+      backgrounds: int32 [N] categories; None: the release does not say.
+      num_backgrounds: of categories.
+      outputs: for each class the outputs of another model, of ImageNet mostly, that
+        count as right, see `robjax.metrics.spurious.map_classes`; None: the labels are
+        the outputs.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+    masks: tuple[tuple[pathlib.Path, ...], ...] | None = None
+    soft: bool = False
+    backgrounds: np.ndarray | None = None
+    num_backgrounds: int = 0
+    outputs: tuple[tuple[int, ...], ...] | None = None
+
+    def __repr__(self) -> str:
+        """The name and the sizes, not the files."""
+        classes = f"{len(self.paths)} images in {len(self.classes)} classes"
+        return f"Listing({self.name}: {classes}, not decoded)"
+
+    def table(self, num_outputs: int) -> np.ndarray:
+        """The class int32 [num_outputs] that each output stands for; −1: none.
+
+        For `robjax.metrics.spurious.map_classes`.
+
+        Raises:
+          ValueError: there is no map from classes to outputs, or it names another one.
+        """
+        if self.outputs is None:
+            raise ValueError(f"{self!r} must have outputs to make a table, has none")
+        table = np.full(check_count("num_outputs", num_outputs), -1, np.int32)
+        largest = max(max(each) for each in self.outputs)
+        if largest >= num_outputs:
+            raise ValueError(
+                f"num_outputs must be above {largest}, the largest output of "
+                f"{self.name}'s class map, got {num_outputs}"
+            )
+        for label, each in enumerate(self.outputs):
+            table[list(each)] = label
+        return table
+
+    def read(
+        self, *, size: tuple[int, int], rows: Iterable[int] | None = None
+    ) -> Scenes:
+        """Decodes images and masks, and resizes them bilinearly to one size.
+
+        Args:
+          size: height and width; the aspect ratio of an image is not kept.
+          rows: which images, in this order; default: all.
+
+        Raises:
+          NotPreparedError: a file is missing or is no image.
+          ValueError: a mask has another size than its image; or a malformed `size` or
+            row.
+        """
+        height, width = (check_count("size", side) for side in size)
+        chosen = np.arange(len(self.paths)) if rows is None else np.asarray([*rows])
+        inside = chosen.size and chosen.min() >= 0 and chosen.max() < len(self.paths)
+        if not (inside and np.issubdtype(chosen.dtype, np.integer)):
+            raise ValueError(
+                f"rows must be places in 0..{len(self.paths) - 1}, got {rows!r}"
+            )
+        images = np.empty((len(chosen), height, width, 3), np.uint8)
+        masks = None
+        if self.masks is not None:
+            kind = np.float32 if self.soft else bool
+            masks = np.empty((len(chosen), height, width), kind)
+        for place, row in enumerate(chosen):
+            path = self.paths[row]
+            image = _decode(path, "RGB")
+            images[place] = _resize(image, height, width)
+            if self.masks is not None and masks is not None:
+                mask = _union(self.masks[row], path, image.shape[:2])
+                resized = _resize(mask, height, width)
+                masks[place] = resized / 255 if self.soft else resized > 0
+        known = self.backgrounds
+        return Scenes(
+            images=images,
+            labels=self.labels[chosen],
+            masks=masks,
+            backgrounds=None if known is None else known[chosen],
+            num_classes=len(self.classes),
+            num_backgrounds=self.num_backgrounds,
+            name=self.name,
+        )
+
+
+def _decode(path: pathlib.Path, mode: str) -> np.ndarray:
+    """An image file as uint8 [h, w, 3] ("RGB") or [h, w] ("L")."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode))
+    except (FileNotFoundError, UnidentifiedImageError) as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else "no image"
+        raise NotPreparedError(f"looked for an image at {path}: {found}") from None
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    from PIL import Image
+
+    bilinear = Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize((width, height), bilinear))
+
+
+def _union(
+    files: Sequence[pathlib.Path], image: pathlib.Path, size: tuple[int, ...]
+) -> np.ndarray:
+    """The pixelwise largest value of mask files, uint8 [h, w]."""
+    found = np.zeros(size, np.uint8)
+    for file in files:
+        mask = _decode(file, "L")
+        if mask.shape != size:
+            raise ValueError(
+                f"a mask must have the size of its image: {image} is {list(size)}, "
+                f"its mask {file} is {list(mask.shape)}"
+            )
+        found = np.maximum(found, mask)
+    return found
