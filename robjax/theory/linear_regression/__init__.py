@@ -1,0 +1,1 @@
+from robjax.theory.linear_regression.minimisers import *
