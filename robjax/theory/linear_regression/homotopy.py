@@ -24,7 +24,7 @@ from scipy import linalg
 # Relative to λ or t: what meets its bound within this meets it at once.
 _TIE = 1e-11
 # Relative to the terms of a sum: what is less is 0.
-_ROUNDING = 1e-14
+_ROUNDING = 2e-15
 _PIECES = 100  # times d, at most
 
 
@@ -61,28 +61,34 @@ def trace(covariance: np.ndarray, w_star: np.ndarray, norm: float) -> Nodes:
         drift = covariance @ move
         if sparse:
             events = _events(w, move, pull, -drift, radius, -1, free, sign, tied)
-            step = events.time.min()
+            # at λ = 0 a weight that is 0 but for rounding is 0, not about to be
+            late = np.abs(w + radius * move) <= _TIE * np.abs(w).sum()
+            time = np.where(late & free, radius, events.time)
+            events = events._replace(time=time)
+            step = time.min()
             step = radius if step >= radius * (1 - _TIE) else step
         else:
             events = _events(pull, -drift, w, move, radius, 1, ~free, sign, tied)
             step = events.time.min()
         if not np.isfinite(step):
+            # what is left of the pulls is rounding, of features that others explain
+            nodes[-1] = nodes[-1]._replace(pull=0 * pull)
             break
         once = _TIE * max(radius, step)
         met = events.time <= step + once
         sign = np.where(met, events.sign, sign)
         tied = met | (tied & (step <= once))
         radius += -step if sparse else step
-        error = error + step * move
-        wanted = radius * sign if sparse else 0 * sign
-        excess = -(covariance @ error) - wanted
-        error[free] += _solve(covariance[np.ix_(free, free)], excess[free])
+        # the bounds first, exactly; then the rest, so that no rounding is passed on
         inside = free & ~tied
-        w = np.where(inside, w_star + error, 0.0 if sparse else radius * sign)
-        error = np.where(inside, error, w - w_star)
+        known = 0 * sign if sparse else radius * sign
+        error = np.where(inside, error + step * move, known - w_star)
+        excess = -(covariance @ error) - (radius * sign if sparse else 0)
+        error[inside] += _solve(covariance[np.ix_(inside, inside)], excess[inside])
+        w = np.where(inside, w_star + error, known)
         pull = -(covariance @ error)
-        rounding = _ROUNDING * (np.abs(covariance) @ np.abs(error))
-        if radius == 0 or (np.abs(pull) <= rounding).all():
+        rounding = _ROUNDING * (np.abs(covariance) @ (np.abs(w) + np.abs(w_star)))
+        if radius == 0 or (not sparse and (inside | (np.abs(pull) < rounding)).all()):
             pull = 0 * pull
         nodes.append(Nodes(w, error, pull))
     else:
@@ -189,7 +195,7 @@ def _minimise(
             continue
         move = target
         slope = linear - covariance @ move
-        rounding = 10 * _ROUNDING * (np.abs(linear) + np.abs(covariance) @ np.abs(move))
+        rounding = 50 * _ROUNDING * (np.abs(linear) + np.abs(covariance) @ np.abs(move))
         inward = np.where(move >= high, -slope, np.where(move <= low, slope, 0))
         inward = np.where(free | (freed > 2) | (low == high), 0, inward - rounding)
         most = int(inward.argmax())

@@ -6,15 +6,14 @@ All of it is solved on the host in float64.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
 from jax.typing import ArrayLike
+from scipy import linalg
 
 from robjax.checks import check_number, check_range
 from robjax.theory.linear_regression import curve
 from robjax.theory.linear_regression.homotopy import trace
 from robjax.theory.linear_regression.problem import DUAL, Problem, check_problem
 from robjax.theory.linear_regression.risk import C
-
 
 # Share of the variance of a feature below which others explain all of it.
 _RANK = 1e-13
@@ -96,7 +95,7 @@ def path(
     >>> line
     Path(3 radii from 0 to 1, 1 features)
     >>> line.w.round(4).tolist()  # ε = √(π/4) = 0.886 and more leave nothing
-    [[1.0], [0.6031], [0.0]]
+    [[1.0], [0.5174], [0.0]]
 
     Args:
       eps: [m] radii ε.
@@ -182,7 +181,7 @@ def penalty_of_eps(
 
     >>> problem = {"covariance": [[1.0]], "w_star": [1.0], "noise": 0.0, "norm": 2}
     >>> print(penalty_of_eps([0.5, 1.0], **problem))  # w = w* up to ε = 0.798
-    [0.         0.42507869]
+    [0.  0.5]
 
     Args:
       eps: [m] radii ε.
@@ -224,8 +223,8 @@ def collapse_threshold(
 def plateau(*, covariance: ArrayLike, w_star: ArrayLike, norm: float) -> float:
     """The radius up to which w* is the best without noise: σ = 0.
 
-    ε₀ = c / min ‖Σ^{−1/2} g‖₂ over g ∈ ∂‖w*‖_q. Where Σ is singular, a w of least ‖w‖_q
-    with Σw = Σw* stands for w*; where Σw* = 0, ε₀ is inf. With noise there is no plateau.
+    ε₀ = c / min ‖Σ^{−1/2} g‖₂ over g ∈ ∂‖w*‖_q. Where Σ is singular, a w of least
+    ‖w‖_q with Σw = Σw* stands for w*. Where Σw* = 0, ε₀ is inf. With noise it is 0.
 
     >>> sigma = [[1.0, 0.5], [0.5, 1.0]]
     >>> round(plateau(covariance=sigma, w_star=[1.0, 0.0], norm=2), 4)

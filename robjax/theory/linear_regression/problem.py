@@ -15,7 +15,7 @@ DUAL = {1: jnp.inf, 2: 2, jnp.inf: 1}
 
 
 class Problem(NamedTuple):
-    """A problem in float64 on the host: Σ [d, d], w* [d], σ, and the attack's norm p."""
+    """A problem in float64 on the host: Σ [d, d], w* [d], σ and the norm p."""
 
     covariance: np.ndarray
     w_star: np.ndarray
