@@ -79,19 +79,15 @@ def penalty(point: Point, noise: np.ndarray | float, eps: np.ndarray) -> np.ndar
     return up / np.where(down > 0, down, 1)
 
 
-def collapse(curve: Curve, noise: np.ndarray | float) -> np.ndarray:
-    """ε [...] from which w = 0 is the minimiser; 0 where Σw* = 0."""
-    spread = np.sqrt(noise**2 + curve.start.excess)
-    return curve.start.penalty / (C * np.where(spread > 0, spread, 1))
-
-
-def minimisers(curve: Curve, noise: np.ndarray | float, eps: np.ndarray) -> Point:
-    """The minimisers of the adversarial risk for radii [...]."""
+def minimisers(
+    curve: Curve, noise: np.ndarray | float, eps: np.ndarray, collapse: np.ndarray
+) -> Point:
+    """The minimisers of the adversarial risk for radii [...]; 0 from `collapse` on."""
     place = _bisect(curve, lambda point: radius(point, noise), eps)
     point = curve.at(place)
     kept = eps <= np.where(np.asarray(noise) > 0, 0, curve.plateau)
     point = _choose(kept, curve.end, point)
-    point = _choose(eps >= collapse(curve, noise), curve.start, point)
+    point = _choose(eps >= collapse, curve.start, point)
     return point._replace(penalty=penalty(point, noise, eps))
 
 

@@ -213,11 +213,7 @@ def collapse_threshold(
       ValueError: as in `solve`.
     """
     problem = check_problem(covariance, w_star, noise, norm)
-    pull = problem.covariance @ problem.w_star
-    if not pull.any():
-        return 0.0
-    spread = np.sqrt(problem.noise**2 + pull @ problem.w_star)
-    return float(np.linalg.norm(pull, ord=norm) / (C * spread))
+    return _collapse(problem)
 
 
 def plateau(*, covariance: ArrayLike, w_star: ArrayLike, norm: float) -> float:
@@ -275,10 +271,18 @@ def _spectrum(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (singular * work[0] / work[1]) ** 2, vectors[:, :rank]
 
 
+def _collapse(problem: Problem) -> float:
+    pull = problem.covariance @ problem.w_star
+    if not pull.any():
+        return 0.0
+    spread = np.sqrt(problem.noise**2 + pull @ problem.w_star)
+    return float(np.linalg.norm(pull, ord=problem.norm) / (C * spread))
+
+
 def _solved(problem: Problem, eps: np.ndarray) -> Path:
     """The minimisers, certified."""
     line = _curve(problem)
-    point = curve.minimisers(line, problem.noise, eps)
+    point = curve.minimisers(line, problem.noise, eps, np.array(_collapse(problem)))
     size = np.linalg.norm(point.w, ord=DUAL[problem.norm], axis=-1)
     risk = _risk(problem, eps, point.excess, size)
     error = point.w - problem.w_star

@@ -84,7 +84,9 @@ def phase_diagram(
         np.broadcast_to(np.asarray(value, float), shape).ravel() for value in checked
     )
     line = _curve(np.abs(r), k, norm)
-    point = curve.minimisers(line, sigma, radius)
+    pull = line.start.penalty  # ‖Σw*‖_p, and w*ᵀΣw* = 1
+    collapse = pull / (C * np.sqrt(sigma**2 + 1))
+    point = curve.minimisers(line, sigma, radius, collapse)
     square = sigma**2 + point.excess
     reach = radius * point.size
     risk = square + 2 * C * np.sqrt(square) * reach + reach**2
