@@ -6,14 +6,18 @@ problems and radii at once.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import linalg
 
 from robjax.theory.linear_regression.homotopy import Nodes
 from robjax.theory.linear_regression.risk import C
 
+_LAPACK: Any = linalg.lapack  # without types
 _HALVINGS = 100
+# Share of the variance of a feature below which others explain all of it.
+_RANK = 1e-13
 
 
 class Point(NamedTuple):
@@ -118,6 +122,27 @@ def _choose(where: np.ndarray, one: Point, other: Point) -> Point:
         *(np.where(rows, a, b) for a, b in zip(one[:2], other[:2], strict=True)),
         *(np.where(where, a, b) for a, b in zip(one[2:], other[2:], strict=True)),
     )
+
+
+def spectrum(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues [r] that are not 0, and their vectors [d, r].
+
+    From a pivoted Cholesky factor of the correlations and a Jacobi SVD, which finds
+    small eigenvalues of badly scaled features to their own digits.
+    """
+    variance = np.diag(covariance)
+    scale = np.sqrt(np.where(variance > 0, variance, 1))
+    correlation = covariance / scale / scale[:, None]
+    factor, pivots, rank, _ = _LAPACK.dpstrf(correlation, lower=1, tol=_RANK)
+    lower = np.tril(factor)[:, :rank]
+    rows = np.empty_like(lower)
+    rows[pivots - 1] = lower
+    if rank == 0 or not variance.any():
+        return np.ones(1), np.zeros((len(scale), 1))
+    singular, vectors, _, work, _, _ = _LAPACK.dgejsv(
+        scale[:, None] * rows, joba=1, jobu=0, jobv=3
+    )
+    return (singular * work[0] / work[1]) ** 2, vectors[:, :rank]
 
 
 def ridge(values: np.ndarray, vectors: np.ndarray, w_star: np.ndarray) -> Curve:

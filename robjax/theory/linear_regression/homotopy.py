@@ -16,15 +16,16 @@ with bounds for the tied ones alone: v_i is any number where w_i is free already
 (q = 1) or s_i (q = ∞) where w_i is known. Ties and singular Σ need nothing else.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import linalg
 
+_LAPACK: Any = linalg.lapack  # without types
 # Relative to λ or t: what meets its bound within this meets it at once.
 _TIE = 1e-11
 # Relative to the terms of a sum: what is less is 0.
-_ROUNDING = 2e-15
+_ROUNDING = 1e-14
 _PIECES = 100  # times d, at most
 
 
@@ -87,8 +88,9 @@ def trace(covariance: np.ndarray, w_star: np.ndarray, norm: float) -> Nodes:
         error[inside] += _solve(covariance[np.ix_(inside, inside)], excess[inside])
         w = np.where(inside, w_star + error, known)
         pull = -(covariance @ error)
-        rounding = _ROUNDING * (np.abs(covariance) @ (np.abs(w) + np.abs(w_star)))
-        if radius == 0 or (not sparse and (inside | (np.abs(pull) < rounding)).all()):
+        terms = np.abs(covariance) @ (np.abs(w) + np.abs(w_star))
+        settled = np.abs(pull) <= _ROUNDING * terms
+        if radius == 0 or (settled if sparse else settled | inside).all():
             pull = 0 * pull
         nodes.append(Nodes(w, error, pull))
     else:
@@ -195,7 +197,7 @@ def _minimise(
             continue
         move = target
         slope = linear - covariance @ move
-        rounding = 50 * _ROUNDING * (np.abs(linear) + np.abs(covariance) @ np.abs(move))
+        rounding = 10 * _ROUNDING * (np.abs(linear) + np.abs(covariance) @ np.abs(move))
         inward = np.where(move >= high, -slope, np.where(move <= low, slope, 0))
         inward = np.where(free | (freed > 2) | (low == high), 0, inward - rounding)
         most = int(inward.argmax())
@@ -212,8 +214,8 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     variance = np.diag(matrix)
     scale = 1 / np.sqrt(np.where(variance > 0, variance, 1))
     scaled = scale[:, None] * matrix * scale
-    factor, failed = linalg.lapack.dpotrf(scaled, lower=1)
+    factor, failed = _LAPACK.dpotrf(scaled, lower=1)
     if failed or np.diag(factor).min() < 1e-7:
         return scale * np.linalg.lstsq(scaled, scale * right, rcond=1e-14)[0]
-    solution, _ = linalg.lapack.dpotrs(factor, scale * right, lower=1)
+    solution, _ = _LAPACK.dpotrs(factor, scale * right, lower=1)
     return scale * solution

@@ -7,16 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from scipy import linalg
 
 from robjax.checks import check_number, check_range
 from robjax.theory.linear_regression import curve
 from robjax.theory.linear_regression.homotopy import trace
 from robjax.theory.linear_regression.problem import DUAL, Problem, check_problem
 from robjax.theory.linear_regression.risk import C
-
-# Share of the variance of a feature below which others explain all of it.
-_RANK = 1e-13
 
 
 class Path(NamedTuple):
@@ -73,7 +69,7 @@ def solve(
         norm is none of the three, or covariance is not symmetric or has a negative
         eigenvalue.
       RuntimeError: rounding has spoilt the result: the duality gap is above 1e-10 of
-        the risk.
+        the risk and above what rounding leaves of sums with the entries of Σ.
     """
     radius = np.asarray(check_number("eps", eps, minimum=0), float)
     problem = check_problem(covariance, w_star, noise, norm)
@@ -246,29 +242,8 @@ def _levels(name: str, value: ArrayLike) -> np.ndarray:
 def _curve(problem: Problem) -> curve.Curve:
     covariance, w_star, _, norm = problem
     if norm == 2:
-        return curve.ridge(*_spectrum(covariance), w_star)
+        return curve.ridge(*curve.spectrum(covariance), w_star)
     return curve.polyline(trace(covariance, w_star, norm), norm)
-
-
-def _spectrum(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues [r] that are not 0, and their vectors [d, r].
-
-    From a pivoted Cholesky factor of the correlations and a Jacobi SVD, which finds
-    small eigenvalues of badly scaled features to their own digits.
-    """
-    variance = np.diag(covariance)
-    scale = np.sqrt(np.where(variance > 0, variance, 1))
-    correlation = covariance / scale / scale[:, None]
-    factor, pivots, rank, _ = linalg.lapack.dpstrf(correlation, lower=1, tol=_RANK)
-    lower = np.tril(factor)[:, :rank]
-    rows = np.empty_like(lower)
-    rows[pivots - 1] = lower
-    if rank == 0 or not variance.any():
-        return np.ones(1), np.zeros((len(scale), 1))
-    singular, vectors, _, work, _, _ = linalg.lapack.dgejsv(
-        scale[:, None] * rows, joba=1, jobu=0, jobv=3
-    )
-    return (singular * work[0] / work[1]) ** 2, vectors[:, :rank]
 
 
 def _collapse(problem: Problem) -> float:
@@ -288,8 +263,9 @@ def _solved(problem: Problem, eps: np.ndarray) -> Path:
     error = point.w - problem.w_star
     direct = (error @ problem.covariance * error).sum(-1)
     gap = _gap(problem, eps, point, line) + np.abs(direct - point.excess)
-    variance = problem.noise**2 + problem.w_star @ problem.covariance @ problem.w_star
-    allowed = 1e-10 * risk + 1e-13 * variance
+    terms = np.abs(point.w) + np.abs(problem.w_star)
+    rounding = 2e-14 * (terms @ np.abs(problem.covariance) * terms).sum(-1)
+    allowed = 1e-10 * risk + rounding
     if (gap > allowed).any():
         worst = int((gap - allowed).argmax())
         raise RuntimeError(
