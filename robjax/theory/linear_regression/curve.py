@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import linalg
 
-from robjax.theory.linear_regression.homotopy import Nodes
+from robjax.theory.linear_regression.homotopy import Nodes, trace
+from robjax.theory.linear_regression.problem import Problem
 from robjax.theory.linear_regression.risk import C
 
 _LAPACK: Any = linalg.lapack  # without types
@@ -122,6 +123,14 @@ def _choose(where: np.ndarray, one: Point, other: Point) -> Point:
         *(np.where(rows, a, b) for a, b in zip(one[:2], other[:2], strict=True)),
         *(np.where(where, a, b) for a, b in zip(one[2:], other[2:], strict=True)),
     )
+
+
+def of(problem: Problem) -> Curve:
+    """The path of a problem."""
+    covariance, w_star, _, norm = problem
+    if norm == 2:
+        return ridge(*spectrum(covariance), w_star)
+    return polyline(trace(covariance, w_star, norm), norm)
 
 
 def spectrum(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.checks import check_number, check_range
+from robjax.checks import check_number
 from robjax.theory.linear_regression import curve
-from robjax.theory.linear_regression.homotopy import trace
-from robjax.theory.linear_regression.problem import DUAL, Problem, check_problem
+from robjax.theory.linear_regression.problem import (
+    DUAL,
+    Problem,
+    check_levels,
+    check_problem,
+)
 from robjax.theory.linear_regression.risk import C
 
 
@@ -101,7 +105,7 @@ def path(
       ValueError: eps is not [m] radii ≥ 0; as in `solve`.
       RuntimeError: as in `solve`.
     """
-    radii = _levels("eps", eps)
+    radii = check_levels("eps", eps)
     return _solved(check_problem(covariance, w_star, noise, norm), radii)
 
 
@@ -125,9 +129,9 @@ def penalised(
     Raises:
       ValueError: penalty is not [m] numbers ≥ 0; as in `solve`.
     """
-    levels = _levels("penalty", penalty)
+    levels = check_levels("penalty", penalty)
     problem = check_problem(covariance, w_star, 0.0, norm)
-    return curve.penalised(_curve(problem), levels).w
+    return curve.penalised(curve.of(problem), levels).w
 
 
 def eps_of_penalty(
@@ -156,9 +160,9 @@ def eps_of_penalty(
     Raises:
       ValueError: penalty is not [m] numbers ≥ 0; as in `solve`.
     """
-    levels = _levels("penalty", penalty)
+    levels = check_levels("penalty", penalty)
     problem = check_problem(covariance, w_star, noise, norm)
-    line = _curve(problem)
+    line = curve.of(problem)
     eps = curve.radius(curve.penalised(line, levels), problem.noise)
     return np.where(levels > 0, eps, 0 if problem.noise > 0 else line.plateau)
 
@@ -187,7 +191,7 @@ def penalty_of_eps(
       ValueError: eps is not [m] radii ≥ 0; as in `solve`.
       RuntimeError: as in `solve`.
     """
-    radii = _levels("eps", eps)
+    radii = check_levels("eps", eps)
     return _solved(check_problem(covariance, w_star, noise, norm), radii).penalty
 
 
@@ -229,21 +233,7 @@ def plateau(*, covariance: ArrayLike, w_star: ArrayLike, norm: float) -> float:
       ValueError: as in `solve`.
     """
     problem = check_problem(covariance, w_star, 0.0, norm)
-    return float(_curve(problem).plateau)
-
-
-def _levels(name: str, value: ArrayLike) -> np.ndarray:
-    levels = np.asarray(check_range(name, value, 0), float)
-    if levels.ndim != 1:
-        raise ValueError(f"{name} must have shape [m], got {levels.shape}")
-    return levels
-
-
-def _curve(problem: Problem) -> curve.Curve:
-    covariance, w_star, _, norm = problem
-    if norm == 2:
-        return curve.ridge(*curve.spectrum(covariance), w_star)
-    return curve.polyline(trace(covariance, w_star, norm), norm)
+    return float(curve.of(problem).plateau)
 
 
 def _collapse(problem: Problem) -> float:
@@ -256,7 +246,7 @@ def _collapse(problem: Problem) -> float:
 
 def _solved(problem: Problem, eps: np.ndarray) -> Path:
     """The minimisers, certified."""
-    line = _curve(problem)
+    line = curve.of(problem)
     point = curve.minimisers(line, problem.noise, eps, np.array(_collapse(problem)))
     size = np.linalg.norm(point.w, ord=DUAL[problem.norm], axis=-1)
     risk = _risk(problem, eps, point.excess, size)

@@ -95,3 +95,11 @@ def check_core(core: Any, d: int) -> np.ndarray:
             f"got {core!r}"
         )
     return mask
+
+
+def check_levels(name: str, value: ArrayLike) -> np.ndarray:
+    """Checks numbers [m], none negative."""
+    levels = np.asarray(check_range(name, value, 0), float)
+    if levels.ndim != 1:
+        raise ValueError(f"{name} must have shape [m], got {levels.shape}")
+    return levels
