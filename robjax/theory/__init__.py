@@ -1,12 +1,13 @@
 """Closed forms: results that need neither a model nor data.
 
-gaussian       accuracy against robustness on the Gaussian model of Tsipras et al.
-gaussian_svm   support vector machines on it, standard and adversarially trained
+gaussian            accuracy against robustness on the Gaussian model of Tsipras et al.
+gaussian_svm        support vector machines on it, standard and adversarially trained
+linear_regression   adversarial training of linear regression, and spurious features
 
 What is computed with JAX is float64 under `jax.enable_x64(True)` only. What is solved
 on the host always is.
 """
 
-from robjax.theory import gaussian, gaussian_svm
+from robjax.theory import gaussian, gaussian_svm, linear_regression
 
-__all__ = ["gaussian", "gaussian_svm"]
+__all__ = ["gaussian", "gaussian_svm", "linear_regression"]
