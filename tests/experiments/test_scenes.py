@@ -8,6 +8,7 @@ from experiments import (
     common,
     group_robustness,
     preserved_correlation,
+    regression_spurious,
     scenes,
 )
 from tests.experiments.test_tradeoff import NOISE, summary, verdicts
@@ -66,3 +67,15 @@ def test_groups_and_splits_of_a_recipe():
     split = scenes.split_of(recipe, "decorrelated")
     assert split.images.shape[1:] == (16, 16, 3)
     assert np.unique(split.groups).tolist() == list(range(16))
+
+
+def test_exact_regression_contradicts_the_claims_where_it_should(tmp_path):
+    regression_spurious.run(regression_spurious.Arguments(results=tmp_path))
+    found = summary(tmp_path / "regression_spurious")
+    wrong = [claim for claim, verdict in found.items() if verdict == common.FAILED]
+    assert wrong == [
+        "L1 attacks: there is no radius at which they are not used",
+        "L∞ attacks use no spurious feature of a smaller scale (0.8)",
+        "any radius above 0 changes the weights, also without noise",
+    ]
+    assert set(found.values()) == {common.HELD, common.FAILED}
