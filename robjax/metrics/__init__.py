@@ -1,6 +1,6 @@
 """Per-sample and per-pair measurements that explain why a model is (not) robust."""
 
-from robjax.metrics import interactions, saliency, spurious
+from robjax.metrics import interactions, saliency, spurious, strong_robustness
 from robjax.metrics.fisher import FisherSpectrum, fisher_spectrum
 from robjax.metrics.kl import KLComponents, kl_components, kl_path, kl_to_class_means
 from robjax.metrics.kl.pairwise import (
@@ -24,4 +24,5 @@ __all__ = [
     "pairwise_kl",
     "saliency",
     "spurious",
+    "strong_robustness",
 ]

@@ -1,0 +1,49 @@
+"""The arguments, checked."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from robjax.checks import check_range
+
+
+def check_array(name: str, value: Any, shape: str) -> np.ndarray:
+    """Finite real numbers in a non-empty array of this many axes."""
+    array = np.asarray(value)
+    if array.ndim != shape.count(",") + 1 or not array.size:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    if not (
+        jnp.issubdtype(array.dtype, jnp.floating)
+        or jnp.issubdtype(array.dtype, jnp.integer)
+    ):
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    check_range(name, array)
+    return array
+
+
+def rounding(a: np.ndarray) -> float:
+    """The rounding unit of the dtype; that of float64 for integers."""
+    floating = jnp.issubdtype(a.dtype, jnp.floating)
+    return float(jnp.finfo(a.dtype if floating else np.dtype(float)).eps)
+
+
+def check_points(x: ArrayLike, d: int) -> np.ndarray:
+    """Points [B, d] in float64."""
+    points = check_array("x", x, "[B, d]").astype(float)
+    if points.shape[1] != d:
+        raise ValueError(f"x must have shape [B, {d}], got {points.shape}")
+    return points
+
+
+def check_positive_or_inf(name: str, value: ArrayLike, *, zero: bool = False) -> None:
+    """Checks numbers that are positive, or at least 0 with `zero`; inf is allowed."""
+    numbers = np.asarray(value)
+    if not (
+        numbers.dtype.kind in "fiu"
+        and numbers.size
+        and (numbers >= 0 if zero else numbers > 0).all()
+    ):
+        allowed = "0 or more" if zero else "positive"
+        raise ValueError(f"{name} must be {allowed}, inf allowed, got {value!r}")
