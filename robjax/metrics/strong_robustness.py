@@ -18,6 +18,7 @@ adversarial samples", ICLR 2017 workshop (arXiv 1612.00334).
 """
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -86,7 +87,7 @@ def arca(distances: ArrayLike, correct: ArrayLike, delta: ArrayLike) -> Estimate
 def _shares(distances: ArrayLike, delta: ArrayLike) -> jax.Array:
     """min(d_i/δ₂, 1): all 1 give the mean 1 without rounding."""
     check_number("delta", delta)
-    if is_concrete(delta) and not np.asarray(delta) > 0:
+    if not isinstance(delta, jax.core.Tracer) and not np.asarray(delta) > 0:
         raise ValueError(f"delta must be positive, got {delta}")
     found = jnp.asarray(distances)
     if found.ndim != 1 or not found.size:

@@ -128,9 +128,9 @@ def test_the_tolerance_decides_what_is_equal():
     assert fs.case(np.float32(a1), np.float32(a2)) == "I"
     assert fs.case(a1, a2, tolerance=1e-5) == "III"
     assert fs.modulus(a1, a2, tolerance=1e-5) == pytest.approx(1)
-    near = minimal = fs.minimal_flip_distance
-    assert near(a1[0], 0, [[2.0, 1.0]], a2)[0] == 0
-    assert minimal(a1[0], 0, [[2.0, 1.0]], a2, tolerance=1e-5)[0] == pytest.approx(2)
+    nearest = fs.minimal_flip_distance
+    assert nearest(a1[0], 0, [[2.0, 1.0]], a2)[0] == 0
+    assert nearest(a1[0], 0, [[2.0, 1.0]], a2, tolerance=1e-5)[0] == pytest.approx(2)
 
 
 def test_flip_distances_are_what_a_search_finds():
@@ -353,7 +353,7 @@ def test_values_do_not_depend_on_the_precision_of_jax():
         ),
         (
             lambda: fs.minimal_flip_distance([1.0], 0, [[1.0]], [[1.0, 0]]),
-            "a2 must have as many columns as a, 1",
+            r"a2 must have shape \[n2, 1\], as a has, got \(1, 2\)",
         ),
         (
             lambda: fs.pair_agreement(

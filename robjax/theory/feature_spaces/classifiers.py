@@ -53,11 +53,15 @@ def minimal_flip_distance(
       ValueError: a shape does not fit, a value is not a finite real number, or the
         tolerance is out of range.
     """
-    check_array("a", a, "[d]")
-    points = check_points(x, np.shape(a)[0])
+    weights = check_array("a", a, "[d]")
+    points = check_points(x, len(weights))
     check_number("b", b)
-    slope = maps.modulus(np.asarray(a)[None], a2, tolerance=tolerance)
-    score = np.abs(points @ np.asarray(a, float) + float(np.asarray(b)))
+    if np.shape(a2)[1:] != weights.shape:
+        raise ValueError(
+            f"a2 must have shape [n2, {len(weights)}], as a has, got {np.shape(a2)}"
+        )
+    slope = maps.modulus(weights[None], a2, tolerance=tolerance)
+    score = np.abs(points @ weights.astype(float) + float(np.asarray(b)))
     return np.full(len(score), np.inf) if slope == 0 else score / slope
 
 
