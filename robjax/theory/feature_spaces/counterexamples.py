@@ -73,7 +73,7 @@ def ignored_direction(x: ArrayLike, *, weight: float) -> CounterExample:
     if 0 < abs(weight) < 1e-12:
         raise ValueError(f"weight must be 0 or at least 1e-12, got {weight}")
     a2 = np.array([[1.0, 0.0]])
-    distance = minimal_flip_distance([1.0, weight], 0.0, points, a2)
+    distance = minimal_flip_distance(np.array([1.0, weight]), 0.0, points, a2)
     flipped = np.full(points.shape, np.nan)
     if weight:
         score = points[:, 0] + weight * points[:, 1]

@@ -122,18 +122,15 @@ def _solve(a1: Any, a2: Any, tolerance: float | None) -> tuple[FeatureSpaces, fl
         raise ValueError(
             f"a2 must have as many columns as a1, {d}, got shape {maps[1].shape}"
         )
-    if tolerance is None:
-        coarsest = max(rounding(a) for a in maps)
-        tolerance = 4 * max(n1 + len(maps[1]), d) * coarsest
-    else:
-        tolerance = float(check_range("tolerance", tolerance, 0, below=1))
-    both, lengths = _equilibrated(
-        np.concatenate([a.astype(float) for a in maps]), tolerance
-    )
+    usual = 4 * max(n1 + len(maps[1]), d) * max(rounding(a) for a in maps)
+    given = usual if tolerance is None else tolerance
+    share = float(check_range("tolerance", given, 0, below=1))
+    stacked = np.concatenate([a.astype(float) for a in maps])
+    both, lengths = _equilibrated(stacked, share)
     values = np.linalg.svd(both, compute_uv=False)
     _, values2, right = np.linalg.svd(both[n1:], full_matrices=False)
     values1 = np.linalg.svd(both[:n1], compute_uv=False)
-    least = tolerance * values[0]
+    least = share * values[0]
     rank1, rank2, rank = (int((v > least).sum()) for v in (values1, values2, values))
     within, around = rank == rank2, rank == rank1
     spaces = FeatureSpaces(_CASES[within, around], within, around, (rank1, rank2, rank))
@@ -145,10 +142,8 @@ def _solve(a1: Any, a2: Any, tolerance: float | None) -> tuple[FeatureSpaces, fl
     # With long rows first and pivoting, QR is accurate for rows of any lengths.
     moved = lengths[:, None] * (both @ right[:rank2].T)
     order = n1 + np.argsort(-lengths[n1:])
-    triangle, columns = linalg.qr(moved[order], mode="r", pivoting=True)
-    ratio = linalg.solve_triangular(
-        triangle[:rank2], moved[:n1, columns].T, trans="T", lower=False
-    )
+    _, triangle, columns = linalg.qr(moved[order], mode="economic", pivoting=True)  # pyright: ignore
+    ratio = linalg.solve_triangular(triangle.T, moved[:n1, columns].T, lower=True)
     return spaces, float(np.linalg.norm(ratio, 2))
 
 
