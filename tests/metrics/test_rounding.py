@@ -90,7 +90,9 @@ def test_99_per_cent_of_the_errors_are_below_the_estimate_and_not_far(scale, ste
     error, estimate = (
         np.concatenate(each, axis=1) for each in zip(*found, strict=True)
     )
-    assert (error <= estimate).mean(1).min() >= 0.99
+    below = (error <= estimate).mean(1)
+    chance = 2 * np.sqrt(0.99 * 0.01 / error.shape[1])  # two standard errors of 99 %
+    assert below.min() >= 0.99 - chance
     high = np.quantile(error, 0.99, axis=1), np.quantile(estimate, 0.99, axis=1)
     assert (high[1] < 100 * high[0]).all()
 
