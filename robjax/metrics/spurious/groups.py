@@ -14,7 +14,7 @@ from robjax.samples import is_concrete
 class Estimate(NamedTuple):
     """A number measured on images, and how far other images would move it.
 
-    `float(estimate)` is the number.
+    `float(estimate)` and `np.asarray(estimate)` are the number alone.
 
     Attributes:
       value: [...].
@@ -26,6 +26,11 @@ class Estimate(NamedTuple):
 
     def __float__(self) -> float:
         return float(self.value)
+
+    def __array__(
+        self, dtype: np.dtype | None = None, copy: bool | None = None
+    ) -> np.ndarray:
+        return np.array(self.value, dtype, copy=copy)
 
     def __repr__(self) -> str:
         """The number ± its standard error."""
