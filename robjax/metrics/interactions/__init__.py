@@ -17,6 +17,8 @@ attack.py            PGD stopped at a given attack utility, to compare networks
 recovery.py          does a second attack lead back?
 images.py            rank reduction, pixel dropout, cutout; Fourier rings, Fisher ratio
 detection.py         the dispersion of attributions, as a detector of attacks
+
+`robjax.reporting.pairs.strongest_pairs` draws pairs over an image.
 """
 
 from robjax.metrics.interactions.attack import UtilityAttack, utility_attack
