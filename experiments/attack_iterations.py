@@ -59,7 +59,7 @@ def measure(recipe: Recipe, logits_fn: Any, splits: networks.Splits) -> np.ndarr
         stack,
         jnp.tile(y[take], 1 + len(ITERATIONS)),
         grid=setting.grid,
-        baseline=np.asarray(data.to_float(train.images, train.scale)).mean(0),
+        baseline=games.mean_image(train),
         batch_size=512,
     )
     mean = interactions.exact(game, game.players).mean

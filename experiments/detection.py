@@ -22,7 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, networks, study
+from experiments import common, games, networks, study
 from experiments.common import Claim
 from experiments.games import ROBUST, STANDARD
 from experiments.networks import Recipe
@@ -56,7 +56,7 @@ def measure(
     take = np.flatnonzero(right & found.success)[:IMAGES]
     if not len(take):
         return dict.fromkeys(NAMES, np.nan)
-    baseline = np.asarray(data.to_float(train.images, train.scale)).mean(0)
+    baseline = games.mean_image(train)
 
     def scatter(images: Any, value: Any) -> interactions.Dispersion:
         game = interactions.image_game(

@@ -124,7 +124,7 @@ def _play(
 ) -> list[Table]:
     train, _, tracked = splits
     x, y = data.to_float(tracked.images, tracked.scale), jnp.asarray(tracked.labels)
-    mean = np.asarray(data.to_float(train.images, train.scale)).mean(0)
+    mean = mean_image(train)
     baselines = {
         MEAN_IMAGE: mean,
         TARGETED: mean,
@@ -168,6 +168,11 @@ def _play(
                 table["images"] = np.stack(pair)
                 table["grid"] = np.asarray(setting.grid)
     return found
+
+
+def mean_image(train: data.Dataset) -> np.ndarray:
+    """[H, W, C] the mean of the training images."""
+    return np.asarray(data.to_float(train.images, train.scale)).mean(0)
 
 
 def attacked(

@@ -21,7 +21,6 @@ from experiments import common, games, networks, study
 from experiments.common import Claim
 from experiments.networks import Recipe
 from experiments.study import Study
-from robjax import data
 from robjax.metrics import interactions
 from robjax.reporting import figures, tables
 
@@ -49,7 +48,7 @@ def measure(
             (x, x_adv),
             labels,
             grid=setting.grid,
-            baseline=np.asarray(data.to_float(train.images, train.scale)).mean(0),
+            baseline=games.mean_image(train),
             value=value,
             batch_size=512,
         )

@@ -22,7 +22,6 @@ from experiments import common, games, networks, study
 from experiments.common import Claim
 from experiments.networks import Recipe
 from experiments.study import Study
-from robjax import data
 from robjax.metrics import interactions
 from robjax.reporting import figures, tables
 
@@ -49,7 +48,7 @@ def measure(recipe: Recipe, logits_fn: Any, splits: networks.Splits) -> np.ndarr
         jnp.concatenate(stack),
         jnp.tile(y, len(stack)),
         grid=setting.grid,
-        baseline=np.asarray(data.to_float(train.images, train.scale)).mean(0),
+        baseline=games.mean_image(train),
         batch_size=512,
     )
     mean = interactions.exact(game, game.players).mean

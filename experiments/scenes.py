@@ -19,6 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
+from experiments import common
 from robjax import attacks, data, evaluation, models, training
 from robjax.balls import L2, Ball, Linf
 from robjax.data import backgrounds
@@ -214,7 +215,7 @@ def measure_all(
 ) -> dict[str, list[Measured]]:
     """Title -> what was measured for each seed of a variant."""
     seeds = 1 if arguments.smoke else arguments.seeds
-    results = arguments.results / "smoke" if arguments.smoke else arguments.results
+    results = common.results_of(arguments)
     every = [(title, seed) for title in variants for seed in range(seeds)]
     found: dict[str, list[Measured]] = {title: [] for title in variants}
     for title, seed in tqdm(every, unit="network", disable=None):

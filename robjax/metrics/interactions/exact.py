@@ -193,7 +193,10 @@ def without_rounding(changes: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def check_exact(game: object) -> None:
-    """Raises ValueError unless a game was made by `exact`."""
+    """Raises ValueError unless a game was made by `exact`.
+
+    >>> check_exact(exact(lambda masks: masks.sum(1), 2))
+    """
     if not isinstance(game, ExactInteractions):
         raise ValueError(f"game must come from exact, got {type(game).__name__}")
 

@@ -10,7 +10,11 @@ from robjax.checks import check_range
 
 
 def check_array(name: str, value: Any, shape: str) -> np.ndarray:
-    """Finite real numbers in a non-empty array of this many axes."""
+    """Finite real numbers in a non-empty array of this many axes.
+
+    >>> check_array("a1", [[1, 2]], "[n1, d]").shape
+    (1, 2)
+    """
     array = np.asarray(value)
     if array.ndim != shape.count(",") + 1 or not array.size:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
@@ -24,13 +28,21 @@ def check_array(name: str, value: Any, shape: str) -> np.ndarray:
 
 
 def rounding(a: np.ndarray) -> float:
-    """The rounding unit of the dtype; that of float64 for integers."""
+    """The rounding unit of the dtype; that of float64 for integers.
+
+    >>> rounding(np.ones(2, np.float32)) == 2.0**-23
+    True
+    """
     floating = jnp.issubdtype(a.dtype, jnp.floating)
     return float(jnp.finfo(a.dtype if floating else np.dtype(float)).eps)
 
 
 def check_points(x: ArrayLike, d: int) -> np.ndarray:
-    """Points [B, d] in float64."""
+    """Points [B, d] in float64.
+
+    >>> check_points([[1, 2]], 2).dtype.name
+    'float64'
+    """
     points = check_array("x", x, "[B, d]").astype(float)
     if points.shape[1] != d:
         raise ValueError(f"x must have shape [B, {d}], got {points.shape}")
@@ -38,7 +50,10 @@ def check_points(x: ArrayLike, d: int) -> np.ndarray:
 
 
 def check_positive_or_inf(name: str, value: ArrayLike, *, zero: bool = False) -> None:
-    """Checks numbers that are positive, or at least 0 with `zero`; inf is allowed."""
+    """Checks numbers that are positive, or at least 0 with `zero`; inf is allowed.
+
+    >>> check_positive_or_inf("delta", [1.0, np.inf])
+    """
     numbers = np.asarray(value)
     if not (
         numbers.dtype.kind in "fiu"

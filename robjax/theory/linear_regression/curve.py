@@ -65,6 +65,11 @@ def radius(point: Point, noise: np.ndarray | float) -> np.ndarray:
     """ε [...] for which the points of a path are the minimisers; 0 where λ = 0.
 
     The positive root of n ε² + c(s − ρn) ε − ρs = 0 with ρ = λ/s, without cancellation.
+
+    >>> from robjax.theory.linear_regression.problem import check_problem
+    >>> line = of(check_problem([[1.0]], [1.0], 1.0, 2))
+    >>> radius(line.end, 1.0).tolist()  # λ = 0
+    0.0
     """
     spread = np.sqrt(noise**2 + point.excess)
     some = (point.penalty > 0) & (spread > 0)
@@ -77,7 +82,13 @@ def radius(point: Point, noise: np.ndarray | float) -> np.ndarray:
 
 
 def penalty(point: Point, noise: np.ndarray | float, eps: np.ndarray) -> np.ndarray:
-    """λ [...] with which minimisers for radius ε solve the penalised problem."""
+    """λ [...] with which minimisers for radius ε solve the penalised problem.
+
+    >>> from robjax.theory.linear_regression.problem import check_problem
+    >>> line = of(check_problem([[1.0]], [1.0], 1.0, 2))
+    >>> penalty(line.end, 1.0, np.array(0.0)).tolist()
+    0.0
+    """
     spread = np.sqrt(noise**2 + point.excess)
     down = spread + C * eps * point.size
     up = eps * spread * (C * spread + eps * point.size)
@@ -87,7 +98,14 @@ def penalty(point: Point, noise: np.ndarray | float, eps: np.ndarray) -> np.ndar
 def minimisers(
     curve: Curve, noise: np.ndarray | float, eps: np.ndarray, collapse: np.ndarray
 ) -> Point:
-    """The minimisers of the adversarial risk for radii [...]; 0 from `collapse` on."""
+    """The minimisers of the adversarial risk for radii [...]; 0 from `collapse` on.
+
+    >>> from robjax.theory.linear_regression.problem import check_problem
+    >>> line = of(check_problem([[1.0]], [1.0], 1.0, 2))
+    >>> found = minimisers(line, 1.0, np.array([0.5]), np.array([0.886]))
+    >>> found.w.round(4).tolist()
+    [[0.5174]]
+    """
     place = _bisect(curve, lambda point: radius(point, noise), eps)
     point = curve.at(place)
     kept = eps <= np.where(np.asarray(noise) > 0, 0, curve.plateau)
@@ -97,7 +115,13 @@ def minimisers(
 
 
 def penalised(curve: Curve, level: np.ndarray) -> Point:
-    """The minimisers of the penalised problem for λ [...]."""
+    """The minimisers of the penalised problem for λ [...].
+
+    >>> from robjax.theory.linear_regression.problem import check_problem
+    >>> line = of(check_problem([[1.0]], [1.0], 1.0, 2))
+    >>> penalised(line, np.array([0.25])).w.round(6).tolist()  # 1 − λ
+    [[0.75]]
+    """
     point = curve.at(_bisect(curve, lambda point: point.penalty, level))
     point = _choose(level <= 0, curve.end, point)
     point = _choose(level >= curve.start.penalty, curve.start, point)
@@ -126,7 +150,13 @@ def _choose(where: np.ndarray, one: Point, other: Point) -> Point:
 
 
 def of(problem: Problem) -> Curve:
-    """The path of a problem."""
+    """The path of a problem.
+
+    >>> from robjax.theory.linear_regression.problem import check_problem
+    >>> line = of(check_problem([[1.0]], [1.0], 1.0, 2))
+    >>> line.end.w.tolist(), line.start.w.tolist()
+    ([1.0], [0.0])
+    """
     covariance, w_star, _, norm = problem
     if norm == 2:
         return ridge(*spectrum(covariance), w_star)
@@ -138,6 +168,9 @@ def spectrum(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     From a pivoted Cholesky factor of the correlations and a Jacobi SVD, which finds
     small eigenvalues of badly scaled features to their own digits.
+
+    >>> spectrum(np.diag([4.0, 0.0]))[0].tolist()
+    [4.0]
     """
     variance = np.diag(covariance)
     scale = np.sqrt(np.where(variance > 0, variance, 1))
@@ -156,6 +189,10 @@ def spectrum(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def ridge(values: np.ndarray, vectors: np.ndarray, w_star: np.ndarray) -> Curve:
     """q = 2: w = (Σ + μI)⁻¹Σw* with μ = λ/‖w‖₂; a place is log(μ/largest eigenvalue).
+
+    >>> line = ridge(np.ones(1), np.eye(1), np.ones(1))
+    >>> line.start.penalty.tolist()  # from λ = ‖Σw*‖₂ on w = 0
+    1.0
 
     Args:
       values: [..., r] the eigenvalues of Σ that are not 0.
@@ -193,7 +230,13 @@ def ridge(values: np.ndarray, vectors: np.ndarray, w_star: np.ndarray) -> Curve:
 
 
 def polyline(nodes: Nodes, norm: float) -> Curve:
-    """q = 1 or ∞: a place is the number of a node, and in between a fraction."""
+    """q = 1 or ∞: a place is the number of a node, and in between a fraction.
+
+    >>> from robjax.theory.linear_regression.homotopy import trace
+    >>> line = polyline(trace(np.eye(2), np.array([2.0, 0.5]), np.inf), np.inf)
+    >>> penalised(line, np.array([1.0])).w.round(6).tolist()  # soft thresholding
+    [[1.0, 0.0]]
+    """
     w, error, pull = nodes
     count = w.shape[-2]
     if norm == np.inf:

@@ -44,7 +44,12 @@ class Nodes(NamedTuple):
 
 
 def trace(covariance: np.ndarray, w_star: np.ndarray, norm: float) -> Nodes:
-    """The nodes of the path for the attack's norm p = ∞ (q = 1) or p = 1 (q = ∞)."""
+    """The nodes of the path for the attack's norm p = ∞ (q = 1) or p = 1 (q = ∞).
+
+    >>> nodes = trace(np.eye(2), np.array([2.0, 0.5]), np.inf)
+    >>> nodes.w.round(6).tolist()  # from λ = 0 to w = 0
+    [[2.0, 0.5], [1.5, 0.0], [0.0, 0.0]]
+    """
     sparse = norm == np.inf
     w = 0 * w_star
     error = -w_star

@@ -24,14 +24,22 @@ class Problem(NamedTuple):
 
 
 def check_norm(norm: Any) -> float:
-    """Checks the norm of the attack."""
+    """Checks the norm of the attack.
+
+    >>> check_norm(2)
+    2
+    """
     if not (isinstance(norm, int | float) and norm in DUAL):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm!r}")
     return norm
 
 
 def check_vector(name: str, value: Any, d: int | None = None) -> Any:
-    """Checks finite numbers [d]; d is any if None."""
+    """Checks finite numbers [d]; d is any if None.
+
+    >>> check_vector("w", [1.0, 2.0], 2)
+    [1.0, 2.0]
+    """
     check_range(name, value)
     shape = np.shape(value)
     if len(shape) != 1 or d not in (None, shape[0]):
@@ -45,6 +53,9 @@ def check_covariance(value: Any, d: int) -> Any:
 
     The test is one of the correlations, so that no scale of a feature hides another.
     Its tolerance is a few hundred roundings of the type of the matrix.
+
+    >>> check_covariance(np.eye(2), 2).shape
+    (2, 2)
     """
     check_range("covariance", value)
     if np.shape(value) != (d, d):
@@ -78,7 +89,11 @@ def check_covariance(value: Any, d: int) -> Any:
 def check_problem(
     covariance: ArrayLike, w_star: ArrayLike, noise: ArrayLike, norm: float
 ) -> Problem:
-    """Checks a problem and brings it to the host."""
+    """Checks a problem and brings it to the host.
+
+    >>> check_problem([[2.0]], [1.0], 0.5, 2).noise
+    0.5
+    """
     check_vector("w_star", w_star)
     target = np.asarray(w_star, float)
     matrix = np.asarray(check_covariance(covariance, len(target)), float)
@@ -87,7 +102,11 @@ def check_problem(
 
 
 def check_core(core: Any, d: int) -> np.ndarray:
-    """Checks which features are core: a mask [d] with both kinds."""
+    """Checks which features are core: a mask [d] with both kinds.
+
+    >>> check_core([True, False], 2).tolist()
+    [True, False]
+    """
     mask = np.asarray(core)
     if mask.dtype != bool or mask.shape != (d,) or mask.all() or not mask.any():
         raise ValueError(
@@ -98,7 +117,11 @@ def check_core(core: Any, d: int) -> np.ndarray:
 
 
 def check_levels(name: str, value: ArrayLike) -> np.ndarray:
-    """Checks numbers [m], none negative."""
+    """Checks numbers [m], none negative.
+
+    >>> check_levels("eps", [0, 1]).tolist()
+    [0.0, 1.0]
+    """
     levels = np.asarray(check_range(name, value, 0), float)
     if levels.ndim != 1:
         raise ValueError(f"{name} must have shape [m], got {levels.shape}")
