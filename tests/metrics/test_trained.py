@@ -1,4 +1,4 @@
-"""The identities of the metric on networks that have been trained, on digits."""
+"""The identities of the metrics on networks that have been trained, on digits."""
 
 import dataclasses
 import functools
@@ -10,7 +10,9 @@ import pytest
 from jax.tree_util import Partial
 
 from experiments.networks import MODELS, RECIPES, make_objective
-from robjax import data, metrics, training
+from robjax import attacks, data, metrics, training
+from robjax.balls import Linf
+from robjax.metrics import interactions
 from tests.oracles import kl as oracle
 
 RECIPE = RECIPES["digits"]
@@ -146,3 +148,24 @@ def test_the_estimator_of_the_authors_is_a_sample_of_ours_cut_off(objective):
         assert np.all(theirs <= exact + rest)
         assert np.all(theirs <= most + 2 * EPS)
     assert exact.max() > 2 * most
+
+
+def test_the_orders_of_interactions_add_up_to_what_an_attack_took():
+    """16 players, all 2^16 sets, in float32; the utility is that of two forwards."""
+    fn, (x, y) = trained("small_cnn", "standard"), held_out(10)
+    x_adv = attacks.pgd(fn, x, y, key=jax.random.key(0), ball=Linf(0.2)).x_adv
+    pair = (x[0], x_adv[0])
+    game = interactions.image_game(fn, pair, y[0], devices=jax.devices()[:1])
+    found = interactions.exact(game, 16)
+    normal, adversarial = (
+        np.asarray(jax.nn.log_softmax(fn(image[None])))[0, y[0]] for image in pair
+    )
+    utility = normal - adversarial
+    assert utility > 1
+    parts = interactions.attack_utility(found)
+    for value in (parts.total, parts.value):
+        np.testing.assert_allclose(value, utility, rtol=1e-4)
+    whole = found.values[:, -1] - found.values[:, 0]
+    np.testing.assert_allclose(found.shapley.sum(1), whole, rtol=1e-4)  # efficiency
+    np.testing.assert_allclose(interactions.decompose(found).total, found.values[:, -1],
+                               rtol=1e-4, atol=1e-4 * utility)  # fmt: skip
