@@ -41,6 +41,7 @@ def evaluate(
     eot: int | None = None,
     dtype: DTypeLike | None = None,
     devices: Sequence[Device] | None = None,
+    keep_images: bool = False,
     run_dir: PathLike | None = None,
     resume: bool = False,
     progress: bool = False,
@@ -88,6 +89,7 @@ def evaluate(
         attacked again in the precision of the model. A sample on which the attack
         claims no success is not attacked again.
       devices: devices that share each batch; default: all local ones.
+      keep_images: give back the images that fooled, as `x_adv`.
       run_dir: folder in which each batch is kept when it is done, images included.
       resume: go on with the run in `run_dir`, which must be this very one.
       progress: show a bar for each attack, with the robust accuracy so far.
@@ -122,6 +124,7 @@ def evaluate(
         task,
         attacks,
         cascade=cascade,
+        keep_images=keep_images,
         folder=run_dir,
         resume=resume,
         progress=progress,
@@ -154,4 +157,5 @@ def _assemble(labels: np.ndarray, outcome: Outcome, cascade: bool) -> Evaluation
         attacks=tables,
         fooled_by=outcome.fooled_by,
         warnings=outcome.warnings,
+        x_adv=outcome.x_adv,
     )

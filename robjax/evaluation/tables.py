@@ -80,6 +80,8 @@ class Evaluation(NamedTuple):
         from 1 in the order of `attacks`. 0: the clean image is misclassified; −1:
         robust.
       warnings: reasons to distrust the numbers, in words; empty if there are none.
+      x_adv: [N, *S] floating, the first image of each sample that fooled, where nothing
+        did the clean image; None unless asked for.
     """
 
     labels: np.ndarray
@@ -87,6 +89,7 @@ class Evaluation(NamedTuple):
     attacks: dict[str, AttackTable]
     fooled_by: np.ndarray
     warnings: tuple[str, ...]
+    x_adv: np.ndarray | None = None
 
     @property
     def correct(self) -> np.ndarray:
@@ -125,8 +128,8 @@ class Evaluation(NamedTuple):
     def save(self, path: files.PathLike) -> None:
         """Writes the per-sample table as an npz file, all or nothing.
 
-        The columns are ``label``, ``prediction``, ``fooled_by``, ``warnings`` and, for
-        each attack, ``<name>/<field of AttackTable>``.
+        The columns are ``label``, ``prediction``, ``fooled_by``, ``warnings``, ``x_adv``
+        if it was asked for and, for each attack, ``<name>/<field of AttackTable>``.
         """
         columns = {
             "label": self.labels,
@@ -134,6 +137,8 @@ class Evaluation(NamedTuple):
             "fooled_by": self.fooled_by,
             "warnings": np.asarray(self.warnings, dtype=str),
         }
+        if self.x_adv is not None:
+            columns["x_adv"] = self.x_adv
         for name, table in self.attacks.items():
             columns |= {f"{name}/{k}": v for k, v in table._asdict().items()}
         files.save_npz(path, columns)

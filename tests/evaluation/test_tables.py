@@ -193,6 +193,20 @@ def test_batches_weights_and_eps_do_not_trace_again(network):
     assert run(0.5, 0.2, 21) == first  # batches of 8, the last with padding
 
 
+def test_images_that_fooled_are_given_back_when_asked_for(binary):
+    logits_fn, images, labels, _ = binary
+    given = (images, labels)
+    found = evaluate(
+        logits_fn, given, {"pgd": pgd(0.05)}, key=KEY, batch_size=16, keep_images=True
+    )
+    assert found.x_adv is not None and found.x_adv.shape == images.shape
+    predicted = np.asarray(logits_fn(jnp.asarray(found.x_adv))).argmax(1)
+    np.testing.assert_array_equal(predicted == labels, found.robust)
+    moved = np.abs(found.x_adv - images).max(axis=tuple(range(1, images.ndim)))
+    np.testing.assert_array_equal(moved > 0, found.correct & ~found.robust)
+    assert evaluate(logits_fn, given, {}, key=KEY).x_adv is None
+
+
 # ------------------------------------------------------------------------------ files
 
 
