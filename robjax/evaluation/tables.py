@@ -128,8 +128,8 @@ class Evaluation(NamedTuple):
     def save(self, path: files.PathLike) -> None:
         """Writes the per-sample table as an npz file, all or nothing.
 
-        The columns are ``label``, ``prediction``, ``fooled_by``, ``warnings``, ``x_adv``
-        if it was asked for and, for each attack, ``<name>/<field of AttackTable>``.
+        The columns are ``label``, ``prediction``, ``fooled_by``, ``warnings`` and, for
+        each attack, ``<name>/<field of AttackTable>``; ``x_adv`` if it was asked for.
         """
         columns = {
             "label": self.labels,
