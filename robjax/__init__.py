@@ -10,6 +10,7 @@ A model is a function from images [B, *S] to logits [B, K]; any callable will do
     robjax.theory      closed forms
     robjax.training    objectives and a data-parallel trainer
     robjax.models      networks of the papers; robjax.data: data sets
+    robjax.diagnose    all of it in one call, and a report
 
 ``import robjax`` makes all of them reachable and loads each when it is first used.
 """
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         traced,
         training,
     )
+    from robjax.diagnose import diagnose
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ __all__ = [
     "balls",
     "checks",
     "data",
+    "diagnose",
     "evaluation",
     "losses",
     "lowering",

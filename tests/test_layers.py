@@ -31,12 +31,13 @@ LAYERS = (
     {"masking", "metrics"},
     {"training"},
     {"reporting"},
+    {"diagnose"},
 )
 OWNERS = {
     "flax": {"models", "training"},
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
-    "matplotlib": {"reporting", "experiments"},
+    "matplotlib": {"reporting", "diagnose", "experiments"},
     "experiments": {"experiments"},
     "benchmarks": {"benchmarks"},
 }

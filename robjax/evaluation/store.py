@@ -111,6 +111,23 @@ def _description(
     task: Task, attacks: Mapping[str, Attack], cascade: bool
 ) -> dict[str, Any]:
     """What decides the result of a run, so that two runs can be compared."""
+    return describe_task(task) | {
+        "cascade": cascade,
+        "attacks": provenance.identify(tuple(attacks.items())),
+    }
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """What a model and the samples are, so that two runs can be compared.
+
+    >>> import jax
+    >>> task = Task.make(
+    ...     lambda x: x, np.ones((1, 2), np.float32), [0], key=jax.random.key(0),
+    ...     bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
+    ... )
+    >>> sorted(describe_task(task))[:3]
+    ['batch_size', 'bounds', 'data']
+    """
     images = provenance.checksum((task.images, task.labels))
     return {
         "model": provenance.identify(task.attacked),
@@ -122,8 +139,6 @@ def _description(
         "eot": task.eot,
         "batch_size": task.batch_size,
         "devices": task.mesh.size,
-        "cascade": cascade,
-        "attacks": provenance.identify(tuple(attacks.items())),
     }
 
 

@@ -1,0 +1,291 @@
+"""From numbers to sentences: is it robust, how sure is that, why (not), what next.
+
+Every threshold stands at the top, with its reason. A sentence follows from the numbers
+of the lenses alone.
+
+* An attack that succeeds is a fact. One that fails proves nothing, so robust accuracy
+  is an upper bound.
+* A model that hides its gradient, or on which an evaluation has a warning, is never
+  called robust.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from robjax.balls import Ball
+from robjax.diagnose.results import CONFIDENCE, Lens, interval
+
+LEVELS: tuple[tuple[float, "Kind", str], ...] = (
+    (0.9, "robust", "Robust"),
+    (0.5, "partly robust", "Partly robust"),
+    (0.1, "weakly robust", "Weakly robust"),
+    (0.0, "not robust", "Not robust"),
+)
+"""Share of the correctly classified images that withstand every attack, at least; what
+that is called. 0.9: attacks cost one image in ten, as much as images from elsewhere may
+cost. 0.5: most images withstand. 0.1: as few as chance gets right of ten classes."""
+
+RELIES = 0.5
+"""A model relies on backgrounds if it keeps more than this share of its accuracy, above
+that of the commonest class, on backgrounds alone; or loses more than this share of it
+when the background is taken away."""
+
+NON_ROBUST_PART = 0.5
+"""The Fisher part rules the divergence between classes from here on."""
+
+HIGH_ORDER = 0.5
+"""The middle of the orders of interaction."""
+
+Kind = Literal[
+    "no classifier",
+    "not robust",
+    "hidden gradient",
+    "doubtful",
+    "weakly robust",
+    "partly robust",
+    "robust",
+]
+
+
+class Verdict(NamedTuple):
+    """The four answers.
+
+    Attributes:
+      kind: the verdict as a term.
+      sentence: is it robust?
+      sure: how sure that is, a sentence each.
+      why: why (not).
+      next: what to do next.
+    """
+
+    kind: Kind
+    sentence: str
+    sure: tuple[str, ...]
+    why: tuple[str, ...]
+    next: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = {"How sure": self.sure, "Why": self.why, "Next": self.next}
+        lines = [self.sentence]
+        for title, sentences in parts.items():
+            lines += [f"  {title}:"] * bool(sentences)
+            lines += [f"    {sentence}" for sentence in sentences]
+        return "\n".join(lines)
+
+
+class _Facts(NamedTuple):
+    """What the sentences are about.
+
+    n: images; right: classified correctly; robust: of these, under every attack.
+    commonest: share of the commonest label.
+    raised: checks of the masking battery; warnings: of the evaluation.
+    """
+
+    n: int
+    right: int
+    robust: int
+    commonest: float
+    raised: tuple[str, ...]
+    warnings: tuple[str, ...]
+    threat: str
+
+    @property
+    def kept(self) -> float:
+        return self.robust / max(self.right, 1)
+
+
+def judge(lenses: Mapping[str, Lens], ball: Ball) -> Verdict:
+    """Says what the numbers of the lenses mean.
+
+    >>> import numpy as np
+    >>> from robjax.balls import Linf
+    >>> from robjax.diagnose.results import share
+    >>> right = np.array([True] * 90 + [False] * 10)
+    >>> numbers = {"accuracy": share("", right), "robust": share("", ~right & right)}
+    >>> found = {"attacks": Lens(numbers, (), {"labels": np.arange(100) % 2})}
+    >>> verdict = judge(found, Linf(0.1))
+    >>> verdict.kind
+    'not robust'
+    >>> print(verdict.sentence)
+    Not robust: changes within L∞ ε = 0.1 fool it on 90 of the 90 images it gets right.
+
+    Args:
+      lenses: "attacks" with "accuracy", "robust" and the labels; all others may lack.
+      ball: the threat model.
+    """
+    facts = _facts(lenses, ball)
+    kind, sentence = _sentence(facts)
+    relies = _relies_on_background(lenses, facts)
+    if relies:
+        sentence = f"{sentence} {relies}"
+    return Verdict(
+        kind,
+        sentence,
+        tuple(_sure(kind, facts, lenses)),
+        tuple(_why(kind, lenses)),
+        tuple(_next(kind, facts, bool(relies))),
+    )
+
+
+def threat_of(ball: Ball) -> str:
+    """The threat model in words.
+
+    >>> from robjax.balls import L2
+    >>> threat_of(L2(0.5))
+    'L2 ε = 0.5'
+    """
+    norm = {"Linf": "L∞"}.get(type(ball).__name__, type(ball).__name__)
+    return f"{norm} ε = {float(np.max(ball.eps)):.4g}"
+
+
+def _facts(lenses: Mapping[str, Lens], ball: Ball) -> _Facts:
+    attacks = lenses["attacks"]
+    accuracy, robust = attacks.numbers["accuracy"], attacks.numbers["robust"]
+    _, counts = np.unique(attacks.arrays["labels"], return_counts=True)
+    masking = lenses.get("masking", Lens())
+    return _Facts(
+        n=accuracy.images,
+        right=round(accuracy.value * accuracy.images),
+        robust=round(robust.value * robust.images),
+        commonest=counts.max() / counts.sum(),
+        raised=tuple(map(str, masking.arrays.get("raised", ()))),
+        warnings=attacks.notes,
+        threat=threat_of(ball),
+    )
+
+
+def _sentence(facts: _Facts) -> tuple[Kind, str]:
+    n, right, robust = facts.n, facts.right, facts.robust
+    fooled = right - robust
+    if interval(right, n)[0] <= facts.commonest:
+        return "no classifier", (
+            f"No classifier of these images: it gets {right} of {n} right, no better "
+            f"than always naming the commonest class ({facts.commonest:.0%}), so "
+            "robustness has no meaning."
+        )
+    if facts.kept < 0.1:
+        return "not robust", (
+            f"Not robust: changes within {facts.threat} fool it on {fooled} of the "
+            f"{right} images it gets right."
+        )
+    if facts.raised:
+        return "hidden gradient", (
+            f"Not shown to be robust: it hides its gradient ({', '.join(facts.raised)})"
+            f", so attacks may have missed; within {facts.threat} they already fool it "
+            f"on {fooled} of the {right} images it gets right."
+        )
+    if facts.warnings:
+        return "doubtful", (
+            f"No verdict: the evaluation has warnings. Changes within {facts.threat} "
+            f"fool it on {fooled} of the {right} images it gets right."
+        )
+    kind, words = next(level[1:] for level in LEVELS if facts.kept >= level[0])
+    return kind, (
+        f"{words}: it withstands AutoAttack within {facts.threat} on {robust} of the "
+        f"{right} images it gets right."
+    )
+
+
+def _sure(kind: Kind, facts: _Facts, lenses: Mapping[str, Lens]) -> list[str]:
+    low, high = interval(facts.robust, facts.n)
+    sentences = [
+        f"Robust accuracy is at most {100 * facts.robust / facts.n:.1f} %, from "
+        f"{facts.n} images: {100 * low:.1f} to {100 * high:.1f} % "
+        f"({CONFIDENCE:.0%} interval). A stronger attack may only lower it."
+    ]
+    if "masking" in lenses and lenses["masking"].numbers:
+        if facts.raised:
+            sentences += [note for note in lenses["masking"].notes if ": " in note]
+        else:
+            count = max(n.images for n in lenses["masking"].numbers.values())
+            sentences.append(f"No sign of gradient masking on {count} images.")
+    elif kind not in ("not robust", "no classifier"):
+        sentences.append("Nobody has looked whether it hides its gradient.")
+    return sentences + list(facts.warnings)
+
+
+def _relies_on_background(lenses: Mapping[str, Lens], facts: _Facts) -> str:
+    """A sentence, if the model relies on backgrounds; else nothing."""
+    found = lenses.get("background", Lens())
+    if not found.numbers:
+        return ""
+    above = facts.right / facts.n - facts.commonest
+    alone = found.value("background") - facts.commonest
+    without = found.value("foreground") - facts.commonest
+    if above <= 0 or (alone <= RELIES * above and without >= (1 - RELIES) * above):
+        return ""
+    return (
+        "It relies on backgrounds: it gets "
+        f"{100 * found.value('background'):.0f} % right on backgrounds alone, "
+        f"{100 * found.value('foreground'):.0f} % on foregrounds alone."
+    )
+
+
+def _why(kind: Kind, lenses: Mapping[str, Lens]) -> list[str]:
+    """What the lenses that explain say; each sentence names its number."""
+    empty = Lens()
+    sentences = []
+    distances = lenses.get("distances", empty).numbers
+    if "median" in distances:
+        number = distances["median"]
+        sentences.append(
+            f"Half of the images are nearer than {number.shown()} to another "
+            f"prediction ({number.images} images)."
+        )
+    part = lenses.get("divergence", empty).value("fisher")
+    if np.isfinite(part):
+        rules = "rules" if part >= NON_ROBUST_PART else "does not rule"
+        sentences.append(
+            f"The non-robust (Fisher) part {rules} the divergence between classes: "
+            f"{100 * part:.0f} % of it."
+        )
+    centre = lenses.get("orders", empty).value("centre")
+    if np.isfinite(centre):
+        where = "high" if centre > HIGH_ORDER else "low"
+        sentences.append(
+            f"An attack works through interactions of {where} order (mean "
+            f"{centre:.2f} of 0 to 1)."
+        )
+    alignment = lenses.get("gradients", empty).numbers
+    if "alignment" in alignment:
+        sentences.append(
+            "Input gradients look like the image with an alignment of "
+            f"{alignment['alignment'].shown()}."
+        )
+    return [] if kind == "no classifier" else sentences
+
+
+def _next(kind: Kind, facts: _Facts, relies: bool) -> list[str]:
+    advice = {
+        "no classifier": [
+            "Check the weights, the scaling of the images and the order of the classes."
+        ],
+        "not robust": [
+            "Train against attacks: training.fit with objectives.adversarial or "
+            "objectives.trades."
+        ],
+        "hidden gradient": [
+            "Remove what hides the gradient (see above), or give it another way back, "
+            "and run this again."
+        ],
+        "doubtful": ["Resolve the warnings, and run this again."],
+        "weakly robust": [
+            "Train longer or with a larger radius; look at the samples that fall first."
+        ],
+        "partly robust": ["Look at the classes and samples that fall."],
+        "robust": [
+            "Ask for a larger radius, more images, and a certificate where it fits."
+        ],
+    }[kind]
+    low, high = interval(facts.robust, facts.n)
+    if kind not in ("no classifier", "not robust") and high - low > 0.1:
+        advice = [*advice, "Take more images: the interval is wider than 10 points."]
+    if relies:
+        advice = [
+            *advice,
+            "Decorrelate backgrounds and labels in training, or train with "
+            "objectives.group_dro.",
+        ]
+    return advice
