@@ -188,7 +188,7 @@ def _svg(figure: Figure, salt: str) -> markupsafe.Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     # ids must differ between the figures of a page
-    text = re.sub(r'\bid="([a-z]+_\d+)"', rf'id="{salt}-\1"', text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{salt}-", text)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
     return markupsafe.Markup(text)
 
