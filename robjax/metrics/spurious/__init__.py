@@ -1,6 +1,7 @@
 """How much a model relies on what only goes with the label: backgrounds, groups.
 
     noise.py    noise on the foreground or the background alone, relative sensitivity
+    regions.py  masks that grow, for the core region of RCS
     swap.py     the same foregrounds on other backgrounds; models of other classes
     groups.py   accuracies of groups, the worst of them, means with other proportions
 
@@ -24,6 +25,7 @@ from robjax.metrics.spurious.noise import (
     noise_sensitivity,
     relative_sensitivity,
 )
+from robjax.metrics.spurious.regions import dilate
 from robjax.metrics.spurious.swap import (
     BackgroundSwap,
     background_gap,
@@ -41,6 +43,7 @@ __all__ = [
     "NoiseSensitivity",
     "background_gap",
     "background_swap",
+    "dilate",
     "group_accuracies",
     "map_classes",
     "noise_sensitivity",

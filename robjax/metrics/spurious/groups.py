@@ -42,19 +42,25 @@ class Estimate(NamedTuple):
 
 
 @jax.jit
-def mean(values: jax.Array) -> Estimate:
+def mean(values: jax.Array, classes: jax.Array | None = None) -> Estimate:
     """The mean over the last axis, the images, with its standard error; NaN left out.
 
     >>> mean(jnp.array([1.0, 0.0, jnp.nan, 1.0, 0.0]))
     Estimate(0.5 ± 0.29)
+    >>> mean(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.array([7, 7, 3, 3]))
+    Estimate(0.25 ± 0.25)
 
     Args:
       values: [..., N].
+      classes: int [N]; then the mean of the means of the classes that have images, with
+        √(Σ_k stderr_k²) / K.
 
     Returns:
       The mean, and √(Σ (v − mean)² / (n − 1) / n); NaN for n < 2.
     """
     values = jnp.asarray(values, jnp.promote_types(jnp.result_type(values), "float32"))
+    if classes is not None:
+        return _mean_of_classes(values, classes)
     known = ~jnp.isnan(values)
     count = jnp.sum(known, -1, keepdims=True)
     total = jnp.sum(jnp.where(known, values, 0), -1, keepdims=True)
@@ -63,6 +69,30 @@ def mean(values: jax.Array) -> Estimate:
     count = jnp.squeeze(count, -1)
     freedom = jnp.where(count > 1, count - 1, jnp.nan)
     return Estimate(jnp.squeeze(centre, -1), jnp.sqrt(squares / freedom / count))
+
+
+def _mean_of_classes(values: jax.Array, classes: jax.Array) -> Estimate:
+    images = values.shape[-1]
+    # numbered anew, so that there are at most as many classes as images
+    _, place = jnp.unique(classes, size=images, return_inverse=True)
+    known = ~jnp.isnan(values)
+
+    def total(numbers: jax.Array) -> jax.Array:
+        """Sums of the classes, [N, ...]."""
+        return jax.ops.segment_sum(jnp.moveaxis(numbers, -1, 0), place, images)
+
+    count = total(known.astype(values.dtype))
+    centre = total(jnp.where(known, values, 0)) / jnp.maximum(count, 1)
+    apart = values - jnp.moveaxis(centre[place], 0, -1)
+    squares = total(jnp.where(known, apart, 0) ** 2)
+    seen = count > 0
+    freedom = jnp.where(count > 1, count - 1, jnp.nan)
+    variance = jnp.where(seen, squares / freedom / jnp.maximum(count, 1), 0)
+    number = jnp.sum(seen, 0)
+    return Estimate(
+        jnp.sum(jnp.where(seen, centre, 0), 0) / number,
+        jnp.sqrt(jnp.sum(variance, 0)) / number,
+    )
 
 
 class GroupAccuracies(NamedTuple):

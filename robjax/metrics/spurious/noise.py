@@ -90,12 +90,15 @@ class NoiseSensitivity(NamedTuple):
       clean: [B] 1 where the image without noise is classified correctly, else 0.
       correct: [L, 2, B] share of trials that are classified correctly.
       probability: [L, 2, B] mean probability of the true class.
+      classes: int [B] labels, if all accuracies are means over the classes of the
+        accuracy of a class; None: means over images.
     """
 
     levels: jax.Array
     clean: jax.Array
     correct: jax.Array
     probability: jax.Array
+    classes: jax.Array | None = None
 
     @property
     def excluded(self) -> jax.Array:
@@ -105,12 +108,12 @@ class NoiseSensitivity(NamedTuple):
     @property
     def accuracy(self) -> Estimate:
         """[L, 2] accuracies under noise."""
-        return mean(self.correct)
+        return mean(self.correct, self.classes)
 
     @property
     def clean_accuracy(self) -> Estimate:
         """Accuracy without noise."""
-        return mean(self.clean)
+        return mean(self.clean, self.classes)
 
     @property
     def relative(self) -> Estimate:
@@ -120,7 +123,7 @@ class NoiseSensitivity(NamedTuple):
         delta method), which are of the same images; NaN where RFS is 0 because all is
         correct or all is wrong.
         """
-        return _over_images(self.correct)[0]
+        return _over_images(self.correct, self.classes)[0]
 
     @property
     def mean_relative(self) -> Estimate:
@@ -128,7 +131,7 @@ class NoiseSensitivity(NamedTuple):
 
         At other levels the division by min(ā, 1 − ā) makes much of few images.
         """
-        return _over_images(self.correct)[1]
+        return _over_images(self.correct, self.classes)[1]
 
     @property
     def per_image(self) -> jax.Array:
@@ -153,9 +156,11 @@ class NoiseSensitivity(NamedTuple):
 
 
 @jax.jit
-def _over_images(correct: jax.Array) -> tuple[Estimate, Estimate]:
+def _over_images(
+    correct: jax.Array, classes: jax.Array | None
+) -> tuple[Estimate, Estimate]:
     """RFS at each level [L], and its mean over levels, from verdicts [L, 2, B]."""
-    foreground, background = mean(correct).value.T
+    foreground, background = mean(correct, classes).value.T
     centre = (foreground + background) / 2
     rfs = _relative(foreground, background)
 
@@ -172,8 +177,8 @@ def _over_images(correct: jax.Array) -> tuple[Estimate, Estimate]:
     average = jnp.sum(jnp.where(used, rfs, 0)) / count
     together = jnp.sum(jnp.where(used[:, None], influence, 0), axis=0) / count
     return (
-        Estimate(rfs, mean(influence).stderr),
-        Estimate(average, mean(together).stderr),
+        Estimate(rfs, mean(influence, classes).stderr),
+        Estimate(average, mean(together, classes).stderr),
     )
 
 
@@ -187,6 +192,7 @@ def noise_sensitivity(
     linf_levels: ArrayLike = LINF_LEVELS,
     l2_levels: ArrayLike = L2_LEVELS,
     trials: int = 1,
+    class_balanced: bool = False,
     bounds: Bounds = (0.0, 1.0),
     batch_size: int = 128,
 ) -> NoiseSensitivity:
@@ -219,6 +225,8 @@ def noise_sensitivity(
       linf_levels: σ [·] of L∞-type noise, may be empty.
       l2_levels: r [·] of L2-type noise, may be empty.
       trials: draws of the noise for each level.
+      class_balanced: accuracies are means over classes, not over images, so that each
+        class that has images counts the same.
       bounds: lowest and highest pixel value.
       batch_size: images per chunk, bounds the memory.
 
@@ -253,7 +261,7 @@ def noise_sensitivity(
         batch_size=check_count("batch_size", batch_size),
     )
     warn_not_finite(logits=finite, gradients=jnp.ones_like(finite))
-    return found
+    return found._replace(classes=y) if class_balanced else found
 
 
 def _check_levels(name: str, levels: ArrayLike) -> jax.Array:
