@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 from sklearn.linear_model import Lasso
 
+from robjax import attacks
+from robjax.balls import L1, L2, Linf
 from robjax.theory import linear_regression as lr
 
 NORMS = [1, 2, np.inf]
@@ -148,6 +150,41 @@ def test_projected_gradient_ascent_reaches_the_worst_perturbation(norm):
         )
         reached = (y[i] - (x[i] + move[i]) @ w) ** 2
         assert -best.fun == pytest.approx(reached, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_risk_is_the_mean_loss_that_pgd_reaches(norm):
+    """On points x, y at the nodes of a quadrature over the residual r.
+
+    The loss under attack depends on (x, y) through r ~ N(0, s²) alone, so the points
+    may be the means of x and y given r; its kink, at r = 0, is an end of both halves.
+    """
+    problem = random_problem(np.random.default_rng(3), 3)
+    covariance, w_star = problem["covariance"], problem["w_star"]
+    w, noise, eps = np.array([0.4, -0.3, 0.2]), 0.4, 0.5
+    pull = covariance @ (w_star - w)
+    square = noise**2 + (w_star - w) @ pull
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    r = 5 * np.sqrt(square) * np.concatenate([nodes - 1, nodes + 1])
+    density = np.exp(-(r**2) / (2 * square)) / np.sqrt(2 * np.pi * square)
+    weights = 5 * np.sqrt(square) * np.tile(weights, 2) * density
+    x = jnp.asarray(r[:, None] * pull / square)
+    y = jnp.asarray(r * (w_star @ pull + noise**2) / square)
+    np.testing.assert_allclose(y - x @ w, r, atol=1e-12)
+
+    found = attacks.pgd(  # logit k of an image is its prediction minus target k
+        lambda x: (x @ w)[:, None] - y[None],
+        x,
+        jnp.arange(len(r)),
+        ball={1: L1, 2: L2, np.inf: Linf}[norm](eps),
+        bounds=(-50.0, 50.0),
+        steps=5,
+        random_start=False,
+        loss=lambda logits, labels: logits[jnp.arange(len(r)), labels] ** 2,
+    )
+    expected = lr.adversarial_risk(w, **problem, noise=noise, eps=eps, norm=norm)
+    # the tails beyond 10 s are below 1e-20
+    assert weights @ np.asarray(found.loss) == pytest.approx(float(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -318,3 +355,10 @@ def test_paths_of_many_features_are_certified(d, pieces, norm):
     for one, w in zip(eps[1:-1:10], line.w[1:-1:10], strict=True):
         check_kkt(w, one, norm, 0.3, problem)
         np.testing.assert_allclose(lr.solve(**run, eps=one), w, atol=1e-12)
+
+
+def test_what_rounding_has_spoilt_is_an_error():
+    nearly_one = np.ones((3, 3)) + 1e-12 * np.diag([1.0, 2.0, 3.0])
+    law = {"covariance": nearly_one, "w_star": np.array([1.0, -1.0, 0.5])}
+    with pytest.raises(RuntimeError, match="no exact minimiser .* nearly dependent"):
+        lr.solve(**law, noise=0.1, eps=0.61, norm=np.inf)
