@@ -4,16 +4,21 @@ Claim (Moayeri et al., arXiv 2209.07592): spurious correlations in training data
 improve adversarial robustness if the test domain preserves them. Where it does not,
 networks that were trained with the correlation should be less robust.
 
-    python -m experiments.preserved_correlation [--source mnist]
+    python -m experiments.preserved_correlation [--source mnist] [--data PATH]
 
 Adversarial training on four digits on striped backgrounds (experiments/scenes.py), with
 90 % of the backgrounds fitting and with none fitting more often than by chance. Robust
 accuracy is that under PGD-40 at the radius of training. A network that sees only the
 background is right, and stays so under attack, on 90 % of the images that preserve the
-correlation, so a gain is reliance on it. Numbers: experiments/README.md.
+correlation, so a gain is reliance on it. Of a released set with groups (Waterbirds),
+training without the correlation repeats the images of small groups until all groups are
+equally large; robust accuracy is that of the test groups in the shares of the training
+images (preserved), or with all backgrounds equally often (lost). Numbers:
+experiments/README.md.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tyro
@@ -27,18 +32,22 @@ from robjax.reporting import figures, tables
 AMPLITUDES = (0.2, 0.4, 0.7)
 RADII = {"L2": 0.5, "Linf": 8 / 255}
 CHANCE = 0.25  # of four classes
+BOTH = (True, False)  # with the correlation, and without
 
-Found = Mapping[tuple[str, float, float], Sequence[Measured]]
-"""(norm, amplitude, correlation) -> what was measured for each seed."""
+CLAIMS = {
+    "robust_in_domain": "preserved, the correlation raises robust accuracy",
+    "robust_decorrelated": "lost, the correlation lowers robust accuracy",
+}
+
+Found = Mapping[tuple[str, float | None, bool], Sequence[Measured]]
+"""(norm, amplitude, with the correlation) -> what was measured for each seed."""
 
 
 def collect(arguments: Arguments) -> Found:
     """Trains and measures networks with and without the correlation."""
+    amplitudes = AMPLITUDES if arguments.data is None else (None,)
     keys = [
-        (norm, amplitude, correlation)
-        for norm in RADII
-        for amplitude in AMPLITUDES
-        for correlation in (CORRELATION, CHANCE)
+        (n, a, correlated) for n in RADII for a in amplitudes for correlated in BOTH
     ]
     if arguments.smoke:
         keys = keys[-2:]
@@ -48,7 +57,8 @@ def collect(arguments: Arguments) -> Found:
             norm=key[0],
             eps=RADII[key[0]],
             amplitude=key[1],
-            correlation=key[2],
+            correlation=CORRELATION if key[2] else CHANCE,
+            balanced=arguments.data is not None and not key[2],
         )
         for key in keys
     }
@@ -59,32 +69,51 @@ def collect(arguments: Arguments) -> Found:
 def judge(found: Found) -> list[Claim]:
     """With the correlation against without, seed by seed."""
     claims = []
-    for norm, amplitude, correlation in found:
-        if correlation == CHANCE:
-            continue
-        rows = [found[norm, amplitude, c] for c in (correlation, CHANCE)]
-        where = f"{norm}, brightness {amplitude}"
+    for norm, amplitude in dict.fromkeys(key[:2] for key in found):
+        rows = [found[norm, amplitude, correlated] for correlated in BOTH]
         # tested where training was: with the correlation, and without one
-        preserved = [scenes.column(row, "robust_in_domain") for row in rows]
-        lost = [scenes.column(row, "robust_decorrelated") for row in rows]
-        claims += [
-            Claim(
-                f"{where}: preserved, the correlation raises robust accuracy",
-                _both(preserved),
-                common.is_above(preserved[0] - preserved[1], 0),
-            ),
-            Claim(
-                f"{where}: lost, the correlation lowers robust accuracy",
-                _both(lost),
-                common.is_below(lost[0] - lost[1], 0),
-            ),
-        ]
+        for (name, words), verdict in zip(
+            CLAIMS.items(), (common.is_above, common.is_below), strict=True
+        ):
+            rates = [scenes.column(row, name) for row in rows]
+            claims.append(
+                Claim(
+                    f"{scenes.where(norm, amplitude)}: {words}",
+                    _both(rates),
+                    verdict(rates[0] - rates[1], 0),
+                )
+            )
     return claims
 
 
 def _both(rates: Sequence[np.ndarray]) -> str:
     with_it, without = (tables.plus_minus(rate, unit="%") for rate in rates)
     return f"{with_it} against {without}"
+
+
+def draw(found: Found) -> Any:
+    """Robust accuracy where the correlation is preserved, and where it is lost."""
+    seeds = scenes.seeds_of(next(iter(found.values())))
+    panels = {
+        tested: {
+            f"trained {words} it": {
+                scenes.where(n, a): scenes.column(row, name)
+                for (n, a, c), row in found.items()
+                if c == correlated
+            }
+            for correlated, words in zip(BOTH, ("with", "without"), strict=True)
+        }
+        for name, tested in (
+            ("robust_in_domain", "correlation preserved"),
+            ("robust_decorrelated", "correlation lost"),
+        )
+    }
+    return figures.bars(
+        panels,
+        title=f"Robust accuracy with and without the correlation, {seeds}",
+        ylabel="robust accuracy [%]",
+        percent=True,
+    )
 
 
 def run(arguments: Arguments) -> None:
@@ -94,33 +123,21 @@ def run(arguments: Arguments) -> None:
         "Spurious correlations improve adversarial robustness where they are "
         "preserved, and only there."
     )
+    unanswered = scenes.unanswered(arguments, CLAIMS)
     common.announce(question, claim, minutes=8, seeds=arguments.seeds)
     found = collect(arguments)
-    bars = {
-        f"{words} {correlation:.0%}": {
-            f"{n} {a}": scenes.column(row, f"robust_{split}").tolist()
-            for (n, a, c), row in found.items()
-            if c == correlation
-        }
-        for split, words in (("in_domain", "preserved,"), ("decorrelated", "lost,"))
-        for correlation in (CORRELATION, CHANCE)
-    }
     common.write_report(
-        common.results_of(arguments) / "preserved_correlation" / arguments.source,
+        common.results_of(arguments)
+        / "preserved_correlation"
+        / scenes.name_of(arguments),
         question=question,
         claim=claim,
-        setting=arguments.smoke
-        * common.SMOKE
-        + f"CNN on {arguments.source}, 4 classes, correlation {CORRELATION} and "
-        f"{CHANCE}, {scenes.EPOCHS} epochs, {arguments.seeds} seeds.",
+        setting=scenes.describe(
+            arguments, f"4 classes, correlation {CORRELATION} and {CHANCE}"
+        ),
         claims=judge(found),
-        drawn={
-            "robust": figures.bars(
-                {"": bars},
-                title="Robust accuracy by training correlation",
-                ylabel="robust accuracy",
-            )
-        },
+        drawn={"robust": draw(found)},
+        rest=unanswered,
     )
 
 

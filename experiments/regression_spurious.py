@@ -222,8 +222,8 @@ def draw(found: Found) -> dict[str, Any]:
     """Reliance over the radius; the spurious weight over its scale."""
     reliance = [
         figures.Panel(
-            {attack: np.stack([row.reliance for row in found[attack, kappa]])
-             for attack in NORMS},
+            {f"{a} attack": np.stack([row.reliance for row in found[a, kappa]])
+             for a in NORMS},
             f"spurious scale {kappa}",
             "‖w_S‖ / ‖w‖",
         )
@@ -240,7 +240,8 @@ def draw(found: Found) -> dict[str, Any]:
     return {
         "reliance": figures.curves(
             [reliance],
-            title="Reliance on spurious features",
+            title=f"Reliance on spurious features, {len(next(iter(found.values())))} "
+            "covariances",
             x=SHARES,
             xlabel="ε / ε_max",
         ),
