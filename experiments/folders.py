@@ -267,7 +267,8 @@ def _shares(root: Path, test: data.Scenes) -> dict[str, np.ndarray]:
     """Shares of the groups: those in training, and without a correlation."""
     listing, kinds = find(root).train.listing, test.num_backgrounds
     trained = np.bincount(
-        listing.labels * kinds + listing.backgrounds, minlength=test.num_classes * kinds
+        listing.labels * kinds + np.asarray(listing.backgrounds),
+        minlength=test.num_classes * kinds,
     )
     classes = np.bincount(test.labels, minlength=test.num_classes)
     return {"in_domain": trained, "decorrelated": np.repeat(classes, kinds)}

@@ -247,7 +247,7 @@ def describe(arguments: Arguments, own: str, network: str = "CNN") -> str:
             f"{len(found.test.rows)} test images resized to {size}×{size}"
         )
         remark = (
-            f" L2 radii are {size / IMAGE_SIZE:g} times those named. {found.remark}"
+            f" {found.remark} L2 radii are {size / IMAGE_SIZE:g} times those named."
         )
     return (
         arguments.smoke * common.SMOKE

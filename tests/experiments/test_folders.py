@@ -197,7 +197,7 @@ def test_another_content_of_the_folder_is_another_network(tmp_path, monkeypatch)
     imagenet9(tmp_path / "nine", CHALLENGE)
     arguments = scenes.Arguments(data=tmp_path / "nine", image_size=8, smoke=True)
     recipe = scenes.base(arguments, amplitude=0.2, correlation=0.9)(0)
-    assert (recipe.amplitude, recipe.image_size, recipe.epochs) == (None, 8, 1)
+    assert (recipe.amplitude, recipe.image_size, recipe.epochs) == (0, 8, 1)
     trained = scene_networks.training_images(recipe)
     assert trained.images.shape == (14, 8, 8, 3) and trained.num_classes == 2
 
