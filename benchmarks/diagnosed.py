@@ -2,10 +2,10 @@
 
     python -m benchmarks.diagnosed
 
-Twelve models: undefended, adversarially trained, the same at a radius where it is nearly
-robust, three defences that hide the gradient in front of each network, untrained,
-constant, and one that looks at the background alone. Prints the verdict on each and
-whether it is one of those that are true.
+Twelve models: undefended, adversarially trained, the same at a radius where it is
+nearly robust, three defences that hide the gradient in front of each network,
+untrained, constant, and one that looks at the background alone. Prints the verdict on
+each and whether it is one of those that are true.
 """
 
 import sys
