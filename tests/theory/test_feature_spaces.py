@@ -11,6 +11,7 @@ from scipy import linalg, optimize, special, stats
 from robjax.theory import feature_spaces as fs
 
 SEEDS = st.integers(0, 10**6)
+NORMS = (1, 2, np.inf)
 
 
 def maps(rng, wanted, d):
@@ -319,6 +320,36 @@ def test_an_unnecessary_feature_hurts_if_it_is_used():
     assert np.isnan(unused.flipped).all()
 
 
+@given(SEEDS, st.integers(1, 300))
+def test_norms_lie_between_each_other_and_reach_the_ends(seed, n):
+    rng = np.random.default_rng(seed)
+    sizes = 10 ** rng.uniform(-6, 6, (40, 1))
+    v = sizes * rng.standard_t(2, (40, n))
+    one, two, most = (np.linalg.norm(v, p, axis=1) for p in NORMS)
+    slack = 1 + 1e-12
+    for low, high in (
+        (most, two),
+        (two, one),
+        (one, n**0.5 * two),
+        (n**0.5 * two, n * most),
+    ):
+        assert (low <= slack * high).all()
+    ends = np.eye(n)[0], np.ones(n)
+    for p in NORMS:
+        for q in NORMS:
+            ratio = fs.norm_ratio(p, q, n)
+            stretch = np.linalg.norm(v, q, axis=1) / np.linalg.norm(v, p, axis=1)
+            assert (stretch <= slack * ratio).all()
+            attained = [np.linalg.norm(e, q) / np.linalg.norm(e, p) for e in ends]
+            assert max(attained) == pytest.approx(ratio, rel=1e-13)
+
+
+def test_only_a_map_of_zeros_has_rank_0():
+    a1, a2 = np.eye(1, 20), np.repeat(np.eye(2, 20)[1:], 3, axis=0)
+    for tolerance in (0.49, None):  # four rows: below 1/2
+        assert fs.compare(a1, a2, tolerance=tolerance).ranks == (1, 1, 2)
+
+
 def test_values_do_not_depend_on_the_precision_of_jax():
     a1, a2 = np.array([[1.0, 2]]) / 3, np.array([[1.0, 0], [1, 1]]) / 7
     plain = fs.modulus(a1, a2)
@@ -334,7 +365,17 @@ def test_values_do_not_depend_on_the_precision_of_jax():
         (lambda: fs.case([[np.nan]], [[1.0]]), "a1 must be finite"),
         (lambda: fs.case([[1.0]], [[1j]]), "a2 must hold real numbers, got dtype comp"),
         (lambda: fs.case(np.ones((0, 2)), np.eye(2)), "a1 must have shape"),
-        (lambda: fs.modulus([[1.0]], [[1.0]], tolerance=1), "tolerance must be finite"),
+        *(
+            (
+                lambda t=t: fs.modulus([[1.0]], [[1.0]], tolerance=t),
+                "tolerance must be .* got",
+            )
+            for t in (1, 0.71, 0.999999, 0, -1e-9, np.nan, np.inf, "a", [0.1])
+        ),
+        (
+            lambda: fs.case(np.ones((1, 800), np.float16), np.ones((1, 800))),
+            "finer dtype than float16 for maps of this size",
+        ),
         (
             lambda: fs.minimal_flip_distance([[1.0]], 0, [[1.0]], [[1.0]]),
             r"a must have shape \[d\]",
@@ -379,6 +420,9 @@ def test_values_do_not_depend_on_the_precision_of_jax():
             r"x must have shape \[B, 2",
         ),
         (lambda: fs.ignored_direction([[1.0, 1]], weight=1e-20), "weight must be 0 or"),
+        (lambda: fs.norm_ratio(3, 2, 5), "p must be 1, 2 or inf, got 3"),
+        (lambda: fs.norm_ratio(2, True, 5), "q must be 1, 2 or inf, got True"),
+        (lambda: fs.norm_ratio(2, 1, 0), "dimension must be a whole number"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import linalg
 
-from robjax.checks import check_range
+from robjax.checks import check_number
 from robjax.theory.feature_spaces.arguments import check_array, rounding
 
 _CASES = {
@@ -55,11 +55,13 @@ def compare(
     Args:
       a1: [n1, d] map A₁ of the predictor.
       a2: [n2, d] map A₂ of the oracle.
-      tolerance: for rank decisions, from 0 to below 1; the default is the module's.
+      tolerance: for rank decisions, positive and below 1/√(n1 + n2); the default is the
+        module's.
 
     Raises:
       ValueError: a map is not a matrix of finite real numbers, the numbers of columns
-        differ, or the tolerance is out of range.
+        differ, the tolerance is out of range, or the dtype is too coarse for the
+        default.
     """
     return _solve(a1, a2, tolerance)[0]
 
@@ -122,9 +124,7 @@ def _solve(a1: Any, a2: Any, tolerance: float | None) -> tuple[FeatureSpaces, fl
         raise ValueError(
             f"a2 must have as many columns as a1, {d}, got shape {maps[1].shape}"
         )
-    usual = 4 * max(n1 + len(maps[1]), d) * max(rounding(a) for a in maps)
-    given = usual if tolerance is None else tolerance
-    share = float(check_range("tolerance", given, 0, below=1))
+    share = _checked_tolerance(tolerance, maps)
     stacked = np.concatenate([a.astype(float) for a in maps])
     both, lengths = _equilibrated(stacked, share)
     values = np.linalg.svd(both, compute_uv=False)
@@ -145,6 +145,29 @@ def _solve(a1: Any, a2: Any, tolerance: float | None) -> tuple[FeatureSpaces, fl
     _, triangle, columns = linalg.qr(moved[order], mode="economic", pivoting=True)  # pyright: ignore
     ratio = linalg.solve_triangular(triangle.T, moved[:n1, columns].T, lower=True)
     return spaces, float(np.linalg.norm(ratio, 2))
+
+
+def _checked_tolerance(given: float | None, maps: list[np.ndarray]) -> float:
+    """The tolerance or its default, small enough that only 0 has rank 0."""
+    rows = sum(len(a) for a in maps)
+    # a row has length 1, and the largest singular value is at most √rows
+    limit = rows**-0.5
+    if given is not None:
+        number = float(check_number("tolerance", given))
+        if not 0 < number < limit:
+            raise ValueError(
+                f"tolerance must be above 0 and below {limit:.3g} for {rows} rows, got "
+                f"{given}"
+            )
+        return number
+    usual = 4 * max(rows, maps[0].shape[1]) * max(rounding(a) for a in maps)
+    if usual >= limit:
+        coarse = max(maps, key=rounding).dtype
+        raise ValueError(
+            f"a1 and a2 must be of a finer dtype than {coarse} for maps of this size, "
+            "or a tolerance be given"
+        )
+    return usual
 
 
 def _equilibrated(a: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
