@@ -1,10 +1,12 @@
 """Feature spaces: null spaces, searches, simulations and invariances."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg, optimize, special, stats
 
@@ -350,6 +352,73 @@ def test_only_a_map_of_zeros_has_rank_0():
         assert fs.compare(a1, a2, tolerance=tolerance).ranks == (1, 1, 2)
 
 
+def exact_rank(rows):
+    """The rank in rational arithmetic, by elimination."""
+    kept = []
+    for row in rows:
+        row = [Fraction(float(value)) for value in row]
+        for lead, other in kept:
+            factor = row[lead] / other[lead]
+            row = [a - factor * b for a, b in zip(row, other, strict=True)]
+        lead = next((j for j, value in enumerate(row) if value), None)
+        if lead is not None:
+            kept.append((lead, row))
+    return len(kept)
+
+
+@given(SEEDS, st.sampled_from([np.float32, np.float64]))
+@settings(max_examples=100)
+def test_ranks_are_those_of_rational_arithmetic(seed, dtype):
+    rng = np.random.default_rng(seed)
+    d = rng.integers(1, 6)
+    basis = rng.integers(-3, 4, (d, d))
+    pair = []
+    for n in rng.integers(1, 5, 2):
+        chosen = basis[rng.permutation(d)[: rng.integers(0, d + 1)]]
+        whole = rng.integers(-3, 4, (n, len(chosen))) @ chosen
+        rows = 2.0 ** rng.integers(-20, 21, (n, 1))  # exact, also in float32
+        size = 2.0 ** rng.integers(-60, 61)
+        pair.append((whole * rows * size).astype(dtype))
+    ranks = tuple(map(exact_rank, (*pair, np.concatenate(pair))))
+    found = fs.compare(*pair)
+    assert found.ranks == ranks
+    assert found.case == named(ranks[2] == ranks[1], ranks[2] == ranks[0])
+
+
+def test_no_scale_is_too_large_or_too_small():
+    one, big, small = np.eye(2), 2.0**1000, 2.0**-1000
+    plain = np.array([[3.0, 4.0], [1.0, 0.0]])
+
+    def distance(a, x, a2):
+        return fs.minimal_flip_distance(a, 0.0, x, a2)
+
+    wanted = distance([3.0, 4.0], plain, one)
+    for size in (big, small):
+        np.testing.assert_array_equal(
+            distance([3 * size, 4 * size], plain, one), wanted
+        )
+        np.testing.assert_array_equal(
+            distance([3.0, 4.0], plain, size * one), size * wanted
+        )
+        np.testing.assert_array_equal(
+            distance([3 * size, 4 * size], plain, one / size), wanted / size
+        )
+        assert fs.modulus(size * one, size * one) == 1
+        assert fs.case(size * one, one / size) == "III"
+        half = fs.pair_agreement(
+            [size, size], covariance=one / size, noise_covariance=one / size
+        )
+        assert half == pytest.approx(0.75, abs=1e-15)
+        arc = fs.gaussian_arc(size, size, modulus=size, delta=[0.5, np.inf])
+        np.testing.assert_array_equal(
+            arc, fs.gaussian_arc(1.0, 1.0, modulus=1.0, delta=[0.5, np.inf])
+        )
+    assert fs.modulus(5e-324 * one, 5e-324 * one) == 1
+    assert fs.modulus(big * one, small * one) == np.inf  # 2^2000
+    assert (distance([1.0, 1.0], [[1e308, 1e308]], [[1.0, 0.0]]) == 0).all()
+    assert fs.gaussian_arc(1.0, 1.0, modulus=1e-320, delta=1.0) == 1
+
+
 def test_values_do_not_depend_on_the_precision_of_jax():
     a1, a2 = np.array([[1.0, 2]]) / 3, np.array([[1.0, 0], [1, 1]]) / 7
     plain = fs.modulus(a1, a2)
@@ -420,6 +489,10 @@ def test_values_do_not_depend_on_the_precision_of_jax():
             r"x must have shape \[B, 2",
         ),
         (lambda: fs.ignored_direction([[1.0, 1]], weight=1e-20), "weight must be 0 or"),
+        (
+            lambda: fs.ignored_direction([[1e300, 1]], weight=1e-12),
+            "x must be small enough to be flipped",
+        ),
         (lambda: fs.norm_ratio(3, 2, 5), "p must be 1, 2 or inf, got 3"),
         (lambda: fs.norm_ratio(2, True, 5), "q must be 1, 2 or inf, got True"),
         (lambda: fs.norm_ratio(2, 1, 0), "dimension must be a whole number"),
