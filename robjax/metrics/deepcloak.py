@@ -21,11 +21,11 @@ gradient is that of f_mask. The features that change most are often the useful o
 report clean accuracy, too.
 
 **Features of a network.** Of robjax's own deep models they are the tap "features", and
-c is the last layer:
+c is the last layer, a `models.Linear`:
 
     features_fn = Partial(taps.Tap(model, "features"), variables)
-    last = {"params": variables["params"]["logits"]}
-    head_fn = Partial(flax.linen.Dense(10).apply, last)
+    last = {"params": {"logits": variables["params"]["logits"]}}
+    head_fn = Partial(models.Linear(10).apply, last)
     scores = feature_scores(features_fn, x, x_adv)
     logits_fn = masked(features_fn, head_fn, mask_of(scores, 5))
 
