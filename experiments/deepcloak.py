@@ -69,7 +69,7 @@ class Arguments:
 
 def collect(arguments: Arguments) -> Found:
     """Trains and measures the networks of all seeds."""
-    limits = (200, 40) if arguments.smoke else LIMITS[arguments.dataset]
+    limits = (40, 40) if arguments.smoke else LIMITS[arguments.dataset]
     splits = []
     for split, limit in zip(("train", "test"), limits, strict=True):
         found = data.load(arguments.dataset, split)

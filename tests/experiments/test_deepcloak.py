@@ -5,6 +5,7 @@ import pytest
 
 from experiments import common, deepcloak
 from experiments.deepcloak import ADAPTIVE, APGD, CLEAN, PGD, PGD_TRANSFER, TRANSFER
+from robjax import attacks
 from tests.experiments.test_tradeoff import SEEDS, summary, verdicts
 
 SHARES = np.array(deepcloak.SHARES)
@@ -59,7 +60,8 @@ def test_each_verdict_has_its_own_numbers(name, slope, failing):
         assert words.startswith(start)
 
 
-def test_a_smoke_run_leaves_claims_and_a_figure(tmp_path):
+def test_a_smoke_run_leaves_claims_and_a_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(attacks, "apgd", attacks.fgsm)  # it takes long to compile
     arguments = deepcloak.Arguments(results=tmp_path, seeds=1, smoke=True)
     folder = deepcloak.run(arguments)
     assert set(summary(folder).values()) == {common.UNTESTABLE}
