@@ -1,6 +1,12 @@
 """Per-sample and per-pair measurements that explain why a model is (not) robust."""
 
-from robjax.metrics import interactions, saliency, spurious, strong_robustness
+from robjax.metrics import (
+    deepcloak,
+    interactions,
+    saliency,
+    spurious,
+    strong_robustness,
+)
 from robjax.metrics.fisher import FisherSpectrum, fisher_spectrum
 from robjax.metrics.kl import KLComponents, kl_components, kl_path, kl_to_class_means
 from robjax.metrics.kl.pairwise import (
@@ -16,6 +22,7 @@ __all__ = [
     "KLComponents",
     "PairwiseKL",
     "class_pair_kl",
+    "deepcloak",
     "fisher_spectrum",
     "interactions",
     "kl_components",

@@ -1,16 +1,19 @@
 """Feature spaces: null spaces, searches, simulations and invariances."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg, optimize, special, stats
 
 from robjax.theory import feature_spaces as fs
 
 SEEDS = st.integers(0, 10**6)
+NORMS = (1, 2, np.inf)
 
 
 def maps(rng, wanted, d):
@@ -319,6 +322,103 @@ def test_an_unnecessary_feature_hurts_if_it_is_used():
     assert np.isnan(unused.flipped).all()
 
 
+@given(SEEDS, st.integers(1, 300))
+def test_norms_lie_between_each_other_and_reach_the_ends(seed, n):
+    rng = np.random.default_rng(seed)
+    sizes = 10 ** rng.uniform(-6, 6, (40, 1))
+    v = sizes * rng.standard_t(2, (40, n))
+    one, two, most = (np.linalg.norm(v, p, axis=1) for p in NORMS)
+    slack = 1 + 1e-12
+    for low, high in (
+        (most, two),
+        (two, one),
+        (one, n**0.5 * two),
+        (n**0.5 * two, n * most),
+    ):
+        assert (low <= slack * high).all()
+    ends = np.eye(n)[0], np.ones(n)
+    for p in NORMS:
+        for q in NORMS:
+            ratio = fs.norm_ratio(p, q, n)
+            stretch = np.linalg.norm(v, q, axis=1) / np.linalg.norm(v, p, axis=1)
+            assert (stretch <= slack * ratio).all()
+            attained = [np.linalg.norm(e, q) / np.linalg.norm(e, p) for e in ends]
+            assert max(attained) == pytest.approx(ratio, rel=1e-13)
+
+
+def test_only_a_map_of_zeros_has_rank_0():
+    a1, a2 = np.eye(1, 20), np.repeat(np.eye(2, 20)[1:], 3, axis=0)
+    for tolerance in (0.49, None):  # four rows: below 1/2
+        assert fs.compare(a1, a2, tolerance=tolerance).ranks == (1, 1, 2)
+
+
+def exact_rank(rows):
+    """The rank in rational arithmetic, by elimination."""
+    kept = []
+    for row in rows:
+        row = [Fraction(float(value)) for value in row]
+        for lead, other in kept:
+            factor = row[lead] / other[lead]
+            row = [a - factor * b for a, b in zip(row, other, strict=True)]
+        lead = next((j for j, value in enumerate(row) if value), None)
+        if lead is not None:
+            kept.append((lead, row))
+    return len(kept)
+
+
+@given(SEEDS, st.sampled_from([np.float32, np.float64]))
+@settings(max_examples=100)
+def test_ranks_are_those_of_rational_arithmetic(seed, dtype):
+    rng = np.random.default_rng(seed)
+    d = rng.integers(1, 6)
+    basis = rng.integers(-3, 4, (d, d))
+    pair = []
+    for n in rng.integers(1, 5, 2):
+        chosen = basis[rng.permutation(d)[: rng.integers(0, d + 1)]]
+        whole = rng.integers(-3, 4, (n, len(chosen))) @ chosen
+        rows = 2.0 ** rng.integers(-20, 21, (n, 1))  # exact, also in float32
+        size = 2.0 ** rng.integers(-60, 61)
+        pair.append((whole * rows * size).astype(dtype))
+    ranks = tuple(map(exact_rank, (*pair, np.concatenate(pair))))
+    found = fs.compare(*pair)
+    assert found.ranks == ranks
+    assert found.case == named(ranks[2] == ranks[1], ranks[2] == ranks[0])
+
+
+def test_no_scale_is_too_large_or_too_small():
+    one, big, small = np.eye(2), 2.0**1000, 2.0**-1000
+    plain = np.array([[3.0, 4.0], [1.0, 0.0]])
+
+    def distance(a, x, a2):
+        return fs.minimal_flip_distance(a, 0.0, x, a2)
+
+    wanted = distance([3.0, 4.0], plain, one)
+    for size in (big, small):
+        np.testing.assert_array_equal(
+            distance([3 * size, 4 * size], plain, one), wanted
+        )
+        np.testing.assert_array_equal(
+            distance([3.0, 4.0], plain, size * one), size * wanted
+        )
+        np.testing.assert_array_equal(
+            distance([3 * size, 4 * size], plain, one / size), wanted / size
+        )
+        assert fs.modulus(size * one, size * one) == 1
+        assert fs.case(size * one, one / size) == "III"
+        half = fs.pair_agreement(
+            [size, size], covariance=one / size, noise_covariance=one / size
+        )
+        assert half == pytest.approx(0.75, abs=1e-15)
+        arc = fs.gaussian_arc(size, size, modulus=size, delta=[0.5, np.inf])
+        np.testing.assert_array_equal(
+            arc, fs.gaussian_arc(1.0, 1.0, modulus=1.0, delta=[0.5, np.inf])
+        )
+    assert fs.modulus(5e-324 * one, 5e-324 * one) == 1
+    assert fs.modulus(big * one, small * one) == np.inf  # 2^2000
+    assert (distance([1.0, 1.0], [[1e308, 1e308]], [[1.0, 0.0]]) == 0).all()
+    assert fs.gaussian_arc(1.0, 1.0, modulus=1e-320, delta=1.0) == 1
+
+
 def test_values_do_not_depend_on_the_precision_of_jax():
     a1, a2 = np.array([[1.0, 2]]) / 3, np.array([[1.0, 0], [1, 1]]) / 7
     plain = fs.modulus(a1, a2)
@@ -334,7 +434,17 @@ def test_values_do_not_depend_on_the_precision_of_jax():
         (lambda: fs.case([[np.nan]], [[1.0]]), "a1 must be finite"),
         (lambda: fs.case([[1.0]], [[1j]]), "a2 must hold real numbers, got dtype comp"),
         (lambda: fs.case(np.ones((0, 2)), np.eye(2)), "a1 must have shape"),
-        (lambda: fs.modulus([[1.0]], [[1.0]], tolerance=1), "tolerance must be finite"),
+        *(
+            (
+                lambda t=t: fs.modulus([[1.0]], [[1.0]], tolerance=t),
+                "tolerance must be .* got",
+            )
+            for t in (1, 0.71, 0.999999, 0, -1e-9, np.nan, np.inf, "a", [0.1])
+        ),
+        (
+            lambda: fs.case(np.ones((1, 800), np.float16), np.ones((1, 800))),
+            "finer dtype than float16 for maps of this size",
+        ),
         (
             lambda: fs.minimal_flip_distance([[1.0]], 0, [[1.0]], [[1.0]]),
             r"a must have shape \[d\]",
@@ -379,6 +489,13 @@ def test_values_do_not_depend_on_the_precision_of_jax():
             r"x must have shape \[B, 2",
         ),
         (lambda: fs.ignored_direction([[1.0, 1]], weight=1e-20), "weight must be 0 or"),
+        (
+            lambda: fs.ignored_direction([[1e300, 1]], weight=1e-12),
+            "x must be small enough to be flipped",
+        ),
+        (lambda: fs.norm_ratio(3, 2, 5), "p must be 1, 2 or inf, got 3"),
+        (lambda: fs.norm_ratio(2, True, 5), "q must be 1, 2 or inf, got True"),
+        (lambda: fs.norm_ratio(2, 1, 0), "dimension must be a whole number"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

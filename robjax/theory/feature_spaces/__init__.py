@@ -28,12 +28,14 @@ Everything is solved on the host in float64. **Rank decisions** are relative. Ro
 columns (those of both maps together), are scaled to similar lengths. A column is not
 scaled if it is shorter than `tolerance` times the longest. A singular value counts if
 it exceeds `tolerance` times the largest one of both maps stacked. The default is
-4 max(n₁ + n₂, d) times the rounding unit (`eps`) of the coarser of the two dtypes.
+4 max(n₁ + n₂, d) times the rounding unit (`eps`) of the coarser of the two dtypes. From
+1/√(n₁ + n₂) on, a map that is not 0 could count as 0. So a tolerance is below that.
 
     compare, case, finer, modulus       of two maps
     minimal_flip_distance               of a linear classifier, per sample
     pair_agreement, gaussian_arc        of a linear classifier, Gaussian data
     constant_classifier, ignored_direction      counter-examples to run
+    norm_ratio                          how far two norms of one topology are apart
 """
 
 from robjax.theory.feature_spaces.classifiers import (
@@ -53,6 +55,7 @@ from robjax.theory.feature_spaces.maps import (
     finer,
     modulus,
 )
+from robjax.theory.feature_spaces.norms import norm_ratio
 
 __all__ = [
     "CounterExample",
@@ -65,5 +68,6 @@ __all__ = [
     "ignored_direction",
     "minimal_flip_distance",
     "modulus",
+    "norm_ratio",
     "pair_agreement",
 ]

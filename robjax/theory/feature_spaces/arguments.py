@@ -37,6 +37,19 @@ def rounding(a: np.ndarray) -> float:
     return float(jnp.finfo(a.dtype if floating else np.dtype(float)).eps)
 
 
+def normalised(a: np.ndarray) -> tuple[np.ndarray, int]:
+    """The array in float64 with its largest entry in [½, 1), and the power of 2 taken.
+
+    Then products neither overflow nor underflow, and nothing is rounded.
+
+    >>> normalised(np.array([6.0, 0.0]))
+    (array([0.75, 0.  ]), 3)
+    """
+    values = a.astype(float)
+    exponent = int(np.frexp(np.abs(values).max())[1])
+    return np.ldexp(values, -exponent), exponent
+
+
 def check_points(x: ArrayLike, d: int) -> np.ndarray:
     """Points [B, d] in float64.
 

@@ -10,6 +10,7 @@ from robjax.theory.feature_spaces.arguments import (
     check_array,
     check_points,
     check_positive_or_inf,
+    normalised,
     rounding,
 )
 
@@ -60,9 +61,13 @@ def minimal_flip_distance(
         raise ValueError(
             f"a2 must have shape [n2, {len(weights)}], as a has, got {np.shape(a2)}"
         )
-    slope = maps.modulus(weights[None], a2, tolerance=tolerance)
-    score = np.abs(points @ weights.astype(float) + float(np.asarray(b)))
-    return np.full(len(score), np.inf) if slope == 0 else score / slope
+    _, slope, (exponent, shrink) = maps.solve(weights[None], a2, tolerance)
+    if slope in (0, np.inf):
+        return np.full(len(points), np.inf if slope == 0 else 0.0)
+    with np.errstate(over="ignore"):
+        offset = np.ldexp(float(np.asarray(b)), -exponent)
+        score = np.abs(points @ normalised(weights)[0] + offset)
+        return np.ldexp(score / slope, shrink)
 
 
 def pair_agreement(
@@ -89,7 +94,7 @@ def pair_agreement(
       ValueError: a shape does not fit, a value is not a finite real number, or a
         covariance is not symmetric or has a negative eigenvalue.
     """
-    weights = check_array("a", a, "[d]").astype(float)
+    weights, _ = normalised(check_array("a", a, "[d]"))
     kept = _spread(weights, "covariance", covariance)
     added = _spread(weights, "noise_covariance", noise_covariance)
     return float(1 - np.arctan2(added, kept) / np.pi)  # arccos ρ, accurate near ρ = 1
@@ -137,15 +142,18 @@ def gaussian_arc(
         ) from None
     usual = (slope > 0) & (slope < np.inf)
     safe = np.where(usual, slope, 1)
-    m, tau = np.abs(mu) / safe, sigma / safe
-    full = _positive_part(m, tau) + _positive_part(-m, tau)
-    bound = np.where(np.isfinite(cap), cap, 0)
-    # each form where it does not cancel
-    near = _positive_part(bound - m, tau) + _positive_part(-bound - m, tau)
-    below = near - 2 * _positive_part(-m, tau)
-    above = _positive_part(m - bound, tau) + _positive_part(-m - bound, tau)
-    capped = np.where(bound < full, bound - below, full - above)
-    value = np.where(np.isfinite(cap), np.clip(capped, 0, bound), full)
+    with np.errstate(over="ignore"):
+        # all in units of the score, which do not overflow where L is tiny
+        m, reach = np.abs(mu), cap * safe
+        full = _positive_part(m, sigma) + _positive_part(-m, sigma)
+        bound = np.where(np.isfinite(reach), reach, 0)
+        # each form where it does not cancel
+        near = _positive_part(bound - m, sigma) + _positive_part(-bound - m, sigma)
+        below = near - 2 * _positive_part(-m, sigma)
+        above = _positive_part(m - bound, sigma) + _positive_part(-m - bound, sigma)
+        capped = np.where(bound < full, bound - below, full - above)
+        value = np.where(np.isfinite(reach), np.clip(capped, 0, bound), full) / safe
+    value = np.minimum(value, cap)
     return np.where(usual, value, np.where(slope > 0, 0, cap))[()]
 
 
@@ -159,15 +167,15 @@ def _positive_part(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def _spread(a: np.ndarray, name: str, covariance: ArrayLike) -> float:
-    """√(aᵀCa), C checked."""
+    """√(aᵀCa) for a as `normalised`, C checked."""
     given = check_array(name, covariance, "[d, d]")
-    matrix = given.astype(float)
+    matrix, exponent = normalised(given)
     if matrix.shape != (len(a), len(a)):
         wanted = (len(a), len(a))
         raise ValueError(f"{name} must have shape {wanted}, got {matrix.shape}")
     slack = 100 * len(a) * rounding(given) * np.abs(matrix).max()
     if np.abs(matrix - matrix.T).max() > slack or linalg.eigvalsh(matrix)[0] < -slack:
         raise ValueError(
-            f"{name} must be symmetric with no negative eigenvalue, got {matrix}"
+            f"{name} must be symmetric with no negative eigenvalue, got {given}"
         )
-    return float(np.sqrt(max(a @ matrix @ a, 0)))
+    return float(np.sqrt(max(a @ matrix @ a, 0)) * 2 ** (exponent / 2))

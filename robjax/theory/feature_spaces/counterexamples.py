@@ -66,7 +66,8 @@ def ignored_direction(x: ArrayLike, *, weight: float) -> CounterExample:
       weight: of x₂, 0 or at least 1e-12 in absolute value.
 
     Raises:
-      ValueError: x is not [B, 2] finite real numbers, or the weight is not allowed.
+      ValueError: x is not [B, 2] finite real numbers, or so large that the flipped
+        points are not; or the weight is not allowed.
     """
     points = check_points(x, 2)
     check_number("weight", weight)
@@ -76,8 +77,14 @@ def ignored_direction(x: ArrayLike, *, weight: float) -> CounterExample:
     distance = minimal_flip_distance(np.array([1.0, weight]), 0.0, points, a2)
     flipped = np.full(points.shape, np.nan)
     if weight:
-        score = points[:, 0] + weight * points[:, 1]
+        with np.errstate(over="ignore"):
+            score = points[:, 0] + weight * points[:, 1]
         target = np.where(score == 0, 1, -score)  # a score of 0 is the class −1
         flipped = points.copy()
-        flipped[:, 1] = (target - points[:, 0]) / weight
+        with np.errstate(over="ignore"):
+            flipped[:, 1] = (target - points[:, 0]) / weight
+        if not np.isfinite(flipped).all():
+            raise ValueError(
+                f"x must be small enough to be flipped in float64, got {points}"
+            )
     return CounterExample(compare(np.eye(2), a2), distance, flipped)

@@ -6,8 +6,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import linalg
 
-from robjax.checks import check_range
-from robjax.theory.feature_spaces.arguments import check_array, rounding
+from robjax.checks import check_number
+from robjax.theory.feature_spaces.arguments import check_array, normalised, rounding
 
 _CASES = {
     (False, False): "I",
@@ -55,13 +55,15 @@ def compare(
     Args:
       a1: [n1, d] map A₁ of the predictor.
       a2: [n2, d] map A₂ of the oracle.
-      tolerance: for rank decisions, from 0 to below 1; the default is the module's.
+      tolerance: for rank decisions, positive and below 1/√(n1 + n2); the default is the
+        module's.
 
     Raises:
       ValueError: a map is not a matrix of finite real numbers, the numbers of columns
-        differ, or the tolerance is out of range.
+        differ, the tolerance is out of range, or the dtype is too coarse for the
+        default.
     """
-    return _solve(a1, a2, tolerance)[0]
+    return solve(a1, a2, tolerance).spaces
 
 
 def case(a1: ArrayLike, a2: ArrayLike, *, tolerance: float | None = None) -> str:
@@ -100,7 +102,8 @@ def finer(a1: ArrayLike, a2: ArrayLike, *, tolerance: float | None = None) -> bo
 def modulus(a1: ArrayLike, a2: ArrayLike, *, tolerance: float | None = None) -> float:
     """How far the predictor's features move when those of the oracle move by 1.
 
-    L = ‖A₁A₂⁺‖₂ = sup ‖A₁v‖₂/‖A₂v‖₂ over A₂v ≠ 0 if R₁ ⊆ R₂, and inf if not. Derived.
+    L = ‖A₁A₂⁺‖₂ = sup ‖A₁v‖₂/‖A₂v‖₂ over A₂v ≠ 0 if R₁ ⊆ R₂, and inf if not, or if
+    float64 does not reach so far. Derived.
 
     >>> modulus([[3.0, 0.0]], [[2.0, 0.0]]), modulus([[3.0, 1e-9]], [[2.0, 0.0]])
     (1.5, inf)
@@ -111,22 +114,38 @@ def modulus(a1: ArrayLike, a2: ArrayLike, *, tolerance: float | None = None) -> 
     Raises:
       ValueError: as in `compare`.
     """
-    return _solve(a1, a2, tolerance)[1]
+    found = solve(a1, a2, tolerance)
+    first, second = found.exponents
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(found.slope, first - second))
 
 
-def _solve(a1: Any, a2: Any, tolerance: float | None) -> tuple[FeatureSpaces, float]:
-    """How the row spaces lie, and L."""
+class Solved(NamedTuple):
+    """How the row spaces lie, and L = slope · 2^(exponents[0] − exponents[1]).
+
+    The exponents are those of `robjax.theory.feature_spaces.arguments.normalised`.
+    """
+
+    spaces: FeatureSpaces
+    slope: float
+    exponents: tuple[int, int]
+
+
+def solve(a1: Any, a2: Any, tolerance: float | None) -> Solved:
+    """How the row spaces lie, and L, also where L itself would overflow.
+
+    >>> solve([[4.0]], [[2.0]], None).slope, solve([[4.0]], [[2.0]], None).exponents
+    (1.0, (3, 2))
+    """
     maps = [check_array("a1", a1, "[n1, d]"), check_array("a2", a2, "[n2, d]")]
     n1, d = maps[0].shape
     if maps[1].shape[1] != d:
         raise ValueError(
             f"a2 must have as many columns as a1, {d}, got shape {maps[1].shape}"
         )
-    usual = 4 * max(n1 + len(maps[1]), d) * max(rounding(a) for a in maps)
-    given = usual if tolerance is None else tolerance
-    share = float(check_range("tolerance", given, 0, below=1))
-    stacked = np.concatenate([a.astype(float) for a in maps])
-    both, lengths = _equilibrated(stacked, share)
+    share = _checked_tolerance(tolerance, maps)
+    (first, e1), (second, e2) = map(normalised, maps)
+    both, lengths = _equilibrated(np.concatenate([first, second]), share)
     values = np.linalg.svd(both, compute_uv=False)
     _, values2, right = np.linalg.svd(both[n1:], full_matrices=False)
     values1 = np.linalg.svd(both[:n1], compute_uv=False)
@@ -135,16 +154,39 @@ def _solve(a1: Any, a2: Any, tolerance: float | None) -> tuple[FeatureSpaces, fl
     within, around = rank == rank2, rank == rank1
     spaces = FeatureSpaces(_CASES[within, around], within, around, (rank1, rank2, rank))
     if not within:
-        return spaces, np.inf
+        return Solved(spaces, np.inf, (e1, e2))
     if rank1 == 0:
-        return spaces, 0.0
+        return Solved(spaces, 0.0, (e1, e2))
     # A_i = M_i W with the same W onto, so that L = sup ‖M₁w‖/‖M₂w‖ = ‖M₁R⁻¹‖, M₂ = QR.
     # With long rows first and pivoting, QR is accurate for rows of any lengths.
     moved = lengths[:, None] * (both @ right[:rank2].T)
     order = n1 + np.argsort(-lengths[n1:])
     _, triangle, columns = linalg.qr(moved[order], mode="economic", pivoting=True)  # pyright: ignore
     ratio = linalg.solve_triangular(triangle.T, moved[:n1, columns].T, lower=True)
-    return spaces, float(np.linalg.norm(ratio, 2))
+    return Solved(spaces, float(np.linalg.norm(ratio, 2)), (e1, e2))
+
+
+def _checked_tolerance(given: float | None, maps: list[np.ndarray]) -> float:
+    """The tolerance or its default, small enough that only 0 has rank 0."""
+    rows = sum(len(a) for a in maps)
+    # a row has length 1, and the largest singular value is at most √rows
+    limit = rows**-0.5
+    if given is not None:
+        number = float(check_number("tolerance", given))
+        if not 0 < number < limit:
+            raise ValueError(
+                f"tolerance must be above 0 and below {limit:.3g} for {rows} rows, got "
+                f"{given}"
+            )
+        return number
+    usual = 4 * max(rows, maps[0].shape[1]) * max(rounding(a) for a in maps)
+    if usual >= limit:
+        coarse = max(maps, key=rounding).dtype
+        raise ValueError(
+            f"a1 and a2 must be of a finer dtype than {coarse} for maps of this size, "
+            "or a tolerance be given"
+        )
+    return usual
 
 
 def _equilibrated(a: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
