@@ -255,4 +255,5 @@ def _recording(kind: type[nnx.Module]) -> type[nnx.Module]:
 
     body = {"__call__": call, "sow": sow, "__module__": kind.__module__}
     is_tree = getattr(kind, "_pytree__is_pytree", True)
-    return type(kind)(kind.__name__, (kind,), body, pytree=is_tree)
+    make: Any = type(kind)
+    return make(kind.__name__, (kind,), body, pytree=is_tree)
