@@ -79,7 +79,7 @@ N_FGSM = functools.partial(objectives.n_fgsm, ball=ADVERSARIAL.keywords["ball"])
     "objective",
     [
         *(objectives.standard, ADVERSARIAL, AWP, MART, N_FGSM),
-        *(objectives.fisher_spectral, SIAMESE, objectives.vat),
+        *(objectives.fisher_spectral, SIAMESE),
     ],
 )
 def test_eight_devices_take_the_step_of_one(objective):
