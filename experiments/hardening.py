@@ -42,7 +42,7 @@ ATTACKS = {
     "PGD-40": functools.partial(attacks.pgd, steps=40),
     "AutoAttack": functools.partial(attacks.autoattack, batch_size=32),
 }
-COST = {"digits": 4, "mnist": 25}
+COST = {"digits": 7, "mnist": 15}
 
 Found = Mapping[str, Any]
 """Training -> for each seed the arrays of `measure`."""
