@@ -72,7 +72,7 @@ def test_arc_table_compares_both_searches(grid, never):
 
 def test_curve_and_grid_of_a_model_with_known_distances():
     # The logits are the pixels, which tie where both have moved by half the gap.
-    gaps = np.array([0.05, 0.1, 0.15, 0.3, 0.7, -0.2])
+    gaps = np.array([0.05, 0.12, 0.15, 0.3, 0.7, -0.2])
     x = np.stack([0.5 + gaps / 2, 0.5 - gaps / 2], axis=1).astype(np.float32)
     network = Partial(jnp.add, jnp.zeros((1, 2)))
     found = hardening.curve(
