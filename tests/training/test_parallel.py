@@ -71,12 +71,16 @@ def assert_same(tree, other, tolerance):
 
 AWP = functools.partial(objectives.awp, **ADVERSARIAL.keywords)
 MART = functools.partial(objectives.mart, **ADVERSARIAL.keywords)
+SIAMESE = functools.partial(objectives.siamese, layer="BatchNorm_0")
 N_FGSM = functools.partial(objectives.n_fgsm, ball=ADVERSARIAL.keywords["ball"])
 
 
 @pytest.mark.parametrize(
     "objective",
-    [objectives.standard, ADVERSARIAL, AWP, MART, N_FGSM, objectives.fisher_spectral],
+    [
+        *(objectives.standard, ADVERSARIAL, AWP, MART, N_FGSM),
+        *(objectives.fisher_spectral, SIAMESE),
+    ],
 )
 def test_eight_devices_take_the_step_of_one(objective):
     # With a smooth model no gradient is near a kink; a sign(g) of the attack that

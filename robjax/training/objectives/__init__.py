@@ -20,6 +20,8 @@ warm-up, adversarial training at a large ε can stay at the constant classifier.
     network.py       the network that an objective is given
     adversarial.py   standard, adversarial, trades, mart, awp, n_fgsm
     fisher.py        fisher_trace, fisher_spectral
+    features.py      siamese, feature_matching
+    smoothness.py    noise_augmentation, stability, vat
     groups.py        group_dro
 
 FreeAT, which takes several steps on each batch, is `FitConfig.replays`.
@@ -34,9 +36,11 @@ from robjax.training.objectives.adversarial import (
     standard,
     trades,
 )
+from robjax.training.objectives.features import feature_matching, siamese
 from robjax.training.objectives.fisher import fisher_spectral, fisher_trace
 from robjax.training.objectives.groups import group_dro
 from robjax.training.objectives.network import AttackMode, Network, Objective
+from robjax.training.objectives.smoothness import noise_augmentation, stability, vat
 
 __all__ = [
     "AUTHORS_BALL",
@@ -45,11 +49,16 @@ __all__ = [
     "Objective",
     "adversarial",
     "awp",
+    "feature_matching",
     "fisher_spectral",
     "fisher_trace",
     "group_dro",
     "mart",
     "n_fgsm",
+    "noise_augmentation",
+    "siamese",
+    "stability",
     "standard",
     "trades",
+    "vat",
 ]

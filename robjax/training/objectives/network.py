@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from robjax.models import taps
+
 AttackMode = Literal["eval", "train"]
 """Batch norm inside an attack, see `Network.logits_fn`."""
 
@@ -42,6 +44,25 @@ class Network(NamedTuple):
             self.variables, images, train=True, mutable=["batch_stats"]
         )
         return logits, self._replace(variables={**self.variables, **updated})
+
+    def train_tapped(
+        self, images: jax.Array, layer: str
+    ) -> tuple[jax.Array, jax.Array, "Network"]:
+        """As `train`, with the activation `layer` [B, ...] of the same pass second.
+
+        Raises:
+          ValueError: the model has no activation of that name; lists all.
+        """
+        logits, features, updated = taps.forward(
+            self.model,
+            self.variables,
+            images,
+            layer,
+            mutable=("batch_stats",),
+            train=True,
+        )
+        changed = self._replace(variables={**self.variables, **updated})
+        return logits, features, changed
 
     def logits_fn(self, mode: AttackMode) -> Partial:
         """The function images -> logits to be attacked; its weights are constants.
