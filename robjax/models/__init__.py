@@ -15,7 +15,7 @@ Parameters are float32, and the computation has the precision of the images: und
 changes, inside its bounds; their normalisation (`mean`, `std`) is part of the model.
 """
 
-from robjax.models import taps
+from robjax.models import bridges, taps
 from robjax.models.cnn import CNN
 from robjax.models.linear import Linear
 from robjax.models.mlp import MLP
@@ -30,6 +30,7 @@ __all__ = [
     "Linear",
     "ResNet",
     "WideResNet",
+    "bridges",
     "resnet20",
     "resnet32",
     "taps",
