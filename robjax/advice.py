@@ -78,8 +78,8 @@ def refusal(value: Any) -> str | None:
         )
     if "torch" in families:
         return (
-            f"must be written in JAX, got {kind} of PyTorch, which JAX cannot "
-            f"differentiate; {_BLACK_BOX}"
+            f"must be a function of JAX, got {kind} of PyTorch: give "
+            "robjax.models.bridges.from_torch(module.eval(), x[:1])"
         )
     owner = getattr(value, "__self__", None)
     if _lacks_weights(value):

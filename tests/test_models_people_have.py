@@ -217,7 +217,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         r"one random key.*give lambda x, keys",
     ),
     # what is no model
-    "PyTorch": (TORCH, "Net of PyTorch.*square_queries"),
+    "PyTorch": (TORCH, r"Net of PyTorch: give .*from_torch\(module.eval"),
     "NumPy": (lambda x: np.asarray(x), "NumPy arrays of its images.*square_queries"),
     "scikit-learn": (SKLEARN, r"LogisticRegression: .*model.coef_.T.*square_queries"),
     "a method of scikit-learn": (SKLEARN.decision_function, "NumPy.*square_queries"),

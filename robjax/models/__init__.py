@@ -15,11 +15,12 @@ Parameters are float32, and the computation has the precision of the images: und
 changes, inside its bounds; their normalisation (`mean`, `std`) is part of the model.
 """
 
-from robjax.models import taps
+from robjax.models import bridges, converters, taps
 from robjax.models.cnn import CNN
 from robjax.models.linear import Linear
 from robjax.models.mlp import MLP
-from robjax.models.resnet import ResNet, resnet20, resnet32
+from robjax.models.preact_resnet import PreActResNet, preact_resnet18
+from robjax.models.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
 from robjax.models.vgg import VGG, vgg11, vgg13, vgg16
 from robjax.models.wide_resnet import WideResNet, wide_resnet_28_10
 
@@ -28,10 +29,16 @@ __all__ = [
     "MLP",
     "VGG",
     "Linear",
+    "PreActResNet",
     "ResNet",
     "WideResNet",
+    "bridges",
+    "converters",
+    "preact_resnet18",
+    "resnet18",
     "resnet20",
     "resnet32",
+    "resnet34",
     "taps",
     "vgg11",
     "vgg13",

@@ -1,4 +1,4 @@
-"""ResNet-20/32 for 32×32 images, narrow and wide.
+"""ResNets for 32×32 images: ResNet-20/32, narrow and wide, and ResNet-18/34.
 
 He et al. (arXiv 1512.03385, section 4.2) in the form of Shi et al. (arXiv 1906.02494).
 In this order:
@@ -7,6 +7,9 @@ In this order:
 * three groups of basic blocks at 16w, 32w and 64w channels, with a stride of 2 between
   groups;
 * global average pooling and one dense layer.
+
+ResNet-18/34 are the same with four groups at 64, 128, 256 and 512 channels, as the
+robustness literature has them for CIFAR.
 
 Batch norm follows every convolution. Where a block changes the shape, its shortcut is a
 1×1 convolution with batch norm.
@@ -73,6 +76,31 @@ def batch_norm(train: bool, axis_name: str | None, name: str) -> nn.BatchNorm:
     )
 
 
+def blocks_of(
+    blocks_per_group: int | tuple[int, ...], channels: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The number of blocks of each group.
+
+    >>> blocks_of(2, channels=(16, 32, 64)), blocks_of((3, 4), channels=(16, 32))
+    ((2, 2, 2), (3, 4))
+
+    Args:
+      blocks_per_group: the same number for all groups, or one for each.
+      channels: of the groups.
+
+    Raises:
+      ValueError: there are not as many numbers as groups.
+    """
+    if isinstance(blocks_per_group, int):
+        return (blocks_per_group,) * len(channels)
+    if len(blocks_per_group) != len(channels):
+        raise ValueError(
+            f"blocks_per_group must hold one number for each of the {len(channels)} "
+            f"groups, got {blocks_per_group}"
+        )
+    return tuple(blocks_per_group)
+
+
 class BasicBlock(nn.Module):
     """Two convolutions and a shortcut: ReLU(shortcut(x) + BN(conv(ReLU(BN(conv(x)))))).
 
@@ -100,7 +128,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three groups of basic blocks.
+    """Groups of basic blocks.
 
     >>> model = ResNet(10, blocks_per_group=1, width=2)
     >>> images = jax.ShapeDtypeStruct((5, 32, 32, 3), "float32")
@@ -109,20 +137,29 @@ class ResNet(nn.Module):
 
     Attributes:
       num_classes: K.
-      blocks_per_group: 3 for ResNet-20, 5 for ResNet-32.
-      width: w, the factor on the channels 16, 32, 64 of the groups.
+      blocks_per_group: 3 for ResNet-20, 5 for ResNet-32; or one number a group.
+      width: w, the factor on the channels of the groups, not of the first convolution.
+      channels: of the groups; the first convolution has those of the first group.
       axis_name: name of the device axis over which training statistics of batch
         norm are averaged; None: each device on its own.
       mean: input normalisation per channel, in the units of the images; empty: none.
       std: as `mean`.
+
+    Raises:
+      ValueError: `blocks_per_group` does not hold one number for each of `channels`.
     """
 
     num_classes: int
-    blocks_per_group: int = 3
+    blocks_per_group: int | tuple[int, ...] = 3
     width: int = 1
+    channels: tuple[int, ...] = (16, 32, 64)
     axis_name: str | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        blocks_of(self.blocks_per_group, self.channels)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -132,10 +169,11 @@ class ResNet(nn.Module):
         running ones: apply with ``mutable=["batch_stats"]``.
         """
         x = normalise_maps(x, self.mean, self.std)
-        x = conv(16, 3, 1, "conv")(x)
+        x = conv(self.channels[0], 3, 1, "conv")(x)
         x = nn.relu(batch_norm(train, self.axis_name, "bn")(x))
-        for group, channels in enumerate((16, 32, 64), start=1):
-            for index in range(1, self.blocks_per_group + 1):
+        blocks = blocks_of(self.blocks_per_group, self.channels)
+        for group, channels in enumerate(self.channels, start=1):
+            for index in range(1, blocks[group - 1] + 1):
                 x = BasicBlock(
                     channels * self.width,
                     stride=2 if group > 1 and index == 1 else 1,
@@ -145,6 +183,26 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2))
         self.sow("intermediates", "features", x)
         return nn.Dense(self.num_classes, name="logits")(x)
+
+
+def resnet18(num_classes: int, **fields: Any) -> ResNet:
+    """ResNet-18 for 32×32 images; `fields` are further fields of `ResNet`.
+
+    >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    >>> variables = jax.eval_shape(resnet18(10).init, jax.random.key(0), images)
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))  # 11.2 million
+    11173962
+    """
+    return ResNet(num_classes, (2, 2, 2, 2), channels=(64, 128, 256, 512), **fields)
+
+
+def resnet34(num_classes: int, **fields: Any) -> ResNet:
+    """ResNet-34 for 32×32 images; `fields` are further fields of `ResNet`.
+
+    >>> resnet34(10).blocks_per_group
+    (3, 4, 6, 3)
+    """
+    return ResNet(num_classes, (3, 4, 6, 3), channels=(64, 128, 256, 512), **fields)
 
 
 def resnet20(num_classes: int, **fields: Any) -> ResNet:

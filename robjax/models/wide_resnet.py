@@ -24,17 +24,19 @@ class PreActivationBlock(nn.Module):
     """Two convolutions, each after BN and ReLU, and a shortcut.
 
     shortcut + conv(ReLU(BN(conv(a)))) with a = ReLU(BN(x)). The shortcut is x, or a
-    1×1 convolution of a where the shape changes.
+    1×1 convolution of a, or of x if `raw_shortcut`, where the shape changes.
 
     Attributes:
       channels: of both convolutions.
       stride: of the first convolution and of the shortcut.
       axis_name: as in `WideResNet`.
+      raw_shortcut: as in `PreActResNet`.
     """
 
     channels: int
     stride: int
     axis_name: str | None = None
+    raw_shortcut: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -42,7 +44,8 @@ class PreActivationBlock(nn.Module):
         shortcut = x
         x = nn.relu(batch_norm(train, self.axis_name, "bn1")(x))
         if self.stride != 1 or x.shape[-1] != self.channels:
-            shortcut = conv(self.channels, 1, self.stride, "shortcut_conv")(x)
+            source = shortcut if self.raw_shortcut else x
+            shortcut = conv(self.channels, 1, self.stride, "shortcut_conv")(source)
         x = conv(self.channels, 3, self.stride, "conv1")(x)
         x = nn.relu(batch_norm(train, self.axis_name, "bn2")(x))
         return shortcut + conv(self.channels, 3, 1, "conv2")(x)

@@ -136,6 +136,7 @@ def test_mlp_without_hidden_layers_is_linear(random_variables):
         models.VGG(5, blocks=((4,), (4,), (4,), (4,), (4,))),
         models.ResNet(5, blocks_per_group=1),
         models.WideResNet(5, depth=10, width=1),
+        models.PreActResNet(5, blocks_per_group=1, channels=(4, 8)),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -148,6 +149,18 @@ def test_logits_shape_dtype_and_default_is_inference(model, shape):
     assert (logits.shape, logits.dtype) == ((shape[0], 5), jnp.float32)
 
 
+def test_a_preact_resnet_with_the_groups_of_a_wide_one_is_that(random_variables):
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 8, 8, 3)), jnp.float32)
+    wide = models.WideResNet(4, depth=10, width=1)
+    same = models.PreActResNet(4, blocks_per_group=1, channels=(16, 32, 64))
+    variables = random_variables(wide, x, low=-0.2, high=0.2)
+    variables["batch_stats"] = jax.tree.map(lambda v: v + 1, variables["batch_stats"])
+    ours, theirs = (jax.jit(model.apply)(variables, x) for model in (same, wide))
+    np.testing.assert_array_equal(ours, theirs)
+    raw = same.clone(raw_shortcut=True)
+    assert not np.allclose(jax.jit(raw.apply)(variables, x), theirs, rtol=1e-3)
+
+
 def init(model, x):
     return jax.eval_shape(model.init, jax.random.key(0), x)
 
@@ -158,6 +171,8 @@ def test_bad_input_is_named():
         models.vgg13(10, form="abc")
     with pytest.raises(ValueError, match="depth must be 6n"):
         models.WideResNet(10, depth=20)
+    with pytest.raises(ValueError, match="one number for each of the 3 groups"):
+        models.ResNet(10, blocks_per_group=(1, 2))
     for model in (models.CNN(10), models.vgg11(10), models.resnet20(10)):
         with pytest.raises(ValueError, match="x must be a batch of images"):
             init(model, images[0])
