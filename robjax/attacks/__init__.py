@@ -9,12 +9,14 @@ are packages.
     apgd/                                    steepest ascent that sets its own step size
     square/                                  random search without gradients
     minimal_norm/                            the nearest misclassified image
+    decision/                                the same, from labels alone
     autoattack.py                            several of them, one after the other
     problem.py, result.py                    what they are given, what they give back
 """
 
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.autoattack import AutoAttackResult, autoattack, suite
+from robjax.attacks.decision import boundary_attack, hop_skip_jump
 from robjax.attacks.fgsm import fgsm
 from robjax.attacks.kl_pgd import kl_pgd
 from robjax.attacks.mi_fgsm import mi_fgsm
@@ -38,6 +40,7 @@ __all__ = [
     "apgd",
     "apgd_targeted",
     "autoattack",
+    "boundary_attack",
     "carlini_wagner",
     "ddn",
     "deepfool",
@@ -45,6 +48,7 @@ __all__ = [
     "fgsm",
     "fmn",
     "gradient_free",
+    "hop_skip_jump",
     "kl_pgd",
     "mi_fgsm",
     "minimal_distance",
