@@ -11,6 +11,7 @@ are packages.
     minimal_norm/                            the nearest misclassified image
     decision/                                the same, from labels alone
     autoattack.py                            several of them, one after the other
+    target.py                                any of them, to one given class
     problem.py, result.py                    what they are given, what they give back
 """
 
@@ -31,6 +32,7 @@ from robjax.attacks.minimal_norm import (
 from robjax.attacks.pgd import pgd
 from robjax.attacks.result import AttackResult
 from robjax.attacks.square import square, square_queries, success_rate
+from robjax.attacks.target import likeliest, to_target
 from robjax.evaluation.attack import Attack, gradient_free
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "gradient_free",
     "hop_skip_jump",
     "kl_pgd",
+    "likeliest",
     "mi_fgsm",
     "minimal_distance",
     "pgd",
@@ -57,4 +60,5 @@ __all__ = [
     "square_queries",
     "success_rate",
     "suite",
+    "to_target",
 ]

@@ -71,9 +71,9 @@ def hop_skip_jump(
     >>> key = jax.random.key(0)
     >>> def labels(x):
     ...     return jax.nn.one_hot(x.argmax(axis=1), 2)
-    >>> result = hop_skip_jump(labels, x, y, key=key, ball=L2(1.0), queries=1000)
-    >>> 0.353 < float(result.distance[0]) < 0.37  # [[0.5, 0.5]] is 0.3536 away
-    True
+    >>> result = hop_skip_jump(labels, x, y, key=key, ball=L2(1.0), queries=3000)
+    >>> round(float(result.distance[0]), 2)  # [[0.5, 0.5]] is 0.354 away
+    0.36
 
     Args:
       logits_fn, x, y, bounds: as in `pgd`.
