@@ -11,6 +11,8 @@ other functions answer what can be asked of any model:
     mean_logits     its logits, of a randomised model their mean
     loss_gradient   the gradient of a loss for its images
 
+`from_labels` makes a model of a Python function that gives labels.
+
 **Randomised models.** With ``eot=n`` (expectation over transformations, Athalye et
 al., ICML 2018) everything known about a point is a mean over n fresh draws. With
 ``eot=None`` the model is deterministic and gets no keys.
@@ -22,10 +24,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 
 from robjax import advice, lowering
-from robjax.checks import check_logits
+from robjax.checks import check_count, check_logits
 from robjax.samples import fold_keys
 from robjax.traced import TracedCallable, traced
 
@@ -79,7 +83,70 @@ def _unbound(model: Any) -> Any:
     if linen is None or not isinstance(model, linen.Module):
         return model
     module, variables = model.unbind()
-    return jax.tree_util.Partial(module.apply, variables)
+    return Partial(module.apply, variables)
+
+
+def from_labels(predict: Callable[[Any], Any], num_classes: int) -> LogitsFn:
+    """Makes a model of a Python function that gives labels, such as scikit-learn's.
+
+    Its logits are 1 for the label and −1 for every other class, and their gradient is
+    0. So it is for attacks that ask for labels alone: `attacks.hop_skip_jump` and
+    `attacks.boundary_attack`, also in `evaluate`.
+
+    Compiled code calls back to the host for every batch. That costs two copies of the
+    images and about 0.1 ms, on top of the time of `predict`. A trace calls it once for
+    an image of zeros, to see what it returns.
+
+    >>> import jax.numpy as jnp
+    >>> def brighter_half(images):
+    ...     return (images[:, 1] > images[:, 0]).astype(int)
+    >>> from_labels(brighter_half, 2)(jnp.array([[0.25, 0.75], [0.5, 0.0]])).tolist()
+    [[-1.0, 1.0], [1.0, -1.0]]
+
+    Args:
+      predict: NumPy images [b, *S] -> integer labels [b] from 0 to K − 1, the same
+        label for the same image. It must not call JAX.
+      num_classes: K ≥ 2.
+
+    Raises:
+      ValueError: `predict` is not callable, or `num_classes` no whole number of at
+        least 2. The model raises one if labels are malformed.
+    """
+    if not callable(predict):
+        raise ValueError(f"predict must be a function of images, got {predict!r}")
+    check_count("num_classes", num_classes, minimum=2)
+    return Partial(_one_hot_of, predict, int(num_classes))
+
+
+def _one_hot_of(
+    predict: Callable[[Any], Any], num_classes: int, x: jax.Array
+) -> jax.Array:
+    def ask(images: jax.Array) -> np.ndarray:
+        shown = np.array(images)  # a copy, so that predict may write to it
+        labels = np.asarray(predict(shown))
+        name = "the labels of predict"
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"{name} must be integers, got {labels.dtype}: number the classes "
+                "from 0"
+            )
+        if labels.shape != shown.shape[:1]:
+            raise ValueError(
+                f"{name} must have shape {shown.shape[:1]}, one for each image, got "
+                f"{labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"{name} must lie between 0 and {num_classes - 1}, got values from "
+                f"{labels.min()} to {labels.max()}"
+            )
+        return labels.astype(np.int32)
+
+    ask(np.zeros((1, *x.shape[1:]), x.dtype))
+    shape = jax.ShapeDtypeStruct(x.shape[:1], jnp.int32)
+    constant = lax.stop_gradient(x)
+    labels = jax.pure_callback(ask, shape, constant, vmap_method="sequential")
+    return 2 * jax.nn.one_hot(labels, num_classes, dtype=x.dtype) - 1
 
 
 class _Rounded(NamedTuple):
@@ -123,7 +190,7 @@ def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallab
         return leaf.astype(dtype) if floating else leaf
 
     model = jax.tree.map(cast, as_logits_fn(logits_fn))
-    return as_logits_fn(jax.tree_util.Partial(_Rounded(jnp.dtype(dtype)), model))
+    return as_logits_fn(Partial(_Rounded(jnp.dtype(dtype)), model))
 
 
 @jax.jit

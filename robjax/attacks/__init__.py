@@ -9,12 +9,15 @@ are packages.
     apgd/                                    steepest ascent that sets its own step size
     square/                                  random search without gradients
     minimal_norm/                            the nearest misclassified image
+    decision/                                the same, from labels alone
     autoattack.py                            several of them, one after the other
+    target.py                                any of them, to one given class
     problem.py, result.py                    what they are given, what they give back
 """
 
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.autoattack import AutoAttackResult, autoattack, suite
+from robjax.attacks.decision import boundary_attack, hop_skip_jump
 from robjax.attacks.fgsm import fgsm
 from robjax.attacks.kl_pgd import kl_pgd
 from robjax.attacks.mi_fgsm import mi_fgsm
@@ -29,6 +32,7 @@ from robjax.attacks.minimal_norm import (
 from robjax.attacks.pgd import pgd
 from robjax.attacks.result import AttackResult
 from robjax.attacks.square import square, square_queries, success_rate
+from robjax.attacks.target import likeliest, to_target
 from robjax.evaluation.attack import Attack, gradient_free
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "apgd",
     "apgd_targeted",
     "autoattack",
+    "boundary_attack",
     "carlini_wagner",
     "ddn",
     "deepfool",
@@ -45,7 +50,9 @@ __all__ = [
     "fgsm",
     "fmn",
     "gradient_free",
+    "hop_skip_jump",
     "kl_pgd",
+    "likeliest",
     "mi_fgsm",
     "minimal_distance",
     "pgd",
@@ -53,4 +60,5 @@ __all__ = [
     "square_queries",
     "success_rate",
     "suite",
+    "to_target",
 ]

@@ -37,6 +37,8 @@ ATTACKS = {
     "apgd_targeted": bind(attacks.apgd_targeted, steps=10, targets=2),
     "fab": bind(attacks.fab, steps=5, targets=2),
     "square": bind(attacks.square, queries=12),
+    "hop_skip_jump": bind(attacks.hop_skip_jump, queries=60, draws=9),
+    "boundary_attack": bind(attacks.boundary_attack, queries=60),
     "deepfool": bind(attacks.deepfool, steps=5),
     "fmn": bind(attacks.fmn, steps=5, reference_quirks=True),
     "ddn": bind(attacks.ddn, steps=5, reference_quirks=True),
@@ -48,6 +50,8 @@ ATTACKS = {
 ONLY = {
     "ddn": ("L2",),
     "carlini_wagner": ("L2",),
+    "boundary_attack": ("L2",),
+    "hop_skip_jump": ("Linf",),
     "mi_fgsm": ("Linf", "L2"),
     "pgd": ("Linf",),
     "kl_pgd": ("Linf",),

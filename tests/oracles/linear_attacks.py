@@ -1,7 +1,7 @@
 """What the best attack on a linear model does, in float64."""
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import linprog, minimize
 
 
 def best_gain(w, x, norm, eps) -> float:
@@ -84,3 +84,46 @@ def shortest(weights, bias, x, y, norm, margin=0.0):
             for image, z, t in zip(images, logits, np.asarray(y), strict=True)
         ]
     )
+
+
+def to_class(weights, bias, x, targets, norm):
+    """[B] least ‖δ‖, L2 or L∞, for which class t has the largest logit, in the box.
+
+    L∞ by linear programming, L2 by sequential quadratic programming.
+    """
+    weights, bias = (np.asarray(a, np.float64) for a in (weights, bias))
+    images = np.asarray(x, np.float64).reshape(len(x), -1)
+    n = images.shape[1]
+    found = []
+    for image, t in zip(images, targets, strict=True):
+        gaps = (weights[:, [t]] - np.delete(weights, t, axis=1)).T
+        need = np.delete(bias, t) - bias[t] - gaps @ image
+        box = [(-u, 1 - u) for u in image]
+        if norm == "L2":
+            inside = {"type": "ineq", "fun": lambda d, g=gaps, m=need: g @ d - m}
+            squares = (lambda d: d @ d), np.zeros(n)
+            options = {"ftol": 1e-14, "maxiter": 500}
+            solved = minimize(
+                *squares,
+                bounds=box,
+                constraints=inside,
+                method="SLSQP",
+                options=options,
+            )
+            found.append(np.sqrt(solved.fun))
+            continue
+        ones = np.ones((n, 1))
+        solved = linprog(
+            np.r_[np.zeros(n), 1],
+            A_ub=np.block(
+                [
+                    [np.eye(n), -ones],
+                    [-np.eye(n), -ones],
+                    [-gaps, np.zeros((len(gaps), 1))],
+                ]
+            ),
+            b_ub=np.r_[np.zeros(2 * n), -need],
+            bounds=[*box, (0, None)],
+        )
+        found.append(solved.fun)
+    return np.array(found)

@@ -1,0 +1,163 @@
+"""Any attack as a targeted one: the image is to be taken for one given class t.
+
+    to_target(attack, t)(logits_fn, x, y, …)
+
+The attack is given a model of two classes, "another class" and "t", with the logits
+
+    z' = ( max_{c≠t} z_c, z_t )
+
+and images of the first class. To fool this model is to reach t. Its margin is
+z_t − max_{c≠t} z_c, which is what the targeted forms of Square, FMN and Carlini &
+Wagner climb. With two classes the cross-entropy and the DLR loss rise with that margin,
+so that steepest ascent climbs it, too. DeepFool and FAB linearise the boundary between
+t and the class that is likeliest beside it. Where three classes meet, such a walk may
+end too far: on a linear model of four classes FAB by up to 3 %, DDN by 0.6 %, FMN by
+0.1 %. FAB-T and `apgd_targeted` on their own are something else: their targets shape
+the search, but any wrong class is a success.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from robjax.attacks.problem import check_draws
+from robjax.attacks.result import AttackResult
+from robjax.checks import Bounds, check_attacked, check_bounds, check_labels
+from robjax.evaluation.attack import Attack, gradient_free, uses_gradients
+from robjax.model import LogitsFn, as_logits_fn, count_classes, mean_logits
+from robjax.samples import flatten_samples, fold_keys, mask_samples
+
+_CLEAN = 2**32 - 2  # what the keys of the clean image fold in; no restart has it
+Target = ArrayLike | Callable[[jax.Array, jax.Array], jax.Array]
+"""A class, one for each sample [B], or (clean logits [B, K], labels [B]) -> [B]."""
+
+
+def likeliest(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """The likeliest class other than the label, for each sample.
+
+    >>> likeliest(jnp.array([[1.0, 5.0, 3.0]]), jnp.array([1])).tolist()
+    [2]
+
+    Args:
+      logits: [B, K].
+      y: [B] labels.
+
+    Returns:
+      [B] int32.
+    """
+    is_label = jnp.arange(logits.shape[1])[None] == y[:, None]
+    return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1).astype(jnp.int32)
+
+
+def to_target(attack: Attack, target: Target) -> Attack:
+    """Makes an attack one that counts a single class as success.
+
+    It is an attack like any other, and `evaluate` takes it. The robust accuracy is then
+    the share of samples that do not reach the target. All classes in turn:
+    ``{f"to {c}": to_target(attack, c) for c in range(K)}``.
+
+    >>> from robjax import attacks
+    >>> from robjax.balls import L2
+    >>> x = jnp.array([[1.0, 0.75, 0.0]])
+    >>> y = jnp.array([0])
+    >>> nearest = functools.partial(attacks.fmn, ball=L2(9.0), steps=20)
+    >>> [round(float(to_target(nearest, t)(lambda x: x, x, y).distance[0]), 2)
+    ...  for t in (1, 2)]  # to [[0.875, 0.875, 0]] and [[0.58, 0.58, 0.58]]
+    [0.18, 0.74]
+
+    Args:
+      attack: any attack of `robjax.attacks` but `autoattack`, `kl_pgd` and
+        `square_queries`, or one's own, with options bound or not. Its own `targets`,
+        if it has any, are ranks among two classes: leave them out.
+      target: t, a class for all samples, or [B]; or a function of the clean logits and
+        the labels, as `likeliest`. In `evaluate`, which cuts the data into batches, a
+        class or a function.
+
+    Returns:
+      (logits_fn, x, y, *, key, …) -> AttackResult of the attack on the model of two
+      classes: `loss` is that of this model, and distances and `success` are those of
+      reaching t. Where t is not reached, `x_adv` is x. A sample whose label is t has
+      nothing to reach: no success, and an infinite distance.
+
+    Raises:
+      ValueError: the attack is not callable, or the target holds no integers or (when
+        called) no classes.
+    """
+    if not callable(attack):
+        raise ValueError(f"attack must be callable, got {attack!r}")
+    bound = functools.partial(attack)
+    inner = functools.partial(bound.func, *bound.args)
+    # an array is traced, so that another class compiles nothing
+    aim = target if callable(target) else np.asarray(target)
+    if not callable(aim) and not np.issubdtype(aim.dtype, np.integer):
+        raise ValueError(
+            "target must be a class, one for each sample, or a function (logits, "
+            f"labels) -> [B], got {target!r}"
+        )
+    run = _reach if uses_gradients(attack) else _reach_without_gradients
+    return functools.partial(run, attack=inner, target=aim, **bound.keywords)
+
+
+def _reach(
+    logits_fn: LogitsFn,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    attack: Attack,
+    target: Any,
+    key: jax.Array | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    **options: Any,
+) -> AttackResult:
+    """Runs the attack on the model of two classes."""
+    model = as_logits_fn(logits_fn)
+    x = check_attacked(x, check_bounds(bounds))
+    eot = options.get("eot")
+    keys = check_draws(eot, key, len(x))
+    num_classes = count_classes(model, x, keys)
+    y = check_labels(y, len(x), num_classes=num_classes)
+    if callable(target):
+        clean_keys = None if keys is None else fold_keys(keys, _CLEAN)
+        target = target(mean_logits(model, x, clean_keys, eot), y)
+    target = jnp.broadcast_to(target, y.shape) if jnp.ndim(target) == 0 else target
+    target = check_labels(target, len(x), num_classes=num_classes, name="target")
+    result = attack(
+        Partial(_two_classes, model, target),
+        x,
+        jnp.zeros_like(y),
+        key=key,
+        bounds=bounds,
+        **options,
+    )
+    success = result.success & (target != y)
+    moved = jnp.any(flatten_samples(result.x_adv != x), axis=1)
+    distance = jnp.where(moved & ~success, 0, result.distance)
+    return result._replace(
+        x_adv=jnp.where(mask_samples(success, x), result.x_adv, x),
+        success=success,
+        first_success=jnp.where(success, result.first_success, -1),
+        distance=jnp.where(target == y, jnp.inf, distance),
+    )
+
+
+@gradient_free
+@functools.wraps(_reach)
+def _reach_without_gradients(*args: Any, **options: Any) -> AttackResult:
+    return _reach(*args, **options)
+
+
+def _two_classes(
+    model: LogitsFn, target: jax.Array, x: jax.Array, *keys: jax.Array
+) -> jax.Array:
+    """The largest logit of another class than t, and that of t, [B, 2]."""
+    logits = model(x, *keys)
+    is_target = jnp.arange(logits.shape[1])[None] == target[:, None]
+    others = jnp.max(jnp.where(is_target, -jnp.inf, logits), axis=1)
+    own = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+    return jnp.stack([others, own], axis=1)
