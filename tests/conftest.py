@@ -11,6 +11,7 @@ import pytest
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=2 "
+        "--xla_cpu_parallel_codegen_split_count=1 "
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
     )
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for workers and processes
