@@ -35,3 +35,11 @@ def usual_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """As on most machines: what eight devices share takes longer to compile."""
+    one = jax.local_devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *args, **options: one)
