@@ -14,6 +14,12 @@ import pytest
 from robjax import traced
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test need not be searched after each file."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Pytest calls this after each test; the last one of a file clears."""
     if nextitem is None or nextitem.path != item.path:

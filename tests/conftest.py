@@ -11,6 +11,7 @@ import pytest
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=2 "
+        "--xla_cpu_parallel_codegen_split_count=1 "
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
     )
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for workers and processes
@@ -34,3 +35,11 @@ def usual_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """As on most machines: what eight devices share takes longer to compile."""
+    one = jax.local_devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *args, **options: one)

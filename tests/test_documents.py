@@ -17,6 +17,7 @@ def blocks(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_code_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -59,7 +59,7 @@ class LinenNet(nn.Module):
 
 def linen():
     model = LinenNet()
-    return Kind(Partial(model.apply, model.init(KEY, jnp.zeros((1, *SIZE)))))
+    return Kind(Partial(model.apply, jax.jit(model.init)(KEY, jnp.zeros((1, *SIZE)))))
 
 
 class NnxNet(nnx.Module):

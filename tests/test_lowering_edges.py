@@ -46,18 +46,33 @@ def mesh(kind):
     return jax.make_mesh((4,), ("batch",), axis_types=(kind,))
 
 
-def assert_same(f, *args, rtol=1e-5, around=jax.jit):
-    """`fast(f)` returns what `f` does: types, finite entries, numbers."""
-    expected = around(f)(*args)
-    got = around(lowering.fast(f))(*args)
+def with_fast(f, around=jax.jit):
+    """What `f` and `fast(f)` return, in one program."""
+    fast = lowering.fast(f)
+    return around(lambda *args: (f(*args), fast(*args)))
+
+
+def compare(both, rtol=1e-5):
+    """Types, finite entries and numbers are equal."""
+    expected, got = both
     assert jax.tree.structure(expected) == jax.tree.structure(got)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
-        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+    named = jax.tree.leaves_with_path(expected)
+    for (path, a), b in zip(named, jax.tree.leaves(got), strict=True):
+        name = jax.tree_util.keystr(path)
+        kinds = [(v.shape, v.dtype, v.weak_type) for v in (a, b)]
+        assert kinds[0] == kinds[1], name
         a, b = (np.asarray(v).astype(np.float64) for v in (a, b))
         finite = np.isfinite(a)
-        np.testing.assert_array_equal(finite, np.isfinite(b))
+        np.testing.assert_array_equal(finite, np.isfinite(b), err_msg=name)
         scale = np.abs(a[finite]).max(initial=1.0)
-        np.testing.assert_allclose(b[finite], a[finite], rtol=0, atol=rtol * scale)
+        np.testing.assert_allclose(
+            b[finite], a[finite], rtol=0, atol=rtol * scale, err_msg=name
+        )
+
+
+def assert_same(f, *args, rtol=1e-5, around=jax.jit):
+    """`fast(f)` returns what `f` does."""
+    compare(with_fast(f, around)(*args), rtol)
 
 
 # Where the axes, the types or the parts of a body belong to what is around it
@@ -225,45 +240,53 @@ def test_empty_arrays(case):
     assert_same(with_gradients(convolution), array(*images), array(*kernel))
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 @pytest.mark.parametrize("kernel", [(1, 1, 2, 3), (3, 3, 2, 3), (3, 3, 2, 6)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_results_of_a_wider_type_than_the_images(kernel, strides, dtype):
+def test_results_of_a_wider_type_than_the_images(kernel, dtype):
+    def f(x, w):
+        found = {}
+        for strides in ((1, 1), (2, 2)):
+            for wide in ("float32", "float64"):
+                convolution = functools.partial(
+                    convolve, strides=strides, preferred_element_type=jnp.dtype(wide)
+                )
+                found[f"{strides} {wide}"] = with_gradients(convolution)(x, w)
+        return found
+
     with jax.enable_x64(True):
         x = array(2, 7, 8, 2, dtype=dtype)
-        w = array(*kernel, dtype=dtype)
-        for wide in ("float32", "float64"):
-            convolution = functools.partial(
-                convolve, strides=strides, preferred_element_type=jnp.dtype(wide)
-            )
-            rtol = 4e-3 if dtype == "bfloat16" else 1e-5
-            assert_same(convolution, x, w, rtol=1e-6)
-            assert_same(with_gradients(convolution), x, w, rtol=rtol)
+        expected, got = with_fast(f)(x, array(*kernel, dtype=dtype))
+        compare(
+            [{k: v[0] for k, v in found.items()} for found in (expected, got)], 1e-6
+        )
+        compare((expected, got), 4e-3 if dtype == "bfloat16" else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("channels", [(1, 3), (3, 3), (3, 16), (16, 3)])
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_half_precision_is_as_exact_as_it_was(dtype, channels, size):
+def test_half_precision_is_as_exact_as_it_was(dtype, channels):
     x = array(2, 12, 12, channels[0], dtype=dtype)
-    w = array(size, size, *channels, dtype=dtype)
+    kernels = [array(size, size, *channels, dtype=dtype) for size in (1, 3, 5)]
     cotangent = array(2, 12, 12, channels[1], dtype=dtype)
 
-    def f(x, w, cotangent):
-        out, back = jax.vjp(convolve, x, w)
-        return out, *back(cotangent)
+    def f(x, kernels, cotangent):
+        found = []
+        for w in kernels:
+            out, back = jax.vjp(convolve, x, w)
+            found += [out, *back(cotangent)]
+        return found
 
-    args = (x, w, cotangent)
-    exact = jax.jit(f)(*(v.astype(jnp.float32) for v in args))
+    args = (x, kernels, cotangent)
+    exact = jax.jit(f)(*jax.tree.map(lambda v: np.asarray(v).astype(np.float32), args))
 
     def error(outputs):
+        pairs = zip(map(np.asarray, outputs), map(np.asarray, exact), strict=True)
         return [
-            np.linalg.norm((a.astype(jnp.float32) - b).ravel()) / np.linalg.norm(b)
-            for a, b in zip(outputs, exact, strict=True)
+            np.linalg.norm(a.astype(np.float32) - b) / np.linalg.norm(b)
+            for a, b in pairs
         ]
 
-    before = error(jax.jit(f)(*args))
-    after = error(jax.jit(lowering.fast(f))(*args))
+    before, after = map(error, with_fast(f)(*args))
     assert all(b <= 1.2 * a for a, b in zip(before, after, strict=True))
 
 
@@ -299,25 +322,20 @@ def test_numpy_arrays_as_arguments(around):
 # Numbers that are not finite
 
 
+VALUES = [
+    [0, 1, np.nan],
+    [np.nan],
+    [-np.inf],
+    [-np.inf, 0, np.inf],
+    [np.nan, -np.inf, np.inf, 0, 1],
+]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("window", "strides"), [((2, 2), (2, 2)), ((3, 2), (3, 2)), ((3, 3), (2, 2))]
 )
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0, 1, np.nan],
-        [np.nan],
-        [-np.inf],
-        [-np.inf, 0, np.inf],
-        [np.nan, -np.inf, np.inf, 0, 1],
-    ],
-    ids=str,
-)
-def test_pooling_chooses_among_nan_and_infinities_as_before(
-    dtype, window, strides, values
-):
-    x = jnp.asarray(RNG.choice(values, size=(2, 7, 9, 2)), dtype)
+def test_pooling_chooses_among_nan_and_infinities_as_before(dtype, window, strides):
     pool = functools.partial(max_pool, window=window, strides=strides)
 
     def f(x, direction):
@@ -325,21 +343,31 @@ def test_pooling_chooses_among_nan_and_infinities_as_before(
         weights = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(x.dtype)
         return back(weights), jax.jvp(pool, (x,), (direction,))
 
-    assert_same(f, x, array(*x.shape, dtype=dtype), rtol=0)
+    both = with_fast(f)
+    for values in VALUES:
+        x = jnp.asarray(RNG.choice(values, size=(2, 7, 9, 2)), dtype)
+        compare(both(x, array(*x.shape, dtype=dtype)), rtol=0)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("strides", [(2, 2), (3, 1), (3, 2)])
 @pytest.mark.parametrize("size", [(3, 3), (2, 1), (4, 5)])
-def test_a_gradient_that_is_not_finite_spreads_no_further(size, strides, padding):
+def test_a_gradient_that_is_not_finite_spreads_no_further(size):
     w = array(*size, 2, 6)
 
     def f(x, row):
-        out, back = jax.vjp(lambda x: convolve(x, w, strides, padding), x)
-        return back(jnp.ones_like(out).at[0, row, 1, 0].set(jnp.inf))
+        found = {}
+        for padding in ("SAME", "VALID"):
+            for strides in ((2, 2), (3, 1), (3, 2)):
+                convolution = functools.partial(
+                    convolve, w=w, strides=strides, padding=padding
+                )
+                out, back = jax.vjp(convolution, x)
+                broken = jnp.ones_like(out).at[0, row, 1, 0].set(jnp.inf)
+                found[f"{strides} {padding}"] = back(broken)
+        return found
 
+    both = with_fast(f)
     for row in (0, 1):
-        assert_same(functools.partial(f, row=row), array(1, 11, 10, 2))
+        compare(both(array(1, 11, 10, 2), row))
 
 
 def test_large_windows_are_left_to_xla():

@@ -28,7 +28,7 @@ def check(model, eps):
 def test_a_padded_mlp_is_the_same_function():
     x, _ = images()
     small = models.MLP(10, widths=(8, 8, 8))
-    variables = small.init(jax.random.key(1), x)
+    variables = jax.jit(small.init)(jax.random.key(1), x)
     large = models.MLP(10, widths=5 * (12,))
     z, pull = jax.vjp(lambda v: small.apply(variables, v), x)
     same, pull_same = jax.vjp(lambda v: large.apply(padded(variables, 5, 12), v), x)

@@ -90,7 +90,7 @@ def haiku_with_state(params, state, rng, x):
 
 
 LINEN = InTrainMode()
-VARIABLES = LINEN.init(KEY, X, train=False)
+VARIABLES = jax.jit(functools.partial(LINEN.init, train=False))(KEY, X)
 TORCH = type("Net", (), {"__module__": "torch.nn.modules.module", "__call__": id})()
 SKLEARN = sklearn.linear_model.LogisticRegression().fit(np.asarray(flat(X)), Y)
 DROPOUT = eqx.nn.Sequential(

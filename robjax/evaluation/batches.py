@@ -121,7 +121,8 @@ class Task(NamedTuple):
     def take(self, index: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns floating images, labels and keys of a batch."""
         x = to_images(self.images[index], self.scale)
-        return x, jnp.asarray(self.labels[index]), self.keys[index]
+        keys = jnp.take(self.keys, index, axis=0)  # one program, keys[index] is six
+        return x, jnp.asarray(self.labels[index]), keys
 
     def batches(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Splits an index into batches of few different sizes.

@@ -78,6 +78,7 @@ class Slopes(NamedTuple):
         return f"Slopes({zero} zero, {self.broken.sum()} broken of {len(self.zero)})"
 
 
+@functools.partial(jax.jit, static_argnames="bounds")
 def mixed_company(x: jax.Array, bounds: Bounds) -> jax.Array:
     """Puts every second image of a batch in another place, among strangers.
 

@@ -164,7 +164,7 @@ class Norms(nn.Module):
 
 
 def training_problem(module, x):
-    variables = module.init(jax.random.key(1), x)
+    variables = jax.jit(module.init)(jax.random.key(1), x)
     network = Network(module, variables)
     return network, jax.random.split(KEY, len(x)), jnp.arange(len(x)) % 2
 

@@ -37,7 +37,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def net():
     x = jnp.asarray(RNG.uniform(size=(6, 8, 8, 1)), jnp.float32)
-    variables = Net().init(jax.random.key(1), x)
+    variables = jax.jit(Net().init)(jax.random.key(1), x)
     model = Partial(Net().apply, variables)
     return model, x, jnp.argmax(model(x), axis=1)
 

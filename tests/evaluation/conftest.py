@@ -26,7 +26,7 @@ def network():
     rng = np.random.default_rng(1)
     images = rng.uniform(size=(COUNT, *SHAPE)).astype(np.float32)
     model = MLP(3, widths=(16,))
-    variables = model.init(jax.random.key(3), jnp.asarray(images))
+    variables = jax.jit(model.init)(jax.random.key(3), jnp.asarray(images))
     logits_fn = Partial(model.apply, variables)
     labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(images)), axis=-1))
     return logits_fn, images, labels

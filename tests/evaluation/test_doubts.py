@@ -142,6 +142,7 @@ VANISHING = {
 }
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", VANISHING)
 def test_counts_the_images_without_a_gradient(name):
     model = VANISHING[name]
@@ -173,6 +174,7 @@ def test_counts_only_images_that_have_no_gradient_and_are_classified_correctly()
     assert found(lambda x: 1000 * honest(x)) == ()
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("count", [1, 5])
 def test_counts_gradients_that_are_not_finite(dtype, count):

@@ -175,7 +175,7 @@ def test_the_same_bytes_in_another_form_are_another_model(change, tmp_path):
 
 def test_a_model_that_is_loaded_again_is_the_same(tmp_path):
     model = MLP(4, widths=(5,))
-    variables = model.init(jax.random.key(0), jnp.asarray(X))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(X))
     leaves, tree = jax.tree.flatten(variables)
     files.save_npz(
         tmp_path / "weights.npz", {f"{n:03d}": leaf for n, leaf in enumerate(leaves)}

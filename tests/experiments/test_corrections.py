@@ -1,4 +1,4 @@
-"""Studies of what attacks change and what undoes them: made-up numbers, smoke runs."""
+"""Studies of what attacks change and what undoes them: made-up numbers."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,12 @@ from experiments import (
     common,
     detection,
     dropout_cutout,
-    networks,
     other_classes,
     rank_reduction,
     recoverability,
-    study,
 )
 from experiments.games import ROBUST, STANDARD
-from tests.experiments.test_tradeoff import NOISE, summary, verdicts
+from tests.experiments.test_tradeoff import NOISE, verdicts
 
 
 def test_dropout_against_cutout():
@@ -106,25 +104,3 @@ def test_signs_for_the_label_and_for_others(sign, verdict):
     rows = [{k: v * HIGH * (1 + n) for k, v in signs.items()} for n in NOISE]
     claims = verdicts(other_classes.judge({STANDARD: rows}))
     assert list(claims.values()) == [verdict] * 3
-
-
-SMOKE = {
-    rank_reduction: 12,
-    other_classes: 6,
-    dropout_cutout: 4,
-    recoverability: 3,
-    detection: 13,
-    attack_iterations: 3,  # of 8 players, orders 5 and 6 are high
-}
-
-
-def test_smoke_of_corrections(tmp_path, monkeypatch):
-    # what other studies need of a network
-    monkeypatch.setattr(networks, "explain", lambda *arguments: None)
-    monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
-    arguments = study.Arguments(smoke=True, results=tmp_path)
-    for module, claims in SMOKE.items():
-        folder = study.run(module.STUDY, arguments)
-        assert folder.parent.name == module.__name__.split(".")[-1]
-        assert len(summary(folder)) == claims
-        assert len(list((folder / "figures").glob("*.svg"))) == 1

@@ -1,6 +1,4 @@
-"""The studies of interactions: verdicts on made-up games, and smoke runs."""
-
-import json
+"""The studies of interactions: verdicts on made-up games."""
 
 import numpy as np
 import pytest
@@ -11,12 +9,10 @@ from experiments import (
     frequencies,
     games,
     interaction_orders,
-    networks,
-    study,
     utility_by_order,
 )
 from experiments.games import GAMES, MEAN_IMAGE, ROBUST, STANDARD
-from tests.experiments.test_tradeoff import NOISE, summary, verdicts
+from tests.experiments.test_tradeoff import NOISE, verdicts
 
 ORDERS = np.arange(15)
 
@@ -124,25 +120,3 @@ def test_images_must_be_accepted_for_every_network():
     assert both.tolist() == [1, 3]
     with pytest.raises(ValueError, match="no image was accepted"):
         games._matched([Attack(0, 1), Attack(1, 0)], 5)
-
-
-def test_smoke_of_the_studies_of_games(tmp_path, monkeypatch, capsys):
-    # what other studies need of a network
-    monkeypatch.setattr(networks, "explain", lambda *arguments: None)
-    monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
-    arguments = study.Arguments(smoke=True, results=tmp_path)
-    folder = study.run(interaction_orders.STUDY, arguments)
-    assert len(summary(folder)) == 8
-    assert len(list((folder / "figures").glob("*.png"))) == 5
-    assert "Accepted for both" in (folder / "summary.md").read_text()
-    assert "played digits-0" in capsys.readouterr().out
-
-    folder = study.run(utility_by_order.STUDY, arguments)
-    found = json.loads((folder / "claims.json").read_text())["claims"]
-    assert found[0]["verdict"] == common.HELD  # the parts add up, in float32
-    folder = study.run(disentanglement.STUDY, arguments)
-    assert len(summary(folder)) == 4
-    folder = study.run(frequencies.STUDY, arguments)
-    assert len(summary(folder)) == 4
-    assert len(list((folder / "figures").glob("*.png"))) == 2
-    assert "played digits-0" not in capsys.readouterr().out

@@ -1,14 +1,14 @@
-"""Saliency: verdicts on made-up numbers, votes on the way, and a smoke run."""
+"""Saliency: verdicts on made-up numbers, and votes on the way."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, networks, saliency, study
+from experiments import common, saliency
 from experiments.saliency import Measured
 from robjax import data
-from tests.experiments.test_tradeoff import NOISE, SEEDS, summary, verdicts
+from tests.experiments.test_tradeoff import NOISE, SEEDS, verdicts
 
 
 def measured(border, alignment, smoothness, agreement, rise):
@@ -73,15 +73,3 @@ def test_where_the_attack_turns_nothing_there_are_no_votes():
     found = saliency.judge({title: [none] * SEEDS for title in titles})
     steady = [claim.verdict for claim in found if "more steadily" in claim.statement]
     assert steady == [common.UNTESTABLE] * 2
-
-
-def test_smoke_of_saliency(tmp_path, monkeypatch):
-    # what other studies need of a network
-    monkeypatch.setattr(networks, "explain", lambda *arguments: None)
-    monkeypatch.setattr(networks, "follow", lambda *arguments: lambda *now: {})
-    arguments = study.Arguments(smoke=True, results=tmp_path)
-    folder = study.run(saliency.STUDY, arguments)
-    assert len(summary(folder)) == 12
-    for norm, radius in (("l2", "L2 ε = 1.6"), ("linf", "L∞ ε = 0.3")):
-        picture = folder / "figures" / f"large_eps_{norm}.svg"
-        assert radius in picture.read_text()

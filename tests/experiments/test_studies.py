@@ -1,7 +1,6 @@
-"""The studies of the KL metric: verdicts on made-up histories, and smoke runs."""
+"""The studies of the KL metric: verdicts on made-up histories."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -10,14 +9,12 @@ from experiments import (
     common,
     fisher_vs_robustness,
     kl_metric,
-    metric_vs_accuracy,
     networks,
     nonlinearity,
     study,
 )
 from experiments.history import History
 from experiments.study import Arguments
-from robjax.runs import files
 
 SEEDS, EPOCHS = 3, 6
 STANDARD, MADRY, FISHER = networks.TITLES.values()
@@ -195,65 +192,3 @@ def test_studies_share_networks_and_other_recipes_do_not(tmp_path):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         study.recipes(kl_metric.STUDY, arguments)
-
-
-def test_smoke_runs_leave_everything_and_train_each_network_once(tmp_path, capsys):
-    arguments = Arguments(smoke=True, results=tmp_path)
-    folder = study.run(kl_metric.STUDY, arguments)
-    printed = capsys.readouterr().out
-    assert printed.startswith("The KL metric") and "Claim:" in printed
-    assert str(folder / "figures") in printed
-    assert "not testable" in (folder / "summary.md").read_text()
-    assert len(list((folder / "figures").glob("*.png"))) == 9
-    claims = json.loads((folder / "claims.json").read_text())
-    assert len(claims["networks"]) == 3
-    for name in claims["networks"]:
-        network = tmp_path / "smoke" / "networks" / name
-        config = json.loads((network / "config.json").read_text())["config"]
-        assert config["fit"]["epochs"] == 1 and config["dataset"] == "digits"
-        lines = files.load_json_lines(network / "metrics.jsonl")
-        assert [line["epoch"] for line in lines] == [0, 1]
-        for line in lines:
-            parts = sum(line[part] for part in networks.PARTS)
-            assert parts == pytest.approx(line["metric"], rel=1e-4)
-            # the smoke model is linear
-            assert abs(line["network"]) < 1e-4 * line["metric"]
-        table = files.load_npz(network / "robustness.npz")
-        assert table["label"].shape == table["PGD-20/robust"].shape == (40,)
-        # the linearised margin of a linear model is its distance, but for the box
-        samples = files.load_npz(network / "samples.npz")
-        right = samples["correct"]
-        assert (
-            samples["ddn"][right] >= 0.999 * samples["linear_distance"][right]
-        ).all()
-
-    # another study finds them, and one that is lost is trained again, to the same
-    lost = tmp_path / "smoke" / "networks" / claims["networks"][1] / "robustness.npz"
-    before = files.load_npz(lost)
-    lost.unlink()
-    study.run(metric_vs_accuracy.STUDY, arguments)
-    printed = capsys.readouterr().out
-    assert "of which 1 are still to be trained" in printed
-    after = files.load_npz(lost)
-    for name, values in before.items():
-        np.testing.assert_array_equal(after[name], values)
-
-    folder = study.run(nonlinearity.STUDY, arguments)
-    assert (folder / "figures" / "nonlinearity.png").exists()
-    assert (folder / "figures" / "parts.png").exists()
-    record = json.loads((folder / "claims.json").read_text())
-    names = record["networks"]
-    assert len(names) == 10 and len(set(names)) == 2  # the smoke model is always linear
-    verdicts = [claim["verdict"] for claim in record["claims"]]
-    assert verdicts.count(common.HELD) == 2  # no network part, in both trainings
-    for name in set(names):
-        stored = files.load_npz(tmp_path / "smoke" / "networks" / name / "metric.npz")
-        parts = sum(stored[part] for part in networks.PARTS)
-        assert parts == pytest.approx(stored["metric"], rel=1e-5)
-        assert stored["metric"] > 0
-
-    # what is stored is not measured again
-    (recipe, *_), *_ = study.recipes(nonlinearity.STUDY, arguments).values()
-    stored = recipe.folder(tmp_path / "smoke") / "metric.npz"
-    files.save_npz(stored, {"metric": 7.0})
-    assert networks.final_metric(recipe, tmp_path / "smoke") == {"metric": 7.0}

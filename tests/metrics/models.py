@@ -32,7 +32,7 @@ def flax(model, x, scale=1.0):
 
     @jax.jit
     def init(x):
-        variables = model.init(jax.random.key(0), x)
+        variables = jax.jit(model.init)(jax.random.key(0), x)
         return jax.tree.map(lambda a: (scale * a).astype(x.dtype), variables)
 
     return jax.tree_util.Partial(model.apply, init(x[:1]))

@@ -12,7 +12,7 @@ from robjax.balls import L1, L2, Linf
 from robjax.metrics import saliency
 
 MODEL = models.MLP(10)
-VARIABLES = MODEL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+VARIABLES = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 NETWORK = Partial(MODEL.apply, VARIABLES)
 TEST = data.load("digits", "test")
 X = data.to_float(TEST.images[:20], TEST.scale)

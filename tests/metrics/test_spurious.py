@@ -222,7 +222,7 @@ def test_the_number_of_forward_passes():
 def test_no_number_depends_on_the_batch(usual_compilation):
     x, y, masks = images(23)
     model = models.MLP(3, widths=(8,))
-    logits_fn = jax.tree_util.Partial(model.apply, model.init(KEY, x))
+    logits_fn = jax.tree_util.Partial(model.apply, jax.jit(model.init)(KEY, x))
     measure = functools.partial(spurious.noise_sensitivity, logits_fn, trials=2)
     whole = measure(x, y, masks, key=KEY)
     part = measure(x, y, masks, key=KEY, batch_size=5)

@@ -1,5 +1,7 @@
 """A small problem for the training losses, and their formulas in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,17 @@ from robjax.training.objectives import Network
 BATCH, CLASSES = 6, 3
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial(model, key, x):
+    return model.init(key, x)
+
+
 def problem(model, dtype=jnp.float32, seed=0):
     """A network, images in [.2, .8], labels and keys."""
     keys = jax.random.split(jax.random.key(seed), 3)
     x = jax.random.uniform(keys[0], (BATCH, 2, 2, 1), dtype, 0.2, 0.8)
     y = jax.random.randint(keys[1], (BATCH,), 0, model.num_classes)
-    variables = jax.tree.map(lambda a: a.astype(dtype), model.init(keys[2], x))
+    variables = jax.tree.map(lambda a: a.astype(dtype), initial(model, keys[2], x))
     return Network(model, variables), x, y, jax.random.split(keys[0], BATCH)
 
 

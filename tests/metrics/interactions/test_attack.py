@@ -14,7 +14,7 @@ from robjax.metrics.interactions import utility_attack
 
 NETWORK = models.MLP(4, widths=(16,))
 X = jax.random.uniform(jax.random.key(0), (12, 3, 3, 1), minval=0.2, maxval=0.8)
-WEIGHTS = jax.tree.map(lambda w: 4 * w, NETWORK.init(jax.random.key(1), X))
+WEIGHTS = jax.tree.map(lambda w: 4 * w, jax.jit(NETWORK.init)(jax.random.key(1), X))
 LOGITS_FN = Partial(NETWORK.apply, WEIGHTS)
 Y = jnp.argmax(LOGITS_FN(X), axis=1)
 
