@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robjax import metrics
-from robjax.metrics import interactions, saliency
+from robjax.metrics import interactions, saliency, strong_robustness
 from tests.metrics import models
 
 SHAPE = (4, 4, 1)
@@ -15,6 +15,7 @@ X = jax.random.uniform(jax.random.key(0), (6, *SHAPE))
 Y = np.arange(6) % 3
 
 KEY = jax.random.key(1)
+YES = np.ones((6, 2), bool)
 
 
 def both(masks):
@@ -35,6 +36,12 @@ RESULTS = {
     "Decomposition": lambda: interactions.decompose(EXACT),
     "Visibility": lambda: interactions.visibility(both, 4, key=KEY),
     "Disentanglement": lambda: interactions.disentanglement(EXACT),
+    "PairAgreement": lambda: strong_robustness.PairAgreement(YES, YES),
+    "WorstCase": lambda: strong_robustness.WorstCase(X, YES[:, 0], X[:, 0, 0, 0], Y),
+    "Modulus": lambda: strong_robustness.Modulus(1 + X[:, 0, 0, 0], jnp.array(2.0)),
+    "UnnecessaryDirections": lambda: strong_robustness.UnnecessaryDirections(
+        X[:2], np.ones(2), np.full(2, 0.25), 0.75
+    ),
     "Saliency": lambda: saliency.saliency(FN, X, Y, width=1),
 }
 

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robjax import attacks
+from robjax.balls import L1, L2, Linf
 from robjax.metrics import strong_robustness
 from robjax.metrics.strong_robustness import arc, arca
 from robjax.theory import feature_spaces
@@ -115,3 +117,39 @@ def test_traced_and_single_precision():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("attack", "ball", "dual"),
+    [
+        (attacks.ddn, L2, 2),
+        (attacks.fmn, Linf, 1),
+        (attacks.fmn, L1, np.inf),
+    ],
+)
+def test_distances_by_search_are_those_of_a_linear_model(attack, ball, dual):
+    rng = np.random.default_rng(2)
+    w = rng.uniform(0.5, 1.5, 6) * np.sign(rng.normal(size=6))
+    x = rng.uniform(0.3, 0.7, (200, 6))
+    b = -0.5 * w.sum()
+
+    def score(x):
+        s = x @ jnp.asarray(w) + b
+        return jnp.stack([-s, s], axis=1)
+
+    found = strong_robustness.minimal_distances(
+        score, jnp.asarray(x), ball=ball(6.0), key=jax.random.key(0), attack=attack
+    )
+    exact = np.abs(x @ w + b) / np.linalg.norm(w, dual)
+    if ball is L2:
+        peer = feature_spaces.minimal_flip_distance(w, b, x, np.eye(6))
+        np.testing.assert_allclose(exact, peer, rtol=1e-12)
+    clear = exact > 1e-3  # what is nearer is decided by rounding
+    inside = exact < (0.3 if ball is L1 else np.inf)  # one pixel cannot do all of it
+    rows = clear & inside
+    assert rows.mean() > 0.5
+    assert (found[rows] >= exact[rows] * (1 - 1e-9)).all()
+    for delta in (0.05, 0.2):
+        searched = float(arc(found[rows], delta))
+        known = float(arc(exact[rows], delta))
+        assert known * (1 - 1e-9) <= searched <= 1.01 * known

@@ -14,8 +14,11 @@ adversarial samples", ICLR 2017 workshop (arXiv 1612.00334).
 * ARC = δ₂ says that no prediction changed within δ₂. It takes the worst point near
   every sample, where "strong-robust" is about pairs drawn at random.
 
-`robjax.theory.feature_spaces` has the exact distances of linear classifiers.
+`minimal_distances` finds the d_i in a norm of the input by an attack. Those of linear
+classifiers, also to other oracles, are exact in `robjax.theory.feature_spaces`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.core
@@ -23,9 +26,63 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.checks import check_number, check_range
+from robjax import attacks
+from robjax.balls import Ball
+from robjax.checks import (
+    Bounds,
+    check_attacked,
+    check_bounds,
+    check_number,
+    check_range,
+)
 from robjax.metrics.spurious.groups import Estimate, mean
+from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.samples import is_concrete
+
+
+def minimal_distances(
+    logits_fn: LogitsFn,
+    x: jax.Array | np.ndarray,
+    *,
+    ball: Ball,
+    key: jax.Array,
+    bounds: Bounds = (0.0, 1.0),
+    attack: Callable[..., attacks.AttackResult] = attacks.minimal_distance,
+) -> jax.Array:
+    """How far the nearest point is that an attack finds where the prediction changes.
+
+    The attack leaves f₁(x), not a label. `arc` and `arca` average these distances.
+
+    >>> from robjax.balls import L2
+    >>> x = jnp.array([[0.25, 0.75], [0.75, 0.5]])
+    >>> found = minimal_distances(
+    ...     lambda x: x, x, ball=L2(1.0), key=jax.random.key(0), attack=attacks.ddn
+    ... )
+    >>> np.asarray(found, float).round(2).tolist()  # to the diagonal
+    [0.35, 0.18]
+
+    Args:
+      logits_fn: images [B, *S] -> logits [B, K].
+      x: [B, *S] images inside `bounds`.
+      ball: Linf(ε), L2(ε) or L1(ε): the oracle's distance; farther than ε counts as not
+        found. The cap δ₂ of `arc` will do.
+      key: one key, or one for each sample.
+      bounds: lowest and highest pixel value.
+      attack: a minimal-norm attack, such as `attacks.fmn`, `ddn` (L2) or `deepfool`.
+
+    Returns:
+      [B] distances, inf where none was found. They are upper bounds.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
+    """
+    bounds = check_bounds(bounds)
+    x = check_attacked(x, bounds)
+    model = as_logits_fn(logits_fn)
+    count_classes(model, x)
+    y = jnp.argmax(model(x), axis=1)
+    found = attack(model, x, y, key=key, ball=ball, bounds=bounds)
+    return jnp.where(found.success, found.distance, jnp.inf)
 
 
 def arc(distances: ArrayLike, delta: ArrayLike) -> Estimate:
