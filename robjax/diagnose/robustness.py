@@ -5,6 +5,7 @@ lens(subject, budget, found) -> Lens
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -154,10 +155,26 @@ def distances(subject: Subject, budget: Budget, found: Found) -> Lens:
         "arca": Number(
             "ARCA, accuracy · ARC / ε", float(arca.value), float(arca.stderr), count
         ),
+        "pairs": _pairs(subject, x, eps),
     }
     never = int(np.isinf(distance).sum())
     notes = (f"no other prediction was found for {never} images",) if never else ()
     return Lens(numbers, notes, {"distance": distance})
+
+
+def _pairs(subject: Subject, x: jax.Array, eps: float) -> Number:
+    """The average that goes with the worst case: random points of the ball."""
+    norm = {"Linf": np.inf, "L2": 2, "L1": 1}[type(subject.ball).__name__]
+    kept = strong_robustness.pair_agreement(
+        subject.logits_fn,
+        x,
+        oracle=strong_robustness.identity(norm=norm),
+        delta=eps,
+        key=subject.key,
+        bounds=subject.bounds,
+    ).estimate
+    label = f"predictions that stay at a random point within {eps:.4g}"
+    return Number(label, float(kept.value), float(kept.stderr), len(x), "%")
 
 
 def _name(ball: Ball) -> str:
