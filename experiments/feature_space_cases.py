@@ -278,8 +278,8 @@ def judge(
         ),
         Claim(
             "in cases I and II no classifier is strong-robust",
-            f"the constant one flips at {constant.distance.min():g} in case "
-            f"{constant.spaces.case}",
+            f"the constant classifier, in case {constant.spaces.case}, flips within "
+            f"{constant.distance.min():g}",
             common.is_true(np.isfinite(constant.distance).all()),
         ),
         Claim(
