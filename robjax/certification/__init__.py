@@ -1,6 +1,7 @@
 """Lower bounds of robust accuracy, beside the attacks' upper bounds.
 
     certify    margins that no attack in a ball can break, for any network
+    smoothing  the same with high probability, for the answers of any model under noise
 
 A certificate goes through these files:
 
@@ -14,8 +15,9 @@ A certificate goes through these files:
     regions.py       ball ∩ box, and the minimum of a linear function over it
 """
 
+from robjax.certification import smoothing
 from robjax.certification.certificates import Certificate, certify
 from robjax.certification.methods import METHODS, Method
 from robjax.certification.rules import RULES, Rule
 
-__all__ = ["METHODS", "RULES", "Certificate", "Method", "Rule", "certify"]
+__all__ = ["METHODS", "RULES", "Certificate", "Method", "Rule", "certify", "smoothing"]
