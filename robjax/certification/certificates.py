@@ -174,14 +174,14 @@ def _check_methods(method: Any) -> tuple[tuple[Method, ...], bool]:
     """
     if isinstance(method, str) and method in METHODS:
         return METHODS[: METHODS.index(method) + 1], True
-    names = METHODS if method == "auto" else method
+    names: Any = METHODS if method == "auto" else method
     known = isinstance(names, tuple | list) and len(names) > 0
     if not known or any(name not in METHODS for name in names):
         raise ValueError(
             f"method must be 'auto', one of {METHODS} or several of them, got "
             f"{method!r}"
         )
-    return tuple(names), False
+    return (*names,), False
 
 
 @functools.partial(jax.jit, static_argnums=3)
