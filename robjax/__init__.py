@@ -6,6 +6,7 @@ A model is a function from images [B, *S] to logits [B, K]; any callable will do
     robjax.attacks     adversarial examples
     robjax.evaluation  robust accuracy over a data set, sample by sample
     robjax.masking     is the model robust, or does it only hide its gradient?
+    robjax.certification  proofs that no attack can succeed
     robjax.metrics     why a model is (not) robust
     robjax.theory      closed forms
     robjax.training    objectives and a data-parallel trainer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from robjax import (
         attacks,
         balls,
+        certification,
         checks,
         data,
         evaluation,
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "attacks",
     "balls",
+    "certification",
     "checks",
     "data",
     "diagnose",

@@ -28,7 +28,7 @@ LAYERS = (
     {"models", "data", "theory"},
     {"evaluation"},
     {"attacks"},
-    {"masking", "metrics"},
+    {"certification", "masking", "metrics"},
     {"training"},
     {"reporting"},
     {"diagnose"},

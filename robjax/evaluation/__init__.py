@@ -2,6 +2,7 @@
 
     evaluate               clean and robust accuracy over a data set, sample by sample
     robust_accuracy_curve  robust accuracy for many radii
+    bracket                between what is proven and what is attacked
     doubts                 reasons to distrust any number on a model, before an attack
 
 An evaluation goes through these files, in this order:
@@ -18,9 +19,11 @@ An evaluation goes through these files, in this order:
     probe.py      what these take to know: repeated passes, input gradients
     tables.py     the result
     curves.py     robust accuracy over the radius
+    brackets.py   an evaluation and a certificate together
 """
 
 from robjax.evaluation.attack import Attack, gradient_free
+from robjax.evaluation.brackets import Bracket, bracket
 from robjax.evaluation.curves import (
     Curve,
     curve_from_distances,
@@ -33,9 +36,11 @@ from robjax.evaluation.warnings import doubts
 __all__ = [
     "Attack",
     "AttackTable",
+    "Bracket",
     "Curve",
     "Estimate",
     "Evaluation",
+    "bracket",
     "curve_from_distances",
     "doubts",
     "evaluate",

@@ -19,6 +19,7 @@ warm-up, adversarial training at a large ε can stay at the constant classifier.
 
     network.py       the network that an objective is given
     adversarial.py   standard, adversarial, trades, mart, awp, n_fgsm
+    certified.py     ibp, crown_ibp
     fisher.py        fisher_trace, fisher_spectral
     features.py      siamese, feature_matching
     smoothness.py    noise_augmentation, stability, vat
@@ -36,6 +37,7 @@ from robjax.training.objectives.adversarial import (
     standard,
     trades,
 )
+from robjax.training.objectives.certified import crown_ibp, ibp
 from robjax.training.objectives.features import feature_matching, siamese
 from robjax.training.objectives.fisher import fisher_spectral, fisher_trace
 from robjax.training.objectives.groups import group_dro
@@ -49,10 +51,12 @@ __all__ = [
     "Objective",
     "adversarial",
     "awp",
+    "crown_ibp",
     "feature_matching",
     "fisher_spectral",
     "fisher_trace",
     "group_dro",
+    "ibp",
     "mart",
     "n_fgsm",
     "noise_augmentation",
