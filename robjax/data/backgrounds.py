@@ -19,6 +19,7 @@ that are named mixed or only are those of ImageNet-9, Xiao et al., "Noise or sig
 ICLR 2021 (arXiv 2006.09994).
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -241,6 +242,7 @@ def _stream(what: str, split: str) -> int:
     return 10 + 2 * SPLITS.index(split) + (what == "behind")
 
 
+@functools.lru_cache(maxsize=4)  # to decode MNIST takes seconds
 def _digits(
     source: str, train: bool, classes: int, limit: int | None, data_dir: PathLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
