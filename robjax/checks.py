@@ -428,5 +428,8 @@ def check_range(
         and (numbers < below).all()
     ):
         bracket = f"[{low:g}, {below:g})" if below < np.inf else f"[{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be finite and in {bracket}, got {value!r}")
+        found = f"{value!r}"
+        if numbers.size > 9 and jnp.issubdtype(numbers.dtype, jnp.number):
+            found = f"values from {numbers.min():g} to {numbers.max():g}"
+        raise ValueError(f"{name} must be finite and in {bracket}, got {found}")
     return numbers if isinstance(value, list | tuple) else value

@@ -6,10 +6,14 @@ Also installed as ``robjax``. With several models the report compares them.
 """
 
 import dataclasses
+import fractions
 import importlib
 import importlib.util
 import pathlib
 import sys
+import traceback
+import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,8 +32,8 @@ class Arguments:
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Where each logits_fn is: module:name or file.py:name."""
-    eps: float
-    """Radius of the threat model, in the unit of the pixels."""
+    eps: str
+    """Radius of the threat model, in the unit of the pixels: 0.03 or 8/255."""
     data: str = "digits"
     """digits, mnist, cifar10 (their test split), or a file.npz with arrays x [N, …]
     floating, y [N] and, if known, masks [N, H, W] of the foregrounds."""
@@ -52,12 +56,16 @@ def main() -> None:
     """
     arguments = tyro.cli(Arguments, prog="robjax", description=Arguments.__doc__)
     try:
-        models = {place: load_model(place) for place in arguments.models}
+        eps = _radius(arguments.eps)
+        _check_folder(arguments.folder, resume=arguments.resume)
+        if not arguments.models:
+            raise ValueError("models: name one at least, as my_models.py:logits_fn")
+        models = load_models(arguments.models)
         images, masks = load_data(arguments.data)
         report = diagnose(
             models,
             images,
-            ball=getattr(balls, arguments.norm)(arguments.eps),
+            ball=getattr(balls, arguments.norm)(eps),
             bounds=arguments.bounds,
             masks=masks,
             budget=arguments.budget,
@@ -72,35 +80,83 @@ def main() -> None:
     print(f"\n{arguments.folder / 'report.html'}")
 
 
-def load_model(place: str) -> Any:
-    """The callable at "module:name" or "file.py:name".
+def load_models(places: Sequence[str]) -> dict[str, Any]:
+    """The callables at places "module:name" or "file.py:name"; each file runs once.
 
-    >>> load_model("jax.nn:softmax").__name__
-    'softmax'
+    >>> [model.__name__ for model in load_models(["jax.nn:softmax"]).values()]
+    ['softmax']
 
     Raises:
-      ValueError: there is no such module, file or name, or it is not callable.
+      ValueError: there is no such module, file or name, it is not callable, or the file
+        fails.
     """
-    where, colon, name = place.rpartition(":")
-    if not colon or not where or not name:
-        raise ValueError(f"models must be module:name or file.py:name, got {place!r}")
-    if where.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(pathlib.Path(where).stem, where)
-        if spec is None or spec.loader is None or not pathlib.Path(where).exists():
-            raise ValueError(f"models: there is no file {where!r}")
+    modules: dict[str, types.ModuleType] = {}
+    models = {}
+    for place in places:
+        where, _, name = place.rpartition(":")
+        if not where or not name:
+            raise ValueError(
+                f"models must be module:name or file.py:name, got {place!r}"
+            )
+        if where not in modules:
+            modules[where] = _import(where)
+        if not hasattr(modules[where], name):
+            raise ValueError(f"models: {where!r} has no {name!r}")
+        models[place] = getattr(modules[where], name)
+        if not callable(models[place]):
+            kind = type(models[place]).__name__
+            raise ValueError(f"models: {place!r} must be callable, got {kind}")
+    return models
+
+
+def _import(where: str) -> types.ModuleType:
+    """Runs a module or a file, which may import what lies beside it."""
+    path = pathlib.Path(where)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise ValueError(f"models: there is no file {where!r}")
+    sys.path.insert(0, str(path.resolve().parent) if is_file else "")
+    try:
+        if not is_file:
+            return importlib.import_module(where)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None  # it ends in .py
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, "")
-        try:
-            module = importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"models: {error}, asked for by {place!r}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ValueError(f"models: {where!r} has no callable {name!r}, got {found!r}")
-    return found
+        return module
+    except Exception as error:  # whatever the user's own code raises
+        kind = type(error).__name__
+        line = _line_of(error, path) if is_file else ""
+        raise ValueError(
+            f"models: {where!r} cannot be imported{line}: {kind}: {error}"
+        ) from error
+
+
+def _line_of(error: Exception, path: pathlib.Path) -> str:
+    """Where in a file an error was raised, if there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if pathlib.Path(f.filename) == path.resolve()]
+    return f" (line {lines[-1]})" if lines else ""
+
+
+def _radius(text: str) -> float:
+    """A number or a fraction such as 8/255."""
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps must be a number, as 0.03 or 8/255, got {text!r}") from (
+            error
+        )
+
+
+def _check_folder(folder: pathlib.Path, *, resume: bool) -> None:
+    """Before anything is loaded; `diagnose` says it in the words of Python."""
+    if (folder / "run.json").exists() and not resume:
+        raise ValueError(
+            f"folder '{folder}' already holds a run: go on with it by --resume, or "
+            "name another --folder"
+        )
 
 
 def load_data(name: str) -> tuple[Any, np.ndarray | None]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from robjax.balls import Ball
+from robjax.balls import L1, L2, Ball, Linf
 from robjax.checks import Bounds, check_bounds, check_count, check_labels
 from robjax.data import Dataset
 from robjax.diagnose.lenses import LENSES
@@ -20,9 +20,11 @@ from robjax.diagnose.verdicts import judge, threat_of
 from robjax.evaluation.arguments import check_ball, check_data
 from robjax.evaluation.batches import Task, to_images
 from robjax.evaluation.store import describe_task
+from robjax.evaluation.warnings import of_radius
 from robjax.metrics.spurious.swap import check_masks
 from robjax.model import LogitsFn
 from robjax.runs import files, provenance
+from robjax.samples import sample_keys
 
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(128, 20, 64, 32, 1, 128, 8, 3, 1),
@@ -79,29 +81,21 @@ def diagnose(
     """
     models = _check_models(logits_fn)
     sizes = _check_budget(budget)
-    key = jax.random.key(0) if key is None else key
+    key = _check_key(key)
     bounds = check_bounds(bounds)
+    _check_ball(ball)
     sample = _sample(data, sizes, key, bounds, masks)
-    check_ball("ball", ball, len(sample.x))
-    if np.ndim(ball.eps) or not float(ball.eps) > 0:
-        raise ValueError(f"ball must have one radius above 0, got {ball}")
     tasks = {
-        name: Task.make(
-            model,
-            sample.x,
-            sample.y,
-            key=key,
-            bounds=bounds,
-            eot=eot,
-            name="data labels",
-        )
+        name: _task(name if len(models) > 1 else "", model, sample, key, bounds, eot)
         for name, model in models.items()
     }
+    for meaningless in of_radius(ball, next(iter(tasks.values())), fits=False):
+        raise ValueError(f"ball: {meaningless}")
     settings = {
         "threat": threat_of(ball),
         "budget": sizes._asdict(),
         "images": len(sample.x),
-        "chosen from": sample.total,
+        "size of the data set": sample.total,
         "bounds": bounds,
         "eot": eot,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
@@ -116,7 +110,9 @@ def diagnose(
         }
         return settings | described | {"masks": provenance.checksum(sample.masks)}
 
-    path = provenance.open_run(folder, description, parts="*/*.npz", resume=resume)
+    path = provenance.open_run(
+        folder, description, parts="*/*.npz", resume=resume, name="folder"
+    )
     bar = tqdm(
         total=sum(cost for _, _, cost in LENSES.values()) * len(models),
         disable=not progress,
@@ -169,7 +165,10 @@ def _sample(
     x = np.asarray(to_images(images[chosen], scale))
     if masks is None:
         return _Sample(x, labels[chosen], None, total)
-    found = np.asarray(masks)
+    try:
+        found = np.asarray(masks)
+    except ValueError as error:
+        raise ValueError("masks must be one array, got rows of many lengths") from error
     if found.shape != images.shape[:3] or images.ndim != 4:
         raise ValueError(
             f"masks must be [N, H, W] for images [N, H, W, C] of shape "
@@ -177,6 +176,31 @@ def _sample(
         )
     check_masks(found[chosen], jax.numpy.asarray(x))
     return _Sample(x, labels[chosen], found[chosen], total)
+
+
+def _task(
+    name: str,
+    model: LogitsFn,
+    sample: _Sample,
+    key: jax.Array,
+    bounds: Bounds,
+    eot: int | None,
+) -> Task:
+    """A model and all images, checked; `name` is for messages, if there are several."""
+    try:
+        return Task.make(
+            model,
+            sample.x,
+            sample.y,
+            key=key,
+            bounds=bounds,
+            eot=eot,
+            name="data labels",
+        )
+    except ValueError as error:
+        if not name:
+            raise
+        raise ValueError(f"model {name!r}: {error}") from error
 
 
 def _looked(lens: str, subject: Subject, sizes: Budget, found: Found) -> Lens:
@@ -203,6 +227,29 @@ def _check_models(logits_fn: object) -> dict[str, LogitsFn]:
         if not isinstance(name, str) or not name:
             raise ValueError(f"logits_fn must have names as keys, got {name!r}")
     return dict(models)
+
+
+def _check_key(key: object) -> jax.Array:
+    """One key; None: that of seed 0."""
+    key = jax.random.key(0) if key is None else key
+    try:
+        sample_keys(key, 1)  # old keys, too
+        single = jax.random.key_data(key).ndim == 1
+    except (ValueError, TypeError):
+        single = False
+    if not single:
+        found = f"shape {key.shape}" if hasattr(key, "shape") else f"{key!r}"
+        raise ValueError(f"key must be one key from jax.random.key(seed), got {found}")
+    return key
+
+
+def _check_ball(ball: object) -> None:
+    allowed = (Linf, L2, L1)
+    if not isinstance(ball, allowed) and ball not in allowed:
+        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
+    check_ball("ball", ball, np.size(getattr(ball, "eps", 0)))
+    if np.ndim(ball.eps) or not float(ball.eps) > 0:
+        raise ValueError(f"ball must have one radius above 0, got {ball}")
 
 
 def _check_budget(budget: object) -> Budget:

@@ -175,7 +175,7 @@ def of_task(
     unfilled = of_bounds(*_extremes(task), task.bounds)
     found += unfilled
     for ball in balls:
-        doubted = [] if ball is None else _of_radius(ball, task, fits=not unfilled)
+        doubted = [] if ball is None else of_radius(ball, task, fits=not unfilled)
         found += [text for text in doubted if text not in found]  # attacks share balls
     return found
 
@@ -274,8 +274,21 @@ def _extremes(task: Task) -> tuple[float, float]:
     return float(task.images.min() / scale), float(task.images.max() / scale)
 
 
-def _of_radius(ball: Ball | L0, task: Task, *, fits: bool) -> list[str]:
-    """Doubts about a radius; `fits`: the bounds are those of the images."""
+def of_radius(ball: Ball | L0, task: Task, *, fits: bool) -> list[str]:
+    """The doubt about a radius, if any.
+
+    >>> task = Task.make(
+    ...     lambda x: x, np.array([[0.5, 1.0]], np.float32), [1],
+    ...     key=jax.random.key(0), bounds=(0.0, 1.0),
+    ... )
+    >>> of_radius(Linf(0.1), task, fits=True), len(of_radius(Linf(8), task, fits=True))
+    ([], 1)
+
+    Args:
+      ball: the threat model.
+      task: what is attacked.
+      fits: the bounds are those of the images; else a small radius is not doubted.
+    """
     width = task.bounds[1] - task.bounds[0]
     count = task.images[0].size
     eps = float(np.asarray(ball.eps).max())

@@ -74,6 +74,7 @@ def open_run(
     *,
     parts: str,
     resume: bool,
+    name: str = "run_dir",
 ) -> pathlib.Path | None:
     """Begins a run in a folder, or goes on with the one that is there.
 
@@ -81,10 +82,11 @@ def open_run(
     True
 
     Args:
-      folder: `run_dir`, made if there is none; None: the run keeps nothing.
+      folder: made if there is none; None: the run keeps nothing.
       description: returns what decides the result; called once, with a folder only.
       parts: the files that the run leaves, as a pattern below the folder.
       resume: a folder that holds a run already is taken up, not refused.
+      name: what the caller calls `folder`, for messages.
 
     Returns:
       The folder as a path, or None.
@@ -95,28 +97,34 @@ def open_run(
     """
     if folder is None:
         if resume:
-            raise ValueError("run_dir must be given with resume=True, got None")
+            raise ValueError(f"{name} must be given with resume=True, got None")
         return None
-    path = writable_folder(folder, "run_dir")
+    path = writable_folder(folder, name)
     file = path / "run.json"
     if not file.exists():
         if any(path.glob(parts)):
             raise ValueError(
-                f"run_dir={str(folder)!r} holds parts of a run, but no run.json that "
+                f"{name}={str(folder)!r} holds parts of a run, but no run.json that "
                 "says of which: name another folder, or bring run.json back"
             )
         save_json(file, {"run": description(), "versions": versions()})
         return path
     if not resume:
         raise ValueError(
-            f"run_dir={str(folder)!r} already holds a run: pass resume=True to go on "
+            f"{name}={str(folder)!r} already holds a run: pass resume=True to go on "
             "with it, or name another folder"
         )
     then = load_json(file)
     known = isinstance(then, dict) and {"run", "versions"} <= then.keys()
     if not (known and all(isinstance(part, dict) for part in then.values())):
         raise ValueError(f"{file} does not describe a run: name another folder")
-    check_same_run(folder, then["run"], description(), versions_then=then["versions"])
+    check_same_run(
+        folder,
+        then["run"],
+        description(),
+        versions_then=then["versions"],
+        name=name,
+    )
     return path
 
 
@@ -126,6 +134,7 @@ def check_same_run(
     now: Mapping[str, Any],
     *,
     versions_then: Mapping[str, Any],
+    name: str = "run_dir",
 ) -> None:
     """Compares the description of the run in a folder with that of the present run.
 
@@ -149,6 +158,7 @@ def check_same_run(
       then: the description in the folder, as `plain` wrote it.
       now: the description of the present run.
       versions_then: `versions` when the run was begun.
+      name: what the caller calls `folder`, for messages.
 
     Raises:
       ValueError: the descriptions differ; the message names the first such field.
@@ -156,19 +166,20 @@ def check_same_run(
     present = versions()
     same_python = _minor(versions_then) == _minor(present)
 
-    def order(name: str) -> tuple[bool, str]:
-        # outputs follow from what is chosen, which says more
-        return isinstance(now.get(name), np.ndarray), name
+    def order(field: str) -> tuple[bool, bool, str]:
+        # outputs follow from what is chosen, and so does which fields there are
+        one_sided = field not in then or field not in now
+        return one_sided, isinstance(now.get(field), np.ndarray), field
 
-    for name in sorted(then.keys() | now.keys(), key=order):
-        difference = _difference(then.get(name), now.get(name), code=same_python)
+    for field in sorted(then.keys() | now.keys(), key=order):
+        difference = _difference(then.get(field), now.get(field), code=same_python)
         if difference is not None:
             raise ValueError(
-                f"run_dir={os.fspath(folder)!r} holds a run with another {name}: "
+                f"{name}={os.fspath(folder)!r} holds a run with another {field}: "
                 f"{difference}"
             )
-    names = ("python", "packages", "backend", "device", "processes", "x64")
-    changed = [name for name in names if versions_then.get(name) != present.get(name)]
+    fields = ("python", "packages", "backend", "device", "processes", "x64")
+    changed = [one for one in fields if versions_then.get(one) != present.get(one)]
     if changed:
         unseen = "" if same_python else "; whether code was changed is not known"
         warnings.warn(

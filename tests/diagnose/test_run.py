@@ -1,6 +1,8 @@
 """The whole of `diagnose` on a linear model, whose numbers are known."""
 
+import importlib
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 import robjax
-from robjax.balls import L2, Linf
+from robjax.balls import L0, L2, Linf
 from robjax.diagnose import BUDGETS, Budget, report, run
 from robjax.diagnose import __main__ as command
 from robjax.diagnose.lenses import LENSES
@@ -102,13 +104,19 @@ def test_a_killed_run_goes_on_with_what_is_done(done, monkeypatch):
     assert str(resumed) == str(found)
     with pytest.raises(ValueError, match="resume"):
         robjax.diagnose(Partial(linear, W), (X, Y), **given)
-    for other in ({"ball": Linf(0.2)}, {"key": jax.random.key(1)}, {"masks": None}):
-        with pytest.raises(ValueError, match="another"):
+    for other, words in (
+        ({"ball": Linf(0.2)}, "another threat: 'L∞ ε = 0.1' there"),
+        ({"key": jax.random.key(1)}, "another key"),
+        ({"masks": None}, "another masks"),
+    ):
+        with pytest.raises(ValueError, match=words):
             robjax.diagnose(
                 Partial(linear, W), (X, Y), resume=True, **{**given, **other}
             )
     with pytest.raises(ValueError, match="another"):
         robjax.diagnose(Partial(linear, 2 * W), (X, Y), resume=True, **given)
+    with pytest.raises(ValueError, match="folder.* another models: .'model'. there"):
+        robjax.diagnose({"m": Partial(linear, W)}, (X, Y), resume=True, **given)
 
 
 def test_a_lens_is_read_as_it_was_written(done):
@@ -133,9 +141,17 @@ def test_a_lens_is_read_as_it_was_written(done):
         ({"ball": Linf(0.0)}, "ball must have one radius above 0"),
         ({"ball": Linf}, "ball must have a radius"),
         ({"ball": L2(jnp.ones(N))}, "ball must have one radius above 0"),
+        ({"ball": 0.1}, r"ball must be Linf\(eps\), L2\(eps\) or L1\(eps\), got 0.1"),
+        ({"ball": L0(3)}, "ball must be Linf.* or L1.eps., got L0"),
+        ({"ball": Linf(8)}, "ball: .*in the unit of the pixels, where 8 of 255"),
         ({"masks": MASKS[:, :2]}, "masks must be"),
+        ({"masks": 255 * MASKS}, r"masks must .* got values from 0 to 255$"),
+        ({"masks": [[1.0], [1.0, 0.0]]}, "masks must be one array"),
+        ({"key": 0}, "key must be one key from .*, got 0$"),
+        ({"key": jax.random.split(jax.random.key(0), N)}, "key must be one key"),
         ({"bounds": (1.0, 0.0)}, "bounds"),
-        ({"resume": True, "folder": None}, "run_dir must be given"),
+        ({"resume": True, "folder": None}, "folder must be given"),
+        ({"folder": 3}, "folder must be"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(changes, words):
@@ -150,12 +166,19 @@ def test_models_need_names_and_labels_classes():
         robjax.diagnose({}, (X, Y), **given)
     with pytest.raises(ValueError, match="names"):
         robjax.diagnose({1: Partial(linear, W)}, (X, Y), **given)
+    with pytest.raises(ValueError, match="model 'b': logits_fn must be a callable"):
+        robjax.diagnose({"a": Partial(linear, W), "b": None}, (X, Y), **given)
     with pytest.raises(ValueError, match="labels"):
         robjax.diagnose(Partial(linear, W), (X, Y + 2), **given)
 
 
 def test_the_command_reads_models_and_data(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text("def logits_fn(x):\n    return x\nother = 3\n")
+    (tmp_path / "mine.py").write_text(
+        "import beside_it\nbeside_it.times += 1\nother = 3\n"
+        "def logits_fn(x):\n    return x\ndef again(x):\n    return x\n"
+    )
+    (tmp_path / "beside_it.py").write_text("times = 0\n")
+    monkeypatch.setattr("sys.path", [*sys.path])
     np.savez(tmp_path / "set.npz", x=X, y=Y, masks=MASKS)
     asked = {}
 
@@ -165,23 +188,43 @@ def test_the_command_reads_models_and_data(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "diagnose", diagnosed)
     place = f"{tmp_path / 'mine.py'}:logits_fn"
-    line = f"robjax {place} --data {tmp_path / 'set.npz'} --eps 0.5 --norm L2"
+    again = f"{tmp_path / 'mine.py'}:again"
+    line = f"robjax {place} {again} --data {tmp_path / 'set.npz'} --eps 8/16 --norm L2"
     monkeypatch.setattr("sys.argv", line.split())
     command.main()
     assert "the report" in capsys.readouterr().out
     assert asked["models"][place](3) == 3 and asked["ball"] == L2(0.5)
+    assert importlib.import_module("beside_it").times == 1  # the file ran once
     np.testing.assert_array_equal(asked["data"][0], X)
     np.testing.assert_array_equal(asked["masks"], MASKS)
-    for place, words in (
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text("other = 3\n")
+    (tmp_path / "broken.py").write_text("x = 1\ny = x / 0\n")
+    (tmp_path / "odd.py").write_text("def f(x) return x\n")
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for line, words in (
+        ("", "models: name one"),
         ("mine", "module:name"),
-        ("no_such_module:f", "no_such_module"),
-        (f"{tmp_path / 'mine.py'}:other", "no callable"),
-        (f"{tmp_path / 'none.py'}:f", "no file"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("mine.py:other", "must be callable, got int"),
+        ("mine.py:nothing", "has no 'nothing'"),
+        ("none.py:f", "no file"),
+        ("broken.py:f", "cannot be imported (line 2): ZeroDivisionError"),
+        ("odd.py:f", "cannot be imported: SyntaxError"),
+        ("math:sqrt --eps 8/0", "eps must be a number, as 0.03 or 8/255, got '8/0'"),
+        ("math:sqrt --eps 0,1", "eps must be a number"),
+        ("math:sqrt --folder .", "already holds a run: go on with it by --resume"),
+        ("math:sqrt --data mine.py", "data must be digits"),
     ):
-        monkeypatch.setattr("sys.argv", ["robjax", place, "--eps", "1"])
-        with pytest.raises(SystemExit):
+        monkeypatch.setattr("sys.argv", ["robjax", "--eps", "1", *line.split()])
+        with pytest.raises(SystemExit) as stop:
             command.main()
-        assert words in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and words in said and said.count("\n") == 1
 
 
 def test_budgets_grow():
