@@ -44,13 +44,15 @@ def render(report: Report) -> str:
     Args:
       report: made by `diagnose`.
     """
-    template = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("robjax.diagnose", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    ).get_template("page.html")
+    )
+    environment.filters["unbroken"] = _unbroken
+    template = environment.get_template("page.html")
     models = report.models
     return template.render(
         title=", ".join(models),
@@ -191,6 +193,11 @@ def _svg(figure: Figure, salt: str) -> markupsafe.Markup:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{salt}-", text)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
     return markupsafe.Markup(text)
+
+
+def _unbroken(sentence: str) -> str:
+    """No line ends between a number and its error or its per cent sign."""
+    return re.sub(r"(?<=\d) (?=[%±])|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:

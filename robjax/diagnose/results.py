@@ -119,9 +119,10 @@ def resampled(
     if not count:
         return Number(label, float("nan"), float("nan"), 0, unit)
     rows = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
-    drawn = [statistic(*(column[row] for column in columns)) for row in rows]
-    value = float(statistic(*columns))
-    return Number(label, value, float(np.nanstd(drawn)), count, unit)
+    drawn = np.asarray([statistic(*(c[row] for c in columns)) for row in rows], float)
+    known = drawn[~np.isnan(drawn)]
+    spread = np.std(known) if known.size and np.isfinite(known).all() else np.nan
+    return Number(label, float(statistic(*columns)), float(spread), count, unit)
 
 
 def interval(successes: int, count: int) -> tuple[float, float]:

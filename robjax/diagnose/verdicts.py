@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from robjax.balls import Ball
-from robjax.diagnose.results import CONFIDENCE, Lens, interval
+from robjax.diagnose.results import CONFIDENCE, Lens, Number, interval
 
 LEVELS: tuple[tuple[float, "Kind", str], ...] = (
     (0.9, "robust", "Robust"),
@@ -32,11 +32,9 @@ RELIES = 0.5
 that of the commonest class, on backgrounds alone; or loses more than this share of it
 when the background is taken away."""
 
-NON_ROBUST_PART = 0.5
-"""The Fisher part rules the divergence between classes from here on."""
-
-HIGH_ORDER = 0.5
-"""The middle of the orders of interaction."""
+HALF = 0.5
+"""Of the divergence between classes, and the middle of the orders of interaction. A
+number within two standard errors of it is called about half, and middle."""
 
 Kind = Literal[
     "no classifier",
@@ -159,16 +157,19 @@ def _facts(lenses: Mapping[str, Lens], ball: Ball) -> _Facts:
 def _sentence(facts: _Facts) -> tuple[Kind, str]:
     n, right, robust = facts.n, facts.right, facts.robust
     fooled = right - robust
-    if interval(right, n)[0] <= facts.commonest:
-        return "no classifier", (
-            f"No classifier of these images: it gets {right} of {n} right, no better "
-            f"than always naming the commonest class ({facts.commonest:.0%}), so "
-            "robustness has no meaning."
-        )
+    one_label = facts.commonest == 1 and right > 0
+    if not one_label and interval(right, n)[0] <= facts.commonest:
+        return "no classifier", _no_classifier(facts)
     if facts.kept < 0.1:
         return "not robust", (
             f"Not robust: changes within {facts.threat} fool it on {fooled} of the "
             f"{right} images it gets right."
+        )
+    if one_label:
+        return "doubtful", (
+            f"No verdict: all {n} images have one label, so a model is right without "
+            f"looking at them. Changes within {facts.threat} fool it on {fooled} of "
+            f"the {right} images it gets right."
         )
     if facts.raised:
         return "hidden gradient", (
@@ -178,8 +179,8 @@ def _sentence(facts: _Facts) -> tuple[Kind, str]:
         )
     if facts.warnings:
         return "doubtful", (
-            f"No verdict: the evaluation has warnings. Changes within {facts.threat} "
-            f"fool it on {fooled} of the {right} images it gets right."
+            "No verdict: the evaluation has warnings (below). Changes within "
+            f"{facts.threat} fool it on {fooled} of the {right} images it gets right."
         )
     kind, words = next(level[1:] for level in LEVELS if facts.kept >= level[0])
     return kind, (
@@ -188,12 +189,27 @@ def _sentence(facts: _Facts) -> tuple[Kind, str]:
     )
 
 
+def _no_classifier(facts: _Facts) -> str:
+    n, right, commonest = facts.n, facts.right, f"{facts.commonest:.0%}"
+    if right / n <= facts.commonest:
+        return (
+            f"No classifier of these images: it gets {right} of {n} right, no better "
+            f"than always naming the commonest class ({commonest}), so robustness has "
+            "no meaning."
+        )
+    return (
+        f"Not shown to classify these images: it gets {right} of {n} right, which may "
+        f"be luck, as always naming the commonest class gets {commonest} right."
+    )
+
+
 def _sure(kind: Kind, facts: _Facts, lenses: Mapping[str, Lens]) -> list[str]:
     low, high = interval(facts.robust, facts.n)
     sentences = [
-        f"Robust accuracy is at most {100 * facts.robust / facts.n:.1f} %, from "
-        f"{facts.n} images: {100 * low:.1f} to {100 * high:.1f} % "
-        f"({CONFIDENCE:.0%} interval). A stronger attack may only lower it."
+        f"Accuracy is {100 * facts.right / facts.n:.1f} %, robust accuracy "
+        f"{100 * facts.robust / facts.n:.1f} % ({facts.n} images; "
+        f"{100 * CONFIDENCE:.0f} % interval {100 * low:.1f} to {100 * high:.1f} %). A "
+        "stronger attack can only lower robust accuracy."
     ]
     if "masking" in lenses and lenses["masking"].numbers:
         if facts.raised:
@@ -202,7 +218,7 @@ def _sure(kind: Kind, facts: _Facts, lenses: Mapping[str, Lens]) -> list[str]:
             count = max(n.images for n in lenses["masking"].numbers.values())
             sentences.append(f"No sign of gradient masking on {count} images.")
     elif kind not in ("not robust", "no classifier"):
-        sentences.append("Nobody has looked whether it hides its gradient.")
+        sentences.append("Whether it hides its gradient was not checked.")
     return sentences + list(facts.warnings)
 
 
@@ -218,43 +234,75 @@ def _relies_on_background(lenses: Mapping[str, Lens], facts: _Facts) -> str:
         return ""
     return (
         "It relies on backgrounds: it gets "
-        f"{100 * found.value('background'):.0f} % right on backgrounds alone, "
-        f"{100 * found.value('foreground'):.0f} % on foregrounds alone."
+        f"{found.numbers['background'].shown()} right on backgrounds alone, "
+        f"{found.numbers['foreground'].shown()} on foregrounds alone."
     )
 
 
+def _side(number: Number) -> int:
+    """−1 below a half, 1 above, 0 within two standard errors of it."""
+    gap = number.value - HALF
+    return 0 if abs(gap) <= 2 * number.stderr else int(np.sign(gap))
+
+
 def _why(kind: Kind, lenses: Mapping[str, Lens]) -> list[str]:
-    """What the lenses that explain say; each sentence names its number."""
-    empty = Lens()
-    sentences = []
-    distances = lenses.get("distances", empty).numbers
-    if "median" in distances:
-        number = distances["median"]
-        sentences.append(
-            f"Half of the images are nearer than {number.shown()} to another "
-            f"prediction ({number.images} images)."
+    """What the lenses that explain say: each number with its error and images."""
+    sayings = {
+        ("distances", "median"): _of_distance,
+        ("divergence", "fisher"): _of_divergence,
+        ("orders", "centre"): _of_orders,
+        ("gradients", "alignment"): _of_alignment,
+    }
+    found = {
+        say: lenses.get(lens, Lens()).numbers.get(name)
+        for (lens, name), say in sayings.items()
+    }
+    if kind == "no classifier":
+        return []
+    return [
+        say(number)
+        for say, number in found.items()
+        if number is not None and not np.isnan(number.value)
+    ]
+
+
+def _of_distance(number: Number) -> str:
+    if np.isinf(number.value):
+        return (
+            f"For half of the images, at least, no change to another prediction was "
+            f"found at any distance ({number.images} images)."
         )
-    part = lenses.get("divergence", empty).value("fisher")
-    if np.isfinite(part):
-        rules = "rules" if part >= NON_ROBUST_PART else "does not rule"
-        sentences.append(
-            f"The non-robust (Fisher) part {rules} the divergence between classes: "
-            f"{100 * part:.0f} % of it."
-        )
-    centre = lenses.get("orders", empty).value("centre")
-    if np.isfinite(centre):
-        where = "high" if centre > HIGH_ORDER else "low"
-        sentences.append(
-            f"An attack works through interactions of {where} order (mean "
-            f"{centre:.2f} of 0 to 1)."
-        )
-    alignment = lenses.get("gradients", empty).numbers
-    if "alignment" in alignment:
-        sentences.append(
-            "Input gradients look like the image with an alignment of "
-            f"{alignment['alignment'].shown()}."
-        )
-    return [] if kind == "no classifier" else sentences
+    return (
+        f"Half of the images are nearer than {number.shown()} to another prediction "
+        f"({number.images} images)."
+    )
+
+
+def _of_divergence(number: Number) -> str:
+    how_much = {-1: "Less than half", 0: "About half", 1: "Most"}[_side(number)]
+    return (
+        f"{how_much} of the KL divergence between classes is the non-robust (Fisher) "
+        f"part: {number.shown()} ({number.images} images)."
+    )
+
+
+def _of_orders(number: Number) -> str:
+    which = {
+        -1: "few parts (low order)",
+        0: "middle order",
+        1: "many parts (high order)",
+    }
+    return (
+        f"The attack works through interactions of {which[_side(number)]}: "
+        f"{number.shown()} on a scale from 0 to 1 ({number.images} images)."
+    )
+
+
+def _of_alignment(number: Number) -> str:
+    return (
+        f"Input gradients align with the images to {number.shown()}, where 1 is the "
+        f"most ({number.images} images); those of robust models tend to align more."
+    )
 
 
 def _next(kind: Kind, facts: _Facts, relies: bool) -> list[str]:
@@ -272,16 +320,27 @@ def _next(kind: Kind, facts: _Facts, relies: bool) -> list[str]:
         ],
         "doubtful": ["Resolve the warnings, and run this again."],
         "weakly robust": [
-            "Train longer or with a larger radius; look at the samples that fall first."
+            "Train against attacks, or longer, or with a larger radius: training.fit "
+            "with objectives.adversarial or objectives.trades.",
+            "Look at the classes and samples that fall first (below).",
         ],
-        "partly robust": ["Look at the classes and samples that fall."],
+        "partly robust": ["Look at the classes and samples that fall (below)."],
         "robust": [
-            "Ask for a larger radius, more images, and a certificate where it fits."
+            "Try a larger radius. Attacks cannot prove robustness; a certificate can."
         ],
     }[kind]
+    if facts.commonest == 1 and kind == "doubtful":
+        advice = ["Take images of several classes."]
+    chance = kind == "no classifier" and facts.right / facts.n > facts.commonest
     low, high = interval(facts.robust, facts.n)
-    if kind not in ("no classifier", "not robust") and high - low > 0.1:
-        advice = [*advice, "Take more images: the interval is wider than 10 points."]
+    wide = kind not in ("no classifier", "not robust") and high - low > 0.1
+    if chance:
+        advice = ["Take more images: these cannot tell skill from luck.", *advice]
+    elif wide and facts.commonest < 1:
+        advice = [
+            *advice,
+            f"Take more images than {facts.n}: the interval is wider than 10 points.",
+        ]
     if relies:
         advice = [
             *advice,

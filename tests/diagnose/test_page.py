@@ -115,7 +115,10 @@ def test_the_page_is_whole_and_needs_nothing_else(report):
         for lens in model.lenses.values():
             for number in lens.numbers.values():
                 assert number.shown() in words
+        for sentence in (*model.verdict.sure, *model.verdict.why):
+            assert sentence in words  # split() joins what page._unbroken keeps together
     assert "left out <here>" in words
+    assert page._unbroken("6 of 9: 5.0 ± 2.0 %") == "6 of 9: 5.0\xa0±\xa02.0\xa0%"
     assert text.count("<figure ") == 4
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
 

@@ -1,5 +1,7 @@
 """The sentences of a verdict follow from the numbers, whatever measured them."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -77,6 +79,31 @@ def test_a_model_of_one_common_class_is_no_classifier():
     assert judge({"attacks": found}, Linf(0.1)).kind == "no classifier"
 
 
+@pytest.mark.parametrize(
+    ("right", "labels", "words", "advice"),
+    [
+        (5, [0, 0, 0, 1, 1], "Not shown to classify", "more images"),  # may be luck
+        (3, [0, 0, 0, 1, 1], "no better than .*60%", "weights"),
+        (5, [0] * 5, "No verdict: all 5 images have one label", "several classes"),
+        (0, [0] * 5, "gets 0 of 5 right, no better than", "weights"),
+    ],
+)
+def test_few_or_equal_labels_give_no_verdict(right, labels, words, advice):
+    verdicts = np.arange(5) < right
+    numbers = {"accuracy": share("", verdicts), "robust": share("", verdicts)}
+    found = {"attacks": Lens(numbers, (), {"labels": np.array(labels)})}
+    verdict = judge(found, Linf(0.1))
+    assert verdict.kind in ("no classifier", "doubtful")
+    assert re.search(words, verdict.sentence) and advice in " ".join(verdict.next)
+    # an attack that succeeds is a fact, whatever the labels
+    if right:
+        found["attacks"] = found["attacks"]._replace(
+            numbers=numbers | {"robust": share("", verdicts & False)}
+        )
+        kind = "not robust" if len(set(labels)) == 1 else "no classifier"
+        assert judge(found, Linf(0.1)).kind == kind
+
+
 def test_levels_leave_no_gap():
     least = [level[0] for level in LEVELS]
     assert least == sorted(least, reverse=True) and least[-1] == 0
@@ -84,9 +111,9 @@ def test_levels_leave_no_gap():
 
 def test_nobody_who_looked_for_masking_is_said_so():
     found = {"attacks": attacked(200, 190)}
-    assert any("Nobody" in line for line in judge(found, Linf(0.1)).sure)
+    assert any("not checked" in line for line in judge(found, Linf(0.1)).sure)
     found["masking"] = masking()
-    assert not any("Nobody" in line for line in judge(found, Linf(0.1)).sure)
+    assert not any("not checked" in line for line in judge(found, Linf(0.1)).sure)
 
 
 @pytest.mark.parametrize(
@@ -112,18 +139,47 @@ def test_reliance_on_backgrounds_is_part_of_the_sentence(
 
 
 def test_reasons_name_their_numbers():
-    numbers = {"fisher": Number("", 0.62, 0.1, 50, "%")}
+    numbers = {"fisher": Number("", 0.62, 0.05, 50, "%")}
     found = {
         "attacks": attacked(190, 0),
         "divergence": Lens(numbers),
-        "orders": Lens({"centre": Number("", 0.7, 0.1, 8)}),
+        "orders": Lens({"centre": Number("", 0.7, 0.08, 8)}),
         "distances": Lens({"median": Number("", 0.0312, 0.004, 40, "in L∞")}),
     }
     why = " ".join(judge(found, Linf(0.1)).why)
-    assert "62 %" in why and "high order" in why and "0.0312 ± 0.0040 in L∞" in why
-    assert "part rules" in why
-    found["divergence"] = Lens({"fisher": Number("", 0.2, 0.1, 50, "%")})
-    assert "does not rule" in " ".join(judge(found, Linf(0.1)).why)
+    assert "62.0 ± 5.0 % (50 images)" in why and "Most of" in why
+    assert "high order" in why and "0.700 ± 0.080 on" in why and "(8 images)" in why
+    assert "0.0312 ± 0.0040 in L∞" in why and "(40 images)" in why
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "much", "order"),
+    [
+        (0.62, 0.05, "Most", "high"),
+        (0.58, 0.05, "About half", "middle"),
+        (0.42, 0.05, "About half", "middle"),
+        (0.38, 0.05, "Less than half", "low"),
+        (0.62, np.nan, "Most", "high"),
+    ],
+)
+def test_a_number_that_may_be_a_half_is_called_so(value, stderr, much, order):
+    found = {
+        "attacks": attacked(190, 0),
+        "divergence": Lens({"fisher": Number("", value, stderr, 50, "%")}),
+        "orders": Lens({"centre": Number("", value, stderr, 8)}),
+    }
+    divergence, orders = judge(found, Linf(0.1)).why
+    assert divergence.startswith(much) and f"{order} order" in orders
+
+
+def test_unknown_numbers_are_no_reasons():
+    found = {
+        "attacks": attacked(190, 190),
+        "orders": Lens({"centre": Number("", np.nan, np.nan, 0)}),
+        "distances": Lens({"median": resampled("", np.median, np.full(4, np.inf))}),
+    }
+    (why,) = judge(found, Linf(0.1)).why
+    assert "no change to another prediction was found" in why and "4 images" in why
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (10, 10), (57, 200)])
