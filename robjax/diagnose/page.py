@@ -147,7 +147,7 @@ def _samples(lenses: Mapping[str, Lens]) -> list[dict[str, Any]]:
         change = x_adv[index] - x[index]
         largest = np.abs(change).max()
         pictures = [("image", _png(x[index], low, high))]
-        if outcome == "fooled":
+        if outcome == "fooled" and largest > 0:  # noise alone may fool, too
             factor = (high - low) / (2 * largest)
             pictures += [
                 ("adversarial", _png(x_adv[index], low, high)),

@@ -134,6 +134,23 @@ def test_samples_say_what_happened_to_them(report):
     assert fooled[5]["attack"] == "apgd-ce" and fooled[5]["adversarial"] == 8
 
 
+def test_samples_of_a_randomised_model(report):
+    """It has no single prediction, and may be fooled by an image that did not move."""
+    found = report.models["plain <b>"]
+    arrays = dict(found.lenses["attacks"].arrays)
+    arrays |= {"adversarial": np.full(24, -1), "x_adv": arrays["x"]}
+    attacks = found.lenses["attacks"]._replace(arrays=arrays)
+    lenses = {**found.lenses, "attacks": attacks}
+    fooled = page._samples(lenses)[5]
+    assert [name for name, _ in fooled["pictures"]] == ["image", "gradient"]
+    text = page.render(report._replace(models={"m": found._replace(lenses=lenses)}))
+    words = " ".join(text.split())
+    assert (
+        "Class 5, lost after apgd-ce; margin" in words and "taken for -1" not in words
+    )
+    assert "Class 5, taken for 8 after apgd-ce" in " ".join(page.render(report).split())
+
+
 def test_classes_add_up(report):
     rows = page._classes(report.models["trained"].lenses["attacks"])
     assert sum(row["count"] for row in rows) == N
