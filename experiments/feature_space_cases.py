@@ -379,7 +379,7 @@ def main(arguments: Arguments) -> Path:
         "the oracle's features or fewer is; accurate can be those on the oracle's or "
         "more."
     )
-    minutes = {"digits": 3, "mnist": 12}[arguments.dataset]
+    minutes = {"digits": 2, "mnist": 7}[arguments.dataset]
     common.announce(question, claim, minutes=minutes, seeds=arguments.seeds)
     count = 100 if arguments.smoke else 2000
     cases = {
