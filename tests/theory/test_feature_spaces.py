@@ -495,6 +495,7 @@ def test_values_do_not_depend_on_the_precision_of_jax():
         ),
         (lambda: fs.norm_ratio(3, 2, 5), "p must be 1, 2 or inf, got 3"),
         (lambda: fs.norm_ratio(2, True, 5), "q must be 1, 2 or inf, got True"),
+        (lambda: fs.norm_ratio(np.array([2]), 1, 5), "p must be 1, 2 or inf"),
         (lambda: fs.norm_ratio(2, 1, 0), "dimension must be a whole number"),
     ],
 )

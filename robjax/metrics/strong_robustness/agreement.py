@@ -31,7 +31,7 @@ from scipy import special
 
 from robjax import lowering
 from robjax.checks import Bounds, check_bounds, check_count, check_number, check_range
-from robjax.metrics.finite import check_measured
+from robjax.metrics.finite import check_measured, finite_samples
 from robjax.metrics.spurious.groups import Estimate, mean
 from robjax.metrics.strong_robustness.oracles import (
     Features,
@@ -57,7 +57,8 @@ class PairAgreement(NamedTuple):
 
     Attributes:
       agree: [B, P] bool, f₁(x) = f₁(x').
-      valid: [B, P] bool, whether d₂' ≤ δ₂ and f₂(x) = f₂(x'); others do not count.
+      valid: [B, P] bool, whether d₂' ≤ δ₂, f₂(x) = f₂(x') and all logits are finite;
+        others do not count.
     """
 
     agree: jax.Array
@@ -221,12 +222,13 @@ def _pair_agreement(
     pairs: int,
     batch_size: int,
 ) -> PairAgreement:
-    def classes(fn: TracedCallable, x: jax.Array) -> jax.Array:
-        return jnp.argmax(lowering.exact(fn)(x), axis=1)
+    def classes(fn: TracedCallable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = lowering.exact(fn)(x)
+        return jnp.argmax(logits, axis=1), finite_samples(logits)
 
     def measure(rows: tuple[jax.Array, jax.Array]) -> PairAgreement:
         x, keys = rows
-        here = classes(model, x)
+        here, known = classes(model, x)
         said = None if judge is None else classes(judge, x)
 
         def pair(number: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -240,8 +242,10 @@ def _pair_agreement(
             d = ball_of(oracle, delta).norm(difference(oracle, x, there))
             valid = d <= delta * (1 + _ROUNDING) + 1e-6
             if said is not None and judge is not None:
-                valid = valid & (classes(judge, there) == said)
-            return classes(model, there) == here, valid
+                says, told = classes(judge, there)
+                valid = valid & (says == said[0]) & told & said[1]
+            after, known_after = classes(model, there)
+            return after == here, valid & known & known_after
 
         agree, valid = jax.lax.map(pair, jnp.arange(pairs))
         return PairAgreement(agree.T, valid.T)

@@ -131,7 +131,7 @@ def modulus(
       x: [B, *S] images.
       x_prime: [B, *S] their partners.
       oracle: made by `identity`, `linear`, `pca` or `features`; or a function.
-      tolerance: distances up to it, in the units of g₁ or g₂, count as 0.
+      tolerance: distances up to this share of the spread count as 0.
       batch_size: images per chunk, bounds the memory.
 
     Returns:
@@ -158,9 +158,9 @@ def modulus(
             "x must be images whose features vary, got spreads "
             f"{[float(spread) for spread in spreads]}"
         )
-    d1 = jnp.where(moved > tolerance, moved, 0)
+    d1 = jnp.where(moved > tolerance * spreads[0], moved, 0)
     d2 = oracle_distance(oracle, x, x_prime).astype(d1.dtype)
-    seen = d2 > tolerance
+    seen = d2 > tolerance * spreads[1]
     ratio = d1 / jnp.where(seen, d2, 1)
     unseen = jnp.where(d1 > 0, jnp.inf, jnp.nan)
     return Modulus(jnp.where(seen, ratio, unseen), spreads[1] / spreads[0])

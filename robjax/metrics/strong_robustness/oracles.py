@@ -12,6 +12,7 @@ labels come from; nobody knows its map. Say which proxy was taken.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -325,6 +326,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _check_norm(norm: object) -> float:
-    if not any(norm is p or (not isinstance(norm, bool) and norm == p) for p in _BALLS):
+    number = isinstance(norm, numbers.Real) and not isinstance(norm, bool)
+    if not number or norm not in _BALLS:
         raise ValueError(f"norm must be 1, 2 or inf, got {norm!r}")
     return next(p for p in _BALLS if p == norm)

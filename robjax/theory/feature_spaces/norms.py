@@ -1,5 +1,6 @@
 """How far two norms are apart: one topology, other radii."""
 
+import numbers
 from typing import Any
 
 from robjax.checks import check_count
@@ -43,6 +44,7 @@ def norm_ratio(p: float, q: float, dimension: int) -> float:
 
 
 def _checked(name: str, norm: Any) -> float:
-    if isinstance(norm, bool) or norm not in _NORMS:
+    number = isinstance(norm, numbers.Real) and not isinstance(norm, bool)
+    if not number or norm not in _NORMS:
         raise ValueError(f"{name} must be 1, 2 or inf, got {norm!r}")
     return float(norm)

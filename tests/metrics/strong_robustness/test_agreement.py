@@ -122,3 +122,17 @@ def test_bad_arguments_are_named(changes, message):
     arguments = dict(oracle=FIRST, delta=1.0, key=KEY) | changes
     with pytest.raises(ValueError, match=message):
         sr.pair_agreement(model(1.0, 0.0, 0.0), X[:2], **arguments)
+
+
+def test_pairs_with_logits_that_are_not_finite_are_left_out():
+    def root(x):  # of what is negative beyond x
+        s = jnp.sqrt(x[:, 0])
+        return jnp.stack([s, -s], axis=1)
+
+    x = jnp.array([[-1.0, 0], [1.0, 0], [1.0, 0]])
+    found = sr.pair_agreement(
+        root, x, oracle=sr.identity(), delta=2.0, key=KEY,
+        sampler=lambda keys, x, delta: x - jnp.array([[0, 0], [1.5, 0], [0.5, 0]]),
+    )  # fmt: skip
+    assert found.valid.ravel().tolist() == [False, False, True]
+    assert "2 pairs left out" in repr(found)

@@ -26,13 +26,18 @@ def test_ratios_of_linear_maps_stay_below_their_modulus_and_come_near():
 def test_scaled_features_have_the_same_normalised_ratios():
     moved = X + 0.1 * RNG.normal(size=X.shape).astype(np.float32)
     oracle = sr.identity()
-    plain, scaled = (
+    plain, scaled, tiny = (
         sr.modulus(jax.tree_util.Partial(lambda s, x: s * x**2 + s, jnp.float32(s)),
                    X, moved, oracle=oracle)
-        for s in (1.0, 1e-2)
+        for s in (1.0, 1e-2, 1e-8)
     )  # fmt: skip
     np.testing.assert_allclose(scaled.ratio, plain.ratio * 1e-2, rtol=1e-3)
     np.testing.assert_allclose(scaled.normalised, plain.normalised, rtol=1e-3)
+    np.testing.assert_allclose(tiny.normalised, plain.normalised, rtol=1e-3)
+    # what the oracle sees may be as small
+    first = [sr.modulus(lambda x: x, X, moved, oracle=sr.linear([[s, 0, 0]]))
+             for s in (1.0, 1e-8)]  # fmt: skip
+    np.testing.assert_allclose(*(f.normalised for f in first), rtol=1e-3)
 
 
 def test_pairs_that_the_oracle_takes_for_one_are_counted_and_equal_pairs_are_not():

@@ -83,6 +83,7 @@ def test_projection_is_that_of_a_quadratic_program():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: sr.identity(norm=np.array([1, 2])), "norm must be 1, 2 or inf"),
         (lambda: sr.identity(norm=3), "norm must be 1, 2 or inf, got 3"),
         (lambda: sr.linear([1.0]), r"matrix must be \[M, n\] real numbers"),
         (lambda: sr.linear([[np.nan]]), "matrix must be finite"),

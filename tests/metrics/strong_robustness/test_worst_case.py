@@ -101,6 +101,30 @@ def test_inside_a_box_it_flips_what_the_best_point_of_the_box_flips():
     assert np.abs(found.x_adv).max() <= 2.5
 
 
+def test_it_flips_from_a_corner_of_the_box_where_few_pixels_can_move():
+    # by linear programming this point has a flip at the distance 0, of margin −2.8
+    a2 = [[0, 0, 3, 0, -1, 0, 1, -1], [-1, 0, -3, -1, 1, -1, -2, 2],
+          [-1, -1, 0, 0, 0, 0, 0, 0]]  # fmt: skip
+    weights = jnp.array([0.0933, -2.3789, 0.4411, -1.4045, -2.1667, 1.3813, -1.2855,
+                         0.1799])  # fmt: skip
+    x = np.array([[0, 1, 0, 1, 1, 1, 1, 0]], np.float32)
+
+    def model(x):
+        s = x @ weights + 2.7673
+        return jnp.stack([-s, s], axis=1)
+
+    for scale in (1.0, 1e4):  # of the oracle's unit
+        found = sr.worst_case_agreement(
+            model,
+            x,
+            oracle=sr.linear(scale * np.array(a2, float)),
+            delta=0.0,
+            key=KEY,
+            tolerance=1e-6 * scale,
+        )
+        assert found.success.all()
+
+
 def test_an_oracle_that_is_a_function_is_pulled_back():
     def radius(x):  # ignores angles
         return jnp.stack([x[:, 0] ** 2 + x[:, 1] ** 2, x[:, 2]], axis=1)
@@ -138,6 +162,12 @@ def test_the_worst_case_is_at_most_the_average():
         )
         kept = np.asarray(1.0 - worst.success)
         assert (kept <= np.asarray(average.share) + 1e-6).all()
+
+
+def test_logits_that_are_not_finite_are_told_of():
+    oracle = sr.linear(A2)
+    with pytest.warns(UserWarning, match="24 of 24 images .* count as not flipped"):
+        assert not attack(np.full(4, np.nan), 0.5, oracle).success.any()
 
 
 @pytest.mark.parametrize(
