@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from robjax.certification.intervals import Equation
+from robjax.certification.intervals import Equation, converted, exact
 from robjax.certification.rules import FUNCTIONS, RULES, Rule
 from robjax.checks import is_half
 
@@ -35,6 +35,7 @@ _CALLS = {
 }
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _IDENTITIES = {"copy", "copy_p", "optimization_barrier", "stop_gradient"}
+_WRAPPING = {"abs", "neg"}  # exact, but not of the least integer
 _EXACT = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 
 
@@ -111,7 +112,8 @@ def record(
       rules: name of a primitive -> rule.
 
     Raises:
-      ValueError: an equation has no rule, or computes in half precision.
+      ValueError: an equation has no rule, or computes in half precision or with
+        integers.
     """
     closed = jax.make_jaxpr(function)(image)
     kind = jax.ShapeDtypeStruct(image.shape, image.dtype)
@@ -182,6 +184,13 @@ class _Recorder(NamedTuple):
             )
         kind = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
         rule = rules[equation.name]
+        whole = rule.rounding is exact or rule.bound is converted
+        wraps = not whole or equation.name in _WRAPPING
+        if jnp.issubdtype(aval.dtype, jnp.integer) and wraps:
+            raise ValueError(
+                "logits_fn must not compute with integers made of the image, which may "
+                f"overflow, as {equation.name!r} does"
+            )
         nodes = [self.nodes[o].type for o in operands if _is_node(o)]
         affine = rule.affine(tuple(map(_is_node, operands))) and all(
             jnp.issubdtype(value.dtype, jnp.floating) for value in (kind, *nodes)

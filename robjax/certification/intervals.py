@@ -185,13 +185,15 @@ def chosen(equation: Equation, which: Operand, *cases: Operand) -> Interval:
     """For a choice of cases; where it is open, the hull of all of them."""
     if not isinstance(which, Interval):
         return rising(equation, which, *cases)
-    lowers = [jnp.broadcast_to(lower(case), which.lower.shape) for case in cases]
-    uppers = [jnp.broadcast_to(upper(case), which.lower.shape) for case in cases]
     settled = which.lower == which.upper
     known = rising(equation, which.lower, *cases)
     return Interval(
-        jnp.where(settled, known.lower, functools.reduce(jnp.minimum, lowers)),
-        jnp.where(settled, known.upper, functools.reduce(jnp.maximum, uppers)),
+        jnp.where(
+            settled, known.lower, functools.reduce(jnp.minimum, map(lower, cases))
+        ),
+        jnp.where(
+            settled, known.upper, functools.reduce(jnp.maximum, map(upper, cases))
+        ),
     )
 
 
@@ -212,10 +214,19 @@ def indexed(equation: Equation, x: Operand, *places: Operand) -> Interval:
 
 
 def converted(equation: Equation, x: Interval) -> Interval:
-    """For a change of dtype that keeps the order of values."""
+    """For a change of dtype that keeps the order of values.
+
+    Floats that no integer holds go to the nearest one, but integers are cut to bits.
+    """
     dtype = equation.params["new_dtype"]
     kinds = jnp.floating, jnp.signedinteger
-    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+    given = x.lower.dtype
+    cut = (
+        jnp.issubdtype(given, jnp.integer)
+        and jnp.issubdtype(dtype, jnp.integer)
+        and jnp.iinfo(dtype).bits < jnp.iinfo(given).bits
+    )
+    if cut or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         raise ValueError(
             f"logits_fn must not make values of the image {dtype}, which no rule bounds"
         )
@@ -257,8 +268,18 @@ operation = _relative(2.0)
 function = _relative(16.0)
 """A function of the mathematical library."""
 
+scaled = _relative(1024.0)
+"""A function that rounds its argument x to x log 2 or the like before exp."""
+
 near_one = _relative(16.0, 1.0)
 """The same, where it errs by units of 1 rather than of its value."""
+
+
+def powers(
+    equation: Equation, operands: tuple[Operand, ...], result: Interval
+) -> Interval | None:
+    """xⁿ by up to n products."""
+    return _relative(16.0 + 2 * abs(equation.params["y"]))(equation, operands, result)
 
 
 def summation(
@@ -266,6 +287,8 @@ def summation(
 ) -> Interval:
     """A sum; no sum has more terms than the larger of its arrays has entries."""
     bounded = [x.lower.size for x in operands if isinstance(x, Interval)]
-    share = roundoff(result.lower.dtype, max(*bounded, result.lower.size))
-    error = share * equation(*map(magnitude, operands))
+    terms = max(*bounded, result.lower.size)
+    share = roundoff(result.lower.dtype, terms)
+    tiny = terms * float(jnp.finfo(result.lower.dtype).tiny)
+    error = share * equation(*map(magnitude, operands)) + tiny
     return Interval(error, error)

@@ -165,7 +165,10 @@ def _types(graph: Graph, node: Node) -> list[jax.ShapeDtypeStruct]:
 
 
 def _has_constant(node: Node) -> bool:
-    """Whether an affine equation may be other than 0 where its inputs are 0."""
+    """Whether an affine equation may be other than 0 where its inputs are 0.
+
+    `at_places` is no product: places outside are filled with a constant.
+    """
     products = node.rule.affine in (in_one, in_first)
     return not products and len(node.inputs) < len(node.operands)
 

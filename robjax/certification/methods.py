@@ -61,14 +61,18 @@ def differences(
         found = _optimised(bound, wanted, _slopes(graph, bounds, lines), steps)
     else:
         found = jax.vmap(lambda row: bound(row, {}))(wanted)
-    return jnp.where(_known(bounds), found, -jnp.inf)
+    return jnp.where(_known(bounds, output), found, -jnp.inf)
 
 
-def _known(bounds: Bounds) -> jax.Array:
-    """Whether nothing in the network can be NaN."""
-    return ~jnp.any(
-        jnp.stack([jnp.any(jnp.isnan(end)) for i in bounds.intervals for end in i])
-    )
+def _known(bounds: Bounds, output: int) -> jax.Array:
+    """Whether nothing in the network can be NaN, and all logits are finite.
+
+    Ends that are not NaN do not tell: ∞ − ∞ lies in [−∞, ∞]. But such results have an
+    unbounded rounding. Infinities that arithmetic does not make, of masks, are no harm.
+    """
+    ends = [jnp.any(jnp.isnan(end)) for i in bounds.intervals for end in i]
+    finite = [*bounds.intervals[output], *(r for r in bounds.rounding if r is not None)]
+    return ~jnp.any(jnp.stack(ends + [jnp.any(~jnp.isfinite(a)) for a in finite]))
 
 
 def _slopes(graph: Graph, bounds: Bounds, lines: Iterable[int]) -> Slopes:

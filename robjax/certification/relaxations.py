@@ -33,7 +33,6 @@ from robjax.certification.intervals import (
 )
 
 _BISECTIONS = 20
-_NARROW = 1e-3  # where a chord's slope would be all rounding
 
 
 class Relaxation(NamedTuple):
@@ -79,7 +78,8 @@ def _hinge(
     active = l >= 0
     inactive = u <= 0
     settled = jnp.where(active, 1.0, least).astype(l.dtype)
-    chord = (u - least * l) / jnp.where(active | inactive, 1, u - l)
+    # halves, lest u − l overflow
+    chord = (u / 2 - least * l / 2) / jnp.where(active | inactive, 1, u / 2 - l / 2)
     slope = jnp.where(active | inactive, settled, chord)
     intercept = jnp.where(active | inactive, 0, (least - slope) * l)
     below = jnp.where(active | inactive, settled, least + (1 - least) * free)
@@ -172,7 +172,8 @@ def _chord(f: Callable[[jax.Array], jax.Array], x: Interval) -> Line:
     """
     l, u = x
     at_l, at_u = f(l), f(u)
-    narrow = u - l <= _NARROW * (1 + magnitude(x))
+    # there a chord's slope would be all rounding
+    narrow = u - l <= 4 * roundoff(l.dtype) ** 0.5 * (1 + magnitude(x))
     slope = jnp.where(
         narrow, _slope(f, (l + u) / 2), (at_u - at_l) / jnp.where(narrow, 1, u - l)
     )

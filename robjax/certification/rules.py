@@ -37,8 +37,10 @@ from robjax.certification.intervals import (
     near_one,
     operation,
     power,
+    powers,
     quotient,
     rising,
+    scaled,
     summation,
     valley,
 )
@@ -64,7 +66,12 @@ def in_one(bounded: Mask) -> bool:
 
 
 def in_first(bounded: Mask) -> bool:
-    """Linear in the first operand while the others are constants: x / c, x[i]."""
+    """Linear in the first operand while the others are constants: x / c."""
+    return not any(bounded[1:])
+
+
+def at_places(bounded: Mask) -> bool:
+    """Affine in the first operand while the others are constants: x[i]."""
     return not any(bounded[1:])
 
 
@@ -107,10 +114,11 @@ _HINGE = Rule(
 RULES: dict[str, Rule] = {
     # shapes and choices, without arithmetic
     **_each(
-        "broadcast_in_dim concatenate pad reshape rev slice split squeeze transpose",
+        "broadcast_in_dim concatenate pad reshape rev slice split squeeze stack tile "
+        "transpose unstack",
         Rule(rising, always, rounding=exact),
     ),
-    **_each("dynamic_slice gather", Rule(indexed, in_first, rounding=exact)),
+    **_each("dynamic_slice gather", Rule(indexed, at_places, rounding=exact)),
     "select_n": Rule(chosen, but_first, rounding=exact),
     "convert_element_type": Rule(converted, always, rounding=operation),
     "neg": Rule(falling, always, rounding=exact),
@@ -135,17 +143,19 @@ RULES: dict[str, Rule] = {
     # functions of single values
     **_each("erf tanh", Rule(rising, relax=relaxations.s_shaped)),
     "logistic": Rule(rising, relax=relaxations.s_shaped, rounding=near_one),
-    **_each("exp exp2 expm1", Rule(rising, relax=relaxations.convex)),
+    **_each("exp expm1", Rule(rising, relax=relaxations.convex)),
+    "exp2": Rule(rising, relax=relaxations.convex, rounding=scaled),
     **_each("log log1p", Rule(rising, relax=relaxations.concave, rounding=near_one)),
     "sqrt": Rule(rising, relax=relaxations.concave),
     "rsqrt": Rule(falling, relax=relaxations.convex),
-    **_each("asinh atan cbrt sinh", Rule(rising)),
+    **_each("asinh atan cbrt", Rule(rising)),
+    "sinh": Rule(rising, rounding=scaled),
     "erfc": Rule(falling, rounding=near_one),
     "abs": Rule(
         functools.partial(valley, 0.0), relax=relaxations.convex, rounding=exact
     ),
     "square": Rule(functools.partial(valley, 0.0), relax=relaxations.convex),
-    "integer_pow": Rule(power, relax=relaxations.even_power),
+    "integer_pow": Rule(power, relax=relaxations.even_power, rounding=powers),
     **_each("ceil floor round sign", Rule(rising, rounding=exact)),
     # conditions
     **_each("ge gt", Rule(at_least, rounding=exact)),

@@ -28,6 +28,7 @@ from robjax.checks import (
     check_labels,
     check_number,
     check_range,
+    is_half,
 )
 from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.samples import is_concrete, sample_keys
@@ -84,7 +85,8 @@ def certify(
 
     Args:
       logits_fn: images [B, *S] -> logits [B, K]; any callable.
-      x: [B, *S] images.
+      x: [B, *S] images; those of half precision become float32, since noise of so few
+        values has no tails.
       key: one key, or one for each image; of one, image i draws from ``fold_in(key,
         i)``.
       sigma: σ > 0, standard deviation of the noise in units of the image.
@@ -98,6 +100,8 @@ def certify(
     """
     model = as_logits_fn(logits_fn)
     x = check_images(x)
+    if is_half(x.dtype):
+        x = x.astype(jnp.float32)
     check_number("sigma", sigma, minimum=float(np.finfo(np.float32).tiny))
     check_range("alpha", alpha, 0, below=1)
     if not alpha > 0:

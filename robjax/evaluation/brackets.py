@@ -62,6 +62,9 @@ class Bracket(NamedTuple):
 def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
     """Puts an evaluation and a certificate of the same images and ball together.
 
+    Neither says for which model, ball or images it was made. So those of different ones
+    are not noticed, unless they contradict each other.
+
     >>> class Found(NamedTuple):
     ...     robust: np.ndarray
     ...     proven: np.ndarray
@@ -79,6 +82,11 @@ def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
     """
     robust = np.asarray(evaluation.robust)
     proven = np.asarray(certificate.proven)
+    for name, array in (("evaluation.robust", robust), ("certificate.proven", proven)):
+        if array.dtype != bool or array.ndim != 1:
+            raise ValueError(
+                f"{name} must be [N] bool, got {array.dtype} of shape {array.shape}"
+            )
     if robust.shape != proven.shape:
         raise ValueError(
             f"evaluation and certificate must be of the same images, got "

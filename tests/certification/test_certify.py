@@ -315,6 +315,38 @@ def test_rounding_is_in_the_margin():
     assert not found.proven[0] and found.margin[0] > -1e-2
 
 
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda a, b: jnp.tanh(jnp.exp(a) - jnp.exp(b)),  # ∞ − ∞
+        lambda a, b: jnp.clip((a - 80) / (b - 80), 0, 1),  # 0 / 0
+        lambda a, b: jnp.clip((a - 80) * jnp.inf, 0, 1),  # 0 · ∞
+        lambda a, b: jnp.exp(a),  # an infinite logit is no answer, however large
+    ],
+)
+def test_nothing_is_proven_where_a_value_may_be_nan_or_infinite(unknown):
+    def network(x):
+        return jnp.stack([unknown(x[:, 0], x[:, 1]), x[:, 0] / 1000 - 2], axis=1)
+
+    broken = network(jnp.array([[95.0, 95.0], [80.0, 80.0]]))
+    assert not jnp.isfinite(broken).all()
+    x, y = jnp.full((1, 2), 80.0), np.array([0])
+    found = certify(
+        network, x, y, ball=Linf(20.0), bounds=(0, 255), method=("crown_ibp",)
+    )
+    assert found.margin[0] == -np.inf
+
+
+def test_infinities_of_masks_do_no_harm():
+    def network(x):
+        masked = jnp.where(jnp.arange(2)[None] == 0, x, -jnp.inf)
+        return jnp.stack([jnp.exp(masked).sum(axis=1), 0 * x[:, 0]], axis=1)
+
+    x, y = jnp.zeros((1, 2)), np.array([0])
+    found = certify(network, x, y, ball=Linf(0.1), method="ibp")
+    assert found.margin[0] == pytest.approx(1, abs=1e-5)
+
+
 def test_the_words_of_a_certificate():
     found = Certificate(np.array([1.0, -1.0]), np.array([True, False]), "ibp")
     assert repr(found) == "Certificate(50.00 % of 2 proven, ibp)"

@@ -11,9 +11,10 @@ from jax import lax
 
 from robjax.balls import Linf
 from robjax.certification.graph import record
-from robjax.certification.intervals import Interval, roundoff
+from robjax.certification.intervals import Equation, Interval, roundoff
 from robjax.certification.linear import lower_bound, propagate, relax
 from robjax.certification.regions import Region, total
+from robjax.certification.relaxations import leaky
 from robjax.certification.rules import FUNCTIONS, RULES, Rule
 
 SHARES = np.linspace(0, 1, 61, dtype=np.float32)[:, None, None]
@@ -43,6 +44,8 @@ ELEMENTWISE = {
     "abs": (jnp.abs, REAL),
     "square": (jnp.square, REAL),
     "product with itself": (lambda x: x * x, REAL),
+    "hundredth power": (lambda x: lax.integer_pow(x, 100), REAL / 8),
+    "high exp2": (jnp.exp2, 15 * REAL),
     "fourth power": (lambda x: lax.integer_pow(x, 4), REAL),
     "log": (jnp.log, POSITIVE),
     "log1p": (jnp.log1p, POSITIVE),
@@ -210,6 +213,14 @@ AFFINE = {
         x[:, jnp.array([2, 0])] + lax.dynamic_slice_in_dim(x, jnp.array(1), 2, 1)
     ),
     "split": lambda x: jnp.split(x, 2, axis=1)[1] - x.cumsum(axis=2)[:, :2],
+    "outside": lambda x: (
+        jnp.take(x, jnp.array([1, 7]), axis=1, mode="fill", fill_value=5.0)
+        - x.at[:, :2].get(mode="clip")
+    ),
+    "stacks": lambda x: (
+        jnp.tile(jnp.stack([x[:, 0], 1 - x[:, 1]], axis=1), (1, 2, 1, 1))
+        + jnp.stack(jnp.unstack(x, axis=2)[::-1], axis=2)
+    ),
     "choice": lambda x: jnp.where(jnp.arange(4)[:, None] > 1, x, 0.5),
     "remat": jax.checkpoint(lambda x: x.mean(axis=(1, 2)) - x[:, 0, 0]),
 }
@@ -220,6 +231,7 @@ OTHERS = {
     "overlapping": lambda x: nn.max_pool(x, (3, 2), strides=(1, 2), padding="SAME"),
     "global maximum": lambda x: x.max(axis=(1, 2)) + x.min(axis=(1, 2)),
     "running maximum": lambda x: lax.cummax(x, axis=1) - lax.cummin(x, axis=2),
+    "one choice for all": lambda x: lax.select_n(x[0, 0, 0, 0] > 0, x, 1 - x),
     "product": lambda x: x[..., :1] * x[..., 1:],
     "quotient": lambda x: x[..., :1] / (3 + x[..., 1:] ** 2),
     "two bounded matrices": lambda x: x[0, :, :, 0] @ x[0, :, :, 1],
@@ -297,8 +309,11 @@ def test_every_rule_is_tested():
         (jnp.sin, "'sin'.*certification.Rule"),
         (lambda x: x.astype(jnp.bfloat16), "bfloat16"),
         (lambda x: x.astype(bool) * 1.0, "bool"),
-        (lambda x: jnp.arange(9.0)[x[0].astype(int)], "places"),
+        (lambda x: jnp.arange(9.0).take(x[0].astype(int), mode="clip"), "places"),
         (lambda x: (x.astype(int) & 3) * 1.0, "bits"),
+        (lambda x: x.astype(int).astype(jnp.int8) * 1.0, "int8"),
+        (lambda x: (x.astype(int) * 100_000) * 1.0, "overflow.*'mul'"),
+        (lambda x: -x.astype(int) * 1.0, "overflow.*'neg'"),
         (lambda x: lax.scan(lambda c, v: (c, v), 0.0, x)[1], "scan"),
     ],
 )
@@ -309,6 +324,12 @@ def test_what_no_rule_bounds_is_an_error(function, words):
 
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(bound, jnp.ones((1, 2)))
+
+
+def test_the_chord_of_a_relu_does_not_overflow():
+    top = jnp.array(3e38)
+    equation = Equation("leaky_relu", jax.nn.leaky_relu, {})
+    assert leaky(equation, Interval(-top, top), 0.0).upper(top) >= top
 
 
 def test_a_loop_over_constants_is_written_out():

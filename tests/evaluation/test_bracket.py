@@ -36,3 +36,8 @@ def test_a_contradiction_is_loud():
 def test_other_images_are_an_error():
     with pytest.raises(ValueError, match="got 4 and 3"):
         bracket(Attacked(ROBUST), Certified(np.ones(3, bool)))
+
+
+def test_margins_are_no_proofs():
+    with pytest.raises(ValueError, match=r"certificate.proven must be \[N\] bool"):
+        bracket(Attacked(ROBUST), Certified(np.array([1.0, -2.0, 0.5, 1.0])))
