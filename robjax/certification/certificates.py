@@ -21,7 +21,8 @@ also for intervals.
 **What is guaranteed.** A proven image keeps its class at every image of the ball ∩ box,
 for the network as it is computed in floating point, in any order of its sums, with
 roundings as `intervals.py` states them. Products must be of full precision (on GPUs and
-TPUs ``jax.default_matmul_precision("float32")``).
+TPUs ``jax.default_matmul_precision("float32")``). Not bounded: products that underflow
+in float32 on the way back, which takes weights near 1e-38 and values near 1e30.
 """
 
 import functools
