@@ -229,7 +229,7 @@ def _check_models(logits_fn: object) -> dict[str, LogitsFn]:
     return dict(models)
 
 
-def _check_key(key: object) -> jax.Array:
+def _check_key(key: Any) -> jax.Array:
     """One key; None: that of seed 0."""
     key = jax.random.key(0) if key is None else key
     try:
