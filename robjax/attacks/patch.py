@@ -235,6 +235,7 @@ def _patch(
     return PatchResult(found, fooled, counted)
 
 
+@functools.partial(jax.jit, static_argnames=("image", "size"))
 def _place(
     keys: jax.Array,
     image: tuple[int, ...],
@@ -261,6 +262,7 @@ def _place(
     return jax.vmap(one)(keys)
 
 
+@jax.jit
 def paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
     """Puts a patch over images, at given places.
 

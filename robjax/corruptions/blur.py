@@ -109,12 +109,14 @@ def glass_blur(x: jax.Array, *, key: jax.Array, severity: ArrayLike) -> jax.Arra
 def _glass_blur(image: jax.Array, key: jax.Array, level: Level) -> jax.Array:
     sigma, farthest, rounds = level.pick(*_GLASS)
     sigma = level.unit * sigma
-    farthest = jnp.round(level.unit * farthest).astype(jnp.int32)
+    farthest = jnp.round(level.unit * farthest)
+    most = int(level.table(*_GLASS)[:, 2].max())
     height, width = image.shape[:2]
+    drawn = jax.random.uniform(key, (most, 2, height, width))
 
     def shuffle(i: jax.Array, image: jax.Array) -> jax.Array:
-        drawn = jax.random.uniform(jax.random.fold_in(key, i), (2, height, width))
-        moves = jnp.floor(drawn * (2 * farthest + 1)).astype(jnp.int32) - farthest
+        moves = jnp.floor(drawn[i] * (2 * farthest + 1)) - farthest
+        moves = moves.astype(jnp.int32)
         rows = jnp.clip(jnp.arange(height)[:, None] + moves[0], 0, height - 1)
         columns = jnp.clip(jnp.arange(width)[None] + moves[1], 0, width - 1)
         return image[rows, columns]

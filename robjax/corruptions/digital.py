@@ -76,14 +76,12 @@ def elastic_transform(
 def _elastic_transform(image: jax.Array, key: jax.Array, level: Level) -> jax.Array:
     strength, width, shear = level.side * level.pick(*_ELASTIC)
     height, columns = image.shape[:2]
-    corner_key, bend_key = jax.random.split(key)
+    drawn = jax.random.uniform(key, (2 * height * columns + 6,), minval=-1, maxval=1)
     middle = jnp.array([[height // 2, columns // 2]], jnp.float32)
     arm = level.side // 3
     source = middle + arm * jnp.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    target = source + shear * jax.random.uniform(
-        corner_key, (3, 2), minval=-1, maxval=1
-    )
-    noise = jax.random.uniform(bend_key, (height, columns, 2), minval=-1, maxval=1)
+    target = source + shear * drawn[:6].reshape(3, 2)
+    noise = drawn[6:].reshape(height, columns, 2)
     bends = strength * gaussian(noise, width, truncate=3)
     places = jnp.indices((height, columns)).transpose(1, 2, 0) + bends
     rows, places_across = _affine(target, source, places)
@@ -136,10 +134,11 @@ def _pixelate(image: jax.Array, key: jax.Array, level: Level) -> jax.Array:
 
 def _cells(size: int, share: jax.Array) -> jax.Array:
     """[n, n]: pixel i becomes the mean of the pixels of the cell at its place."""
-    cells = jnp.floor(size * share + 1e-4)  # 20 · 0.85 is 17, rounding or not
-    centre = (jnp.arange(size) + 0.5) * cells / size
-    shown = jnp.floor(centre)
-    # a centre between two cells belongs to the first of them, but shows the second
-    covered = jnp.ceil(centre - 1)
+    cells = jnp.floor(size * share + 1e-4).astype(jnp.int32)  # 20 · 0.85 is 17
+    # the centre of a pixel in units of cells is whole / (2 size): exact in integers
+    whole = (2 * jnp.arange(size) + 1) * cells
+    shown = whole // (2 * size)
+    # a centre between two cells shows the second of them, but belongs to the first
+    covered = (whole - 1) // (2 * size)
     member = (shown[:, None] == covered[None]).astype(jnp.float32)
     return member / jnp.sum(member, axis=1, keepdims=True)

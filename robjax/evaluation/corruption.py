@@ -189,6 +189,12 @@ def corruption_table(
             "kinds must be a mapping from names to corruptions, as {'fog': "
             f"corruptions.fog}}, got {kinds!r}"
         )
+    for kind, corruption in kinds.items():
+        if not callable(corruption):
+            raise ValueError(
+                f"kinds[{kind!r}] must be a corruption (x, *, key, severity) -> "
+                f"images, got {corruption!r}"
+            )
     severities = tuple(severities)
     numbers = [_check_severity(severity) for severity in severities or [None]]
     task = Task.make(
