@@ -218,14 +218,17 @@ def corruption_table(
     }
     for kind, (first, *_) in attacks.items():
         check_attack(f"kinds[{kind!r}]", first, task)
-    everyone = np.arange(len(task.labels))
-    clean = attack_all(task, None, everyone)
+    count = len(task.labels)
+    # full batches: a smaller one at the end would compile every kind again
+    full = -(-count // task.batch_size) * task.batch_size
+    everyone = np.arange(full) % count
+    clean = attack_all(task, None, everyone[:count])
     found = []
     with tqdm(total=len(kinds) * len(severities), disable=not progress) as bar:
         for kind, of_kind in attacks.items():
             bar.set_description(kind)
             for attack in of_kind:
-                found.append(~attack_all(task, attack, everyone).fooled)
+                found.append(~attack_all(task, attack, everyone).fooled[:count])
                 bar.update()
     right = np.stack(found).reshape(len(kinds), len(severities), -1)
     return CorruptionTable(
