@@ -99,15 +99,11 @@ def exact(f: Callable[..., Any], *, forward: bool = True) -> Callable[..., Any]:
     By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16.
     Their 3 digits may decide which of two logits is larger, and are all that is left
     of a number. So `exact` asks for full float32. Where `f` itself asks for a
-    precision, it keeps that.
+    precision, it keeps that. `forward=False` is for an `f` with derivatives in it.
 
     >>> logits = exact(lambda x: x @ jnp.array([[1.0], [1.0]]))
     >>> logits(jnp.array([[1.0, 0.0009765625]])).tolist()  # 2^-10
     [[1.0009765625]]
-
-    Args:
-      f: as in `fast`.
-      forward: as in `fast`; False for a function with derivatives in it.
     """
 
     @functools.wraps(f, updated=())
