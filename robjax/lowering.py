@@ -96,9 +96,8 @@ def fast(f: Callable[..., Any], *, forward: bool = False) -> Callable[..., Any]:
 def exact(f: Callable[..., Any], *, forward: bool = True) -> Callable[..., Any]:
     """Returns `f`, `fast` and exact enough to judge and to measure.
 
-    By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16.
-    Their 3 digits may decide which of two logits is larger, and are all that is left
-    of a number. So `exact` asks for full float32. Where `f` itself asks for a
+    By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16,
+    of 3 digits. So `exact` asks for full float32. Where `f` itself asks for a
     precision, it keeps that. `forward=False` is for an `f` with derivatives in it.
 
     >>> logits = exact(lambda x: x @ jnp.array([[1.0], [1.0]]))
