@@ -64,15 +64,14 @@ def ensemble(
             "ensemble([first, second])"
         )
     count = len(models)
-    if weights is None:
-        weights = np.ones(count, np.float32)
-    weights = check_range("weights", jnp.asarray(weights), 0)
-    if weights.shape != (count,):
+    shares = jnp.asarray(np.ones(count, np.float32) if weights is None else weights)
+    check_range("weights", shares, 0)
+    if shares.shape != (count,):
         raise ValueError(
             f"weights must have shape ({count},), one for each model, got "
-            f"{weights.shape}"
+            f"{shares.shape}"
         )
-    if is_concrete(weights) and not math.fsum(np.asarray(weights)) > 0:
+    if is_concrete(shares) and not math.fsum(np.asarray(shares)) > 0:
         raise ValueError(f"weights must have a positive sum, got {weights}")
     combine = mean_probability if combine is None else combine
     if not callable(combine):
@@ -81,7 +80,7 @@ def ensemble(
             f"compose.mean_logit, got {combine!r}"
         )
     members = tuple(map(as_logits_fn, models))
-    return Partial(_combined, combine, members, weights)
+    return Partial(_combined, combine, members, shares)
 
 
 def mean_probability(logits: jax.Array, weights: jax.Array) -> jax.Array:

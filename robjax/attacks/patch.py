@@ -138,8 +138,8 @@ def patch(
     problem = check_problem(logits_fn, _check_pictures(x), Linf(0.0), bounds)
     aim = check_aim(problem, y, key=key, target=target, cap=cap)
     height, width, channels = problem.x.shape[1:]
-    size = tuple(check_count("size", side) for side in size)
-    transform = _check_transform(size, (height, width), scale, rotation)
+    sides = tuple(check_count("size", side) for side in size)
+    transform = _check_transform(sides, (height, width), scale, rotation)
     span = problem.bounds[1] - problem.bounds[0]
     alpha = 0.05 * span if step_size is None else step_size
     check_number("step_size", alpha, minimum=0)
@@ -148,7 +148,7 @@ def patch(
         aim,
         transform,
         jnp.asarray(alpha, problem.x.dtype),
-        shape=(*size, channels),
+        shape=(*sides, channels),
         steps=check_count("steps", steps),
         batch_size=check_count("batch_size", batch_size),
         places=check_count("places", places),
@@ -164,7 +164,7 @@ def _check_pictures(x: object) -> jax.Array:
 
 def _check_transform(
     size: tuple[int, ...],
-    image: tuple[int, int],
+    image: tuple[int, ...],
     scale: tuple[float, float],
     rotation: float,
 ) -> jax.Array:
@@ -193,7 +193,7 @@ def _patch(
     transform: jax.Array,
     step_size: jax.Array,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     steps: int,
     batch_size: int,
     places: int,

@@ -95,14 +95,16 @@ def check_aim(
     """
     y, num_classes = check_classes(problem, y)
     check_number("cap", cap, minimum=0)
-    if target is not None:
-        if check_count("target", target, minimum=0) >= num_classes:
-            raise ValueError(
-                f"target must be a class from 0 to {num_classes - 1}, got {target}"
-            )
-        target = jnp.int32(target)
-    keys = sample_keys(key, len(y))
-    return Aim(y, target, keys, jnp.asarray(cap, problem.x.dtype))
+    if target is not None and check_count("target", target, minimum=0) >= num_classes:
+        raise ValueError(
+            f"target must be a class from 0 to {num_classes - 1}, got {target}"
+        )
+    return Aim(
+        y=y,
+        target=None if target is None else jnp.int32(target),
+        keys=sample_keys(key, len(y)),
+        cap=jnp.asarray(cap, problem.x.dtype),
+    )
 
 
 def climb(

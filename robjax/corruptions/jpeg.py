@@ -133,8 +133,8 @@ def _lossy(plane: jax.Array, base: np.ndarray, quality: ArrayLike) -> jax.Array:
 def _along_blocks(matrix: np.ndarray, blocks: jax.Array) -> jax.Array:
     """M B Mᵀ of blocks [rows, columns, 8, 8]."""
     precise = lax.Precision.HIGHEST
-    matrix = jnp.asarray(matrix, blocks.dtype)
-    return jnp.einsum("ui,rcij,vj->rcuv", matrix, blocks, matrix, precision=precise)
+    m = jnp.asarray(matrix, blocks.dtype)
+    return jnp.einsum("ui,rcij,vj->rcuv", m, blocks, m, precision=precise)
 
 
 def _pad(plane: jax.Array, down: int, right: int) -> jax.Array:

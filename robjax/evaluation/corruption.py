@@ -240,7 +240,7 @@ def corruption_table(
     )
 
 
-def _check_severity(severity: object) -> np.ndarray:
+def _check_severity(severity: Any) -> np.ndarray:
     """The severity as an array, which is traced: one program for all of a kind."""
     whole = isinstance(severity, int | np.integer) and not isinstance(severity, bool)
     if not whole or not 1 <= severity <= 5:
@@ -259,7 +259,7 @@ def _corrupted(
     key: jax.Array,
     bounds: Any,
     corruption: Corruption,
-    severity: jax.Array,
+    severity: jax.Array | np.ndarray,
 ) -> jax.Array:
     del logits_fn, y, bounds
     return jnp.clip(corruption(x, key=key, severity=severity), 0, 1)
