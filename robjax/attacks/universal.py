@@ -1,12 +1,13 @@
 """One perturbation for all images: universal adversarial perturbations.
 
-    max_δ mean_i min( l(f(clip(x_i + δ)), y_i), cap )   over ‖δ‖ ≤ ε
+    max_δ J( f(clip(x_1 + δ)), f(clip(x_2 + δ)), … )   over ‖δ‖ ≤ ε
 
 Moosavi-Dezfooli et al., "Universal adversarial perturbations", CVPR 2017, posed the
 problem. The ascent is the stochastic projected gradient of Shafahi et al., "Universal
-adversarial training", AAAI 2020 (arXiv 1811.11304, algorithm 2), with steepest steps in
-the norm of the ball that shrink to 0 (`shared.py`). Where x_i + δ leaves the box it is
-clipped, which only brings it nearer to x_i.
+adversarial training", AAAI 2020 (arXiv 1811.11304), with steepest steps in the norm of
+the ball that shrink to 0. J is a capped cross-entropy, with a target the log of its
+mean probability (`shared.py`). Where x_i + δ leaves the box it is clipped, which only
+brings it nearer to x_i.
 """
 
 import functools
