@@ -27,7 +27,7 @@ from robjax.attacks.universal import judged
 from robjax.balls import Linf
 from robjax.checks import Bounds, check_bounds, check_count, check_images, check_number
 from robjax.corruptions.resampling import look_up
-from robjax.evaluation import Estimate, gradient_free
+from robjax.evaluation import Estimate
 from robjax.model import LogitsFn
 from robjax.numerics import map_batched
 from robjax.samples import fold_keys, is_concrete, sample_keys
@@ -54,6 +54,8 @@ class PatchResult(NamedTuple):
 
     What it does to other images says ``evaluate(logits_fn, test, {"patch":
     functools.partial(attacks.patched, patch=result.patch)}, key=key)``.
+    ``figures.pictures({"patch": [result.patch]}, title="patch", columns=[""])`` of
+    `robjax.reporting` draws it.
 
     Attributes:
       patch: [h, w, C] a picture inside the bounds.
@@ -296,7 +298,6 @@ def paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
     return jax.vmap(one)(x, placement).astype(x.dtype)
 
 
-@gradient_free
 def patched(
     logits_fn: LogitsFn,
     x: jax.Array,

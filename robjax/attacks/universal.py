@@ -25,7 +25,7 @@ from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.shared import Aim, check_aim, climb, share_of
 from robjax.balls import Ball
 from robjax.checks import Bounds, check_count, check_number
-from robjax.evaluation import Estimate, gradient_free
+from robjax.evaluation import Estimate
 from robjax.model import LogitsFn
 from robjax.numerics import map_batched
 from robjax.samples import is_concrete
@@ -156,7 +156,6 @@ def _universal(
     return UniversalResult(delta, fooled, counted)
 
 
-@gradient_free
 def perturbed(
     logits_fn: LogitsFn,
     x: jax.Array,
