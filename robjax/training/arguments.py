@@ -21,7 +21,7 @@ def check_options(
     config: object,
     optimizer: object,
     on_epoch: object,
-    callbacks: object,
+    callbacks: Any,
 ) -> None:
     """Raises ValueError unless the options are of the right kind.
 

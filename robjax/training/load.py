@@ -88,7 +88,7 @@ def load(
     if model is None:
         model = _rebuild(run)
     adapted = trainable(model)
-    name = f"the weights in {str(run_dir)}"
+    name = f"the weights in {run_dir}"
     weights = run.weights(best=best)
     weights = check_variables(adapted, weights, run.about["image"], name=name)
     return adapted.bind(weights)
@@ -124,11 +124,12 @@ class _Saved(NamedTuple):
         parts = ("run", "about", "extra")
         if not isinstance(config, dict) or not all(config.get(part) for part in parts):
             raise ValueError(
-                f"{name}={str(folder)!r} holds checkpoints that do not say of which run "
-                "they are"
+                f"{name}={str(folder)!r} holds checkpoints that do not say of which "
+                "run they are"
             )
         tree = checkpoints.load_tree(found[-1])
-        return cls(found[-1], *(config[part] for part in parts), tree)
+        run, about, extra = (config[part] for part in parts)
+        return cls(found[-1], run, about, extra, tree)
 
     def weights(self, *, best: bool) -> Any:
         """The weights that `TrainState.weights` gives, or those without callbacks."""

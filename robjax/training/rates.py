@@ -83,7 +83,7 @@ def _last_factors(jaxpr: core.Jaxpr, known_inputs: int) -> list[Any]:
             return factor(eqn.invars[0])
         if eqn.primitive.name != "mul":
             return None
-        numbers = [v for v in eqn.invars if is_known(v) and v.aval.size == 1]
-        return numbers[0] if numbers and not all(map(is_known, eqn.invars)) else None
+        inputs: list[Any] = eqn.invars
+        return next((v for v in inputs if is_known(v) and v.aval.size == 1), None)
 
     return [found for found in map(factor, jaxpr.outvars) if found is not None]

@@ -169,16 +169,16 @@ def create_state(
     if variables is None:
         variables = trainable(model).init(split_seed(seed)[0], images)
     # the step donates its state, so it must hold nobody else's arrays
-    variables = copies(dict(variables))
-    groups = variables.pop("groups", None)
+    start: dict[str, Any] = copies(dict(variables or {}))
+    groups = start.pop("groups", None)
     if num_groups:
         fresh = {"weights": jnp.full(num_groups, 1 / num_groups, jnp.float32)}
         known = groups is not None and groups["weights"].shape == (num_groups,)
-        variables["groups"] = groups if known else fresh
+        start["groups"] = groups if known else fresh
     return TrainState(
         step=jnp.int32(0),
         seed=seed,
-        variables=variables,
-        opt_state=optimizer.init(variables["params"]),
-        ema=None if config.ema_decay is None else copies(variables),
+        variables=start,
+        opt_state=optimizer.init(start["params"]),
+        ema=None if config.ema_decay is None else copies(start),
     )

@@ -85,14 +85,9 @@ class Linen:
 
     def bind(self, variables: Variables) -> Callable[[jax.Array], jax.Array]:
         """The function images -> logits in inference mode; its weights are traced."""
-        parameters = inspect.signature(type(self.module).__call__).parameters
-        flags = {name: parameters.get(name) for name in _IN_TRAINING}
-        usual = all(
-            flag is None or flag.default is (not _IN_TRAINING[name])
-            for name, flag in flags.items()
-        )
-        if usual and not _fields(self.module):
-            return Partial(self.module.apply, variables)
+        module, flags = self._in_mode(training=False)
+        if module is self.module and not flags:
+            return Partial(module.apply, variables)
         return Partial(self, variables)
 
     def across(self, axis: str) -> "Linen":
@@ -106,13 +101,17 @@ class Linen:
         return hasattr(self.module, "axis_name")
 
     def _in_mode(self, *, training: bool) -> tuple[Any, dict[str, Any]]:
-        flags = _flags(type(self.module).__call__, training=training)
+        """The module with its fields set, and the flags to call it with."""
+        module: Any = self.module
+        parameters = inspect.signature(type(module).__call__).parameters
+        names = {field.name for field in dataclasses.fields(module)} - {*parameters}
         fields = {
-            name: _IN_TRAINING[name] is training
-            for name in _fields(self.module)
-            if name not in flags
+            name: mode
+            for name in names & {*_IN_TRAINING}
+            if getattr(module, name) is not (mode := _IN_TRAINING[name] is training)
         }
-        return self.module.clone(**fields) if fields else self.module, flags
+        flags = _flags(module, training=training)
+        return module.clone(**fields) if fields else module, flags
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -146,11 +145,10 @@ class Nnx:
         graph, state = nnx.split(module)
         paths, streams, start = [], [], {}
         for path, variable in nnx.to_flat_state(state):
-            value = variable.get_value() if isinstance(variable, nnx.Variable) else None
+            value = _value(variable)
             if isinstance(variable, nnx.RngState):
                 streams.append((path, type(variable), value.shape))
                 continue
-            value = variable if value is None else value
             collection = "others"
             if isinstance(variable, nnx.Param):
                 collection = "params"
@@ -168,7 +166,7 @@ class Nnx:
     def __call__(self, variables: Variables, images: jax.Array) -> jax.Array:
         module = self._module(variables, None)
         module.eval()
-        return module(images, **_flags(type(module).__call__, training=False))
+        return module(images, **_flags(module, training=False))
 
     def train(
         self,
@@ -180,21 +178,19 @@ class Nnx:
         """Logits [B, K] in train mode, the activation `layer`, updated collections."""
         module = self._module(variables, key)
         module.train()
-        flags = _flags(type(module).__call__, training=True)
+        flags = _flags(module, training=True)
+        state: Any
         if layer is None:
             logits, features = module(images, **flags), None
             state = nnx.state(module)
         else:
-            logits, features, state = taps.forward(
-                *nnx.split(module), images, layer, **flags
-            )
+            graph, state = nnx.split(module)
+            logits, features, state = taps.forward(graph, state, images, layer, **flags)
         after = dict(nnx.to_flat_state(state))
         updates: dict[str, Any] = {}
         for collection, path in self.paths:
             if collection not in _NOT_OF_THE_MODEL:
-                found = after[path]
-                value = found.get_value() if isinstance(found, nnx.Variable) else found
-                _put(updates.setdefault(collection, {}), path, value)
+                _put(updates.setdefault(collection, {}), path, _value(after[path]))
         return logits, features, updates
 
     def bind(self, variables: Variables) -> Callable[[jax.Array], jax.Array]:
@@ -204,7 +200,7 @@ class Nnx:
         """
         module = self._module(variables, None)
         module.eval()
-        if _flags(type(module).__call__, training=False):
+        if _flags(module, training=False):
             return Partial(self, variables)
         return module
 
@@ -302,22 +298,23 @@ def _check_call(model: Any) -> None:
         )
 
 
-def _flags(call: Callable[..., Any], *, training: bool) -> dict[str, Any]:
-    """The flags of train mode that a ``__call__`` has, as they are to be given."""
-    parameters = inspect.signature(call).parameters
+def _flags(module: Any, *, training: bool) -> dict[str, Any]:
+    """The flags of train mode that a call needs, where their defaults do not do."""
+    parameters = inspect.signature(type(module).__call__).parameters
     flags = {
         name: value is training
         for name, value in _IN_TRAINING.items()
         if name in parameters
     }
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {"train": True} if anything and training and not flags else flags
+    if anything and training and not flags:
+        return {"train": True}
+    return {n: mode for n, mode in flags.items() if parameters[n].default is not mode}
 
 
-def _fields(module: nn.Module) -> list[str]:
-    """The fields of a linen module that say its mode."""
-    names = [field.name for field in dataclasses.fields(module)]
-    return [name for name in names if name in _IN_TRAINING]
+def _value(variable: Any) -> Any:
+    """The array of a variable of NNX; it may be an array itself."""
+    return variable.get_value() if isinstance(variable, nnx.Variable) else variable
 
 
 def _put(
