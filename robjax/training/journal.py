@@ -76,12 +76,12 @@ def describe_run(
         "scale": data.scale,
         "num_classes": data.num_classes,
     }
+    # None, too, so that a run with and one without differ in these, not in the outputs
+    run["extends"] = extends
+    given = variables is not None and extends is None
+    run["variables"] = provenance.checksum(variables) if given else None
     if optimizer is not None:
         run["optimizer"] = provenance.identify(optimizer)
-    if extends is not None:
-        run["extends"] = extends
-    elif variables is not None:
-        run["variables"] = provenance.checksum(variables)
     if callbacks:
         run["callbacks"] = provenance.identify(tuple(callbacks))
     return files.plain(config) | run

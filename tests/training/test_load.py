@@ -160,7 +160,7 @@ def test_what_cannot_be_loaded_is_said(first, tmp_path):
     folder, _ = first
     with pytest.raises(ValueError, match="the weights in .* must fit .* shape"):
         training.load(folder, MLP(2, widths=(5,)))
-    with pytest.raises(ValueError, match="the weights in .* must fit .* is missing"):
+    with pytest.raises(ValueError, match="the weights in .* must fit .* has no params"):
         training.load(folder, OwnNnx(0))
     with pytest.raises(ValueError, match="run_dir=.* holds no checkpoint"):
         training.load(tmp_path)
