@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import optax
 
@@ -28,11 +27,11 @@ from robjax.training.objectives.network import takes_groups
 from robjax.training.rates import RateFn, rate_reader
 from robjax.training.state import TrainState, copies, create_state, make_optimizer
 from robjax.training.step import StepFn, make_step
-from robjax.training.trainable import Trainable, Variables, trainable
+from robjax.training.trainable import Model, Trainable, Variables, trainable
 
 
 def fit(
-    model: Any,
+    model: Model,
     data: Dataset,
     *,
     objective: Objective = objectives.standard,
@@ -142,24 +141,36 @@ def fit(
         grouped=takes_groups(objective),
         progress=progress,
     )
-    state = create_state(
-        adapted,
-        to_float(data.images[:1], data.scale),
-        optimizer or make_optimizer(config, steps_per_epoch),
-        config,
-        num_groups=data.num_groups if loop.grouped else 0,
-        variables=variables,
-    )
-    if origin is not None:
-        state = origin.continued(state, steps_per_epoch)
-    kept = [callback.init(copies(state.weights)) for callback in callbacks]
-    state = state._replace(callbacks=tuple(kept))
     with contextlib.closing(journal):
-        state, stored = journal.open(state)
+        state, stored = journal.open(_start(loop, optimizer, variables, origin))
         if not stored:
             known = {} if origin is None else {"extends": origin.folder}
             state = loop.record(int(state.step) // steps_per_epoch, state, known)
+        # rebound, so that nothing keeps the first copies in memory
+        variables = origin = None
+        state = loop.placed(state)
         return loop.run(state, Meter(**stored))
+
+
+def _start(
+    loop: Loop,
+    optimizer: optax.GradientTransformation | None,
+    variables: Variables | None,
+    origin: Origin | None,
+) -> TrainState:
+    """The state that training starts from."""
+    state = create_state(
+        loop.model,
+        to_float(loop.data.images[:1], loop.data.scale),
+        optimizer or make_optimizer(loop.config, loop.steps_per_epoch),
+        loop.config,
+        num_groups=loop.data.num_groups if loop.grouped else 0,
+        variables=variables,
+    )
+    if origin is not None:
+        state = origin.continued(state, loop.steps_per_epoch)
+    kept = [callback.init(copies(state.weights)) for callback in loop.callbacks]
+    return state._replace(callbacks=tuple(kept))
 
 
 @functools.lru_cache(maxsize=8)

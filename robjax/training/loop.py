@@ -117,11 +117,10 @@ class Loop:
         return len(self.data.labels) // self.config.batch_size
 
     def run(self, state: TrainState, meter: Meter) -> TrainState:
-        """Goes on from a state to the end; `meter` has the steps of its epoch.
+        """Goes on from a placed state to the end; returns the last one on one device.
 
-        What it returns is on one device.
+        `meter` has the steps of its epoch.
         """
-        state = self.placed(state)
         done = int(state.step)
         first = done // self.steps_per_epoch + 1
         with self.progress_bar(done) as bar:

@@ -28,6 +28,9 @@ from jax.tree_util import Partial
 
 from robjax.models import taps
 
+Model: TypeAlias = nn.Module | nnx.Module
+"""A flax.linen module without weights, or a module of flax.nnx with its own."""
+
 Variables: TypeAlias = Mapping[str, Any]
 """{"params": nested dictionary of weights, and other collections, as "batch_stats"}."""
 
