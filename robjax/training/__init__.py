@@ -1,6 +1,28 @@
 """Training: objectives, the compiled step, the loop over devices and epochs.
 
-state = training.fit(model, data, objective=training.objectives.standard)
+Any flax module is trained, from scratch or from weights of your own:
+
+    state = training.fit(model, train, objective=objectives.standard)
+    state = training.fit(model, train, variables=weights)
+    logits_fn = training.logits_fn(model, state.weights)
+
+Stop where the robust accuracy rises no more, and load the best weights:
+
+    train, validation = data.split(train, 500)
+    watch = callbacks.evaluate(validation, {"PGD": partial(attacks.pgd, ball=ball)})
+    stop = callbacks.best("validation_robust_accuracy", patience=5)
+    training.fit(model, train, callbacks=[watch, stop], run_dir="results/run")
+    logits_fn = training.load("results/run")
+
+Train a part of the weights, here the last layer:
+
+    part = lambda path, _: "last" if path[0].key == "logits" else "frozen"
+    rules = {"last": optax.adam(1e-3), "frozen": optax.set_to_zero()}
+    optimizer = optax.partition(rules, partial(jax.tree_util.tree_map_with_path, part))
+    training.fit(model, train, variables=weights, optimizer=optimizer)
+
+Classes of unequal sizes: `FitConfig(balanced=True)` draws them equally often,
+`objectives.weighted(objective, class_weights)` weighs their losses.
 
 objectives/    what is minimised
 config.py      how to train
