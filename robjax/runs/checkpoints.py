@@ -183,6 +183,33 @@ def load_checkpoint(path: PathLike, like: State) -> State:
     return jax.tree.map(_place_like, arrays, like)
 
 
+def load_tree(path: PathLike) -> Any:
+    """Restores a checkpoint of which nothing is known, as nested dictionaries.
+
+    A NamedTuple becomes a dictionary of its fields, a tuple a list, and what holds no
+    array is left out.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(folder, 0, {"w": (jnp.ones(2), None)})
+    ...     load_tree(path)["w"][0].tolist()
+    [1.0, 1.0]
+
+    Args:
+      path: one of `list_checkpoints`.
+
+    Returns:
+      The tree, its leaves as NumPy arrays; of PRNG keys their data.
+
+    Raises:
+      ValueError: the checkpoint is corrupt.
+    """
+    path = pathlib.Path(path).absolute()
+    load_manifest(path)
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(path / "state")
+
+
 def _checkpointer() -> Any:
     """Orbax's checkpointer for this process, to be used in a `with` block."""
     # Orbax takes a third of a second to import, and most users never checkpoint.
