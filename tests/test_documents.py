@@ -1,4 +1,4 @@
-"""The code blocks of the README and of CONTRIBUTING, one after the other."""
+"""The code blocks of the README and of the documentation, page by page."""
 
 import pathlib
 import re
@@ -6,6 +6,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+ELSEWHERE = ROOT / "docs/models-from-elsewhere.md"  # has tests of its own
 
 
 def blocks(text: str) -> list[str]:
@@ -17,12 +18,17 @@ def blocks(text: str) -> list[str]:
     return found
 
 
+PAGES = {
+    path.relative_to(ROOT).as_posix(): found
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if path != ELSEWHERE and (found := blocks(path.read_text()))
+}
+
+
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", PAGES)
 def test_code_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
-    found = blocks((ROOT / name).read_text())
-    assert len(found) >= 4
-    for block in found:
+    for block in PAGES[name]:
         exec(compile(block, name, "exec"), namespace)

@@ -1,0 +1,42 @@
+"""Settings of the documentation: `make docs` builds it without a network."""
+
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "_sphinx"))
+sys.path.insert(0, str(HERE.parent))
+
+import robjax  # noqa: E402
+
+project = "robjax"
+author = "The robjax authors"
+copyright = author
+version = release = robjax.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "reference",  # in _sphinx: one page for each public module
+    "house_style",  # docstrings as this project writes them
+    "mathml",  # $…$ without a script or a font from elsewhere
+]
+exclude_patterns = ["_sphinx"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+autosummary_generate = False
+maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = "robjax"
+html_copy_source = False
+html_show_sphinx = False
