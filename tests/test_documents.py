@@ -32,3 +32,15 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
     namespace = {"__name__": "__main__"}
     for block in PAGES[name]:
         exec(compile(block, name, "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md"],
+)
+def test_links_outside_the_site_lead_to_files(name):
+    """Sphinx follows those of docs/."""
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (page.parent / link).exists()] == []

@@ -27,7 +27,13 @@ def test_quoted_verdicts_stand_in_the_table():
     found = list(quoted())
     assert {name for name, _ in found} == {
         f"{system}.md"
-        for system in ("kl", "tradeoff", "strong_robustness", "spurious", "interactions")
+        for system in (
+            "kl",
+            "tradeoff",
+            "strong_robustness",
+            "spurious",
+            "interactions",
+        )
     }
     assert [(name, row) for name, row in found if row not in rows] == []
 
@@ -50,7 +56,12 @@ def test_a_report_is_a_record(tmp_path, monkeypatch):
     ]
     for data, chosen in {"digits": claims, "mnist": claims[1:]}.items():
         common.write_report(
-            tmp_path / data, question="Q?", claim="", setting="", claims=chosen, drawn={}
+            tmp_path / data,
+            question="Q?",
+            claim="",
+            setting="",
+            claims=chosen,
+            drawn={},
         )
         (tmp_path / "recorded" / "study").mkdir(parents=True, exist_ok=True)
         written = files.load_json(tmp_path / data / "claims.json")
