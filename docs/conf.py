@@ -12,6 +12,7 @@ import robjax  # noqa: E402
 project = "robjax"
 author = "The robjax authors"
 copyright = author
+smartquotes = False  # x' is no quotation
 version = release = robjax.__version__
 
 extensions = [
@@ -36,7 +37,6 @@ autodoc_default_options = {
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # `Args` says more
 autosummary_generate = False
-maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
@@ -44,6 +44,7 @@ toc_object_entries_show_parents = "hide"
 
 highlight_language = "none"  # of listings that do not say theirs
 
+pygments_dark_style = "monokai"
 html_theme = "furo"
 html_title = "robjax"
 html_copy_source = False

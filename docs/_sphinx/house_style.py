@@ -1,7 +1,7 @@
 """Docstrings as this project writes them, made reStructuredText.
 
 * `code` in single backticks is code, as in Markdown.
-* A paragraph that is indented by four spaces is a formula or a listing.
+* A paragraph that is indented by four spaces, or has columns, is a formula or a listing.
 * *, | and _ mean themselves: [B, *S], |δ|, x_{i+1}.
 
 Code that names something of the library becomes a link to it, in Markdown, too.
@@ -9,6 +9,7 @@ Code that names something of the library becomes a link to it, in Markdown, too.
 
 import re
 import sys
+import textwrap
 
 from docutils import nodes
 from sphinx.pycode import ModuleAnalyzer
@@ -16,6 +17,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
+_LISTING = re.compile(r"    |\||\S+ {2,}\S")
 _CODE = re.compile(r"(`{1,2})([^`]+)\1")
 _STRESSED = r"\*{1,2}[A-Za-z][^*]*[\w.?:]\*{1,2}"
 _MARKUP = re.compile(rf"({_STRESSED})|^( *\* )|[*|]|_(?=\W|$)", re.M)
@@ -44,8 +46,8 @@ def _restructured(docstring: str) -> str:
         in_section = in_section and not re.match(r"\w+ ", paragraph)
         if paragraph.lstrip().startswith(">>>"):
             found.append(paragraph)
-        elif paragraph.startswith("    ") and not in_section:
-            found.append(f"::\n\n{paragraph}")
+        elif _LISTING.match(paragraph) and not in_section:
+            found.append("::\n\n" + textwrap.indent(textwrap.dedent(paragraph), "    "))
         else:
             found.append(_text(paragraph))
     return "\n\n".join(found)

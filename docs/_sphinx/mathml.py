@@ -11,7 +11,8 @@ def _inline(writer, node):
 
 def _block(writer, node):
     formula = latex2mathml.converter.convert(node.astext(), display="block")
-    writer.body.append(f'<div class="math">{formula}</div>')
+    style = "margin: 1em 0; overflow-x: auto; overflow-y: hidden"
+    writer.body.append(f'<div style="{style}">{formula}</div>')
     raise nodes.SkipNode
 
 
