@@ -1,6 +1,6 @@
 """The code blocks of the README and of the documentation, page by page.
 
-What a block of text after a block of code shows is what the code prints, but for numbers.
+A block of text after a block of code shows what the code prints, but for numbers.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
 """Docstrings as this project writes them, made reStructuredText.
 
 * `code` in single backticks is code, as in Markdown.
-* A paragraph that is indented by four spaces, or has columns, is a formula or a listing.
+* A paragraph that is indented by four spaces or has columns is a formula or a listing.
 * *, | and _ mean themselves: [B, *S], |δ|, x_{i+1}.
 
 Code that names something of the library becomes a link to it, in Markdown, too.
