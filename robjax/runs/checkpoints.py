@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any, TypeVar
 
@@ -59,6 +60,7 @@ def save_checkpoint(
 
     Raises:
       ValueError: `step` or `keep` is out of range, or the folder is not writable.
+      OSError: the state cannot be written, as on a full disk.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step={step} must be >= 0 and keep={keep} must be >= 1")
@@ -69,8 +71,15 @@ def save_checkpoint(
     temporary = temporary_beside(target)
     arrays = jax.tree.map(_to_host, state)
     temporary.mkdir()
-    with _checkpointer() as checkpointer:
-        checkpointer.save(temporary / "state", arrays)
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(temporary / "state", arrays)
+    except Exception as error:  # Orbax's, of many kinds and pages
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"checkpoint {target} could not be written ({_reason(error)}); the earlier "
+            "checkpoints are as they were: make room, then go on with resume=True"
+        ) from None
     manifest = {
         "step": step,
         "config": config,
@@ -185,6 +194,12 @@ def _checkpointer() -> Any:
         primary_host=process, active_processes={process}
     )
     return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says of a failed write, without the page around it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else str(error).split("\n")[0]
 
 
 def _is_key(leaf: object) -> bool:
