@@ -23,10 +23,8 @@ extensions = [
     "reference",  # in _sphinx: one page for each public module
     "house_style",  # docstrings as this project writes them
     "outside",  # links to files outside docs/
-    "mathml",  # $…$ without a script or a font from elsewhere
 ]
 exclude_patterns = ["_sphinx"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {

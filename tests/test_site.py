@@ -29,7 +29,7 @@ def public(module):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    for package in ("sphinx", "myst_parser", "furo", "latex2mathml"):
+    for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason=f"{package} is not installed")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
