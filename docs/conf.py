@@ -12,6 +12,7 @@ import robjax  # noqa: E402
 project = "robjax"
 author = "The robjax authors"
 copyright = author
+smartquotes = False  # x' is no quotation
 version = release = robjax.__version__
 
 extensions = [
@@ -21,21 +22,27 @@ extensions = [
     "sphinx.ext.napoleon",
     "reference",  # in _sphinx: one page for each public module
     "house_style",  # docstrings as this project writes them
-    "mathml",  # $…$ without a script or a font from elsewhere
+    "outside",  # links to files outside docs/
 ]
 exclude_patterns = ["_sphinx"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "no-value": True,  # some constants are long
+}
 autodoc_preserve_defaults = True
-autodoc_typehints_format = "short"
+autodoc_typehints = "none"  # `Args` says more
 autosummary_generate = False
-maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 toc_object_entries_show_parents = "hide"
 
+highlight_language = "none"  # of listings that do not say theirs
+
+pygments_dark_style = "monokai"
 html_theme = "furo"
 html_title = "robjax"
 html_copy_source = False

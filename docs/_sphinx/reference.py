@@ -8,14 +8,10 @@ import inspect
 import pathlib
 import types
 
+from sphinx.pycode import ModuleAnalyzer
+
 import robjax
 
-PAGE = """\
-{title}
-{line}
-
-.. automodule:: {name}
-"""
 INDEX = """\
 API reference
 =============
@@ -46,17 +42,23 @@ def public_modules(package: types.ModuleType = robjax) -> list[str]:
     return found
 
 
-def public_names(module: types.ModuleType) -> list[str]:
-    """Names that a public module offers, without modules."""
-    names = getattr(module, "__all__", None)
-    if names is None:
-        names = [
-            name
-            for name, value in vars(module).items()
-            if getattr(value, "__module__", None) == module.__name__
-            and not name.startswith("_")
-        ]
-    return [name for name in names if not inspect.ismodule(getattr(module, name))]
+def _imported_constants(name: str) -> list[str]:
+    """Constants of a module that stand elsewhere, which automodule does not find."""
+    module = importlib.import_module(name)
+    documented = ModuleAnalyzer.for_module(name).find_attr_docs()
+    return [
+        constant
+        for constant in getattr(module, "__all__", [])
+        if ("", constant) not in documented
+        and not inspect.ismodule(value := getattr(module, constant))
+        and not (inspect.isclass(value) or inspect.isroutine(value))
+    ]
+
+
+def _page(name: str) -> str:
+    constants = _imported_constants(name)
+    more = [f".. autodata:: {name}.{constant}\n" for constant in constants]
+    return "\n".join([name, "=" * len(name), "", f".. automodule:: {name}\n", *more])
 
 
 def _write(path: pathlib.Path, text: str) -> None:
@@ -70,8 +72,7 @@ def _generate(app) -> None:
     folder.mkdir(exist_ok=True)
     names = public_modules()
     for name in names:
-        page = PAGE.format(title=name, line="=" * len(name), name=name)
-        _write(folder / f"{name}.rst", page)
+        _write(folder / f"{name}.rst", _page(name))
     _write(folder / "index.rst", INDEX.format(names="\n   ".join(names)))
 
 

@@ -1,6 +1,6 @@
 """Training: objectives, the compiled step, the loop over devices and epochs.
 
-state = training.fit(model, data, objective=training.objectives.standard)
+    state = training.fit(model, data, objective=training.objectives.standard)
 
 objectives/   what is minimised
 config.py     how to train
