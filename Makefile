@@ -1,4 +1,4 @@
-# make demo | test | lint | lock     on any machine with Python >= 3.11 and make
+# make demo | test | lint | docs | lock     on any machine with Python >= 3.11 and make
 #   JAX=cuda13, JAX=tpu    install JAX for that accelerator (default: cpu)
 #   PYTHON=python3.12      interpreter of a new environment (default: first that fits)
 #   VENV=.venv312          folder of the environment (default: .venv)
@@ -15,7 +15,7 @@ comma = ,
 bin = $(VENV)/bin
 installed = $(VENV)/.installed-$(JAX)
 
-.PHONY: demo test lint lock
+.PHONY: demo test lint docs lock
 demo: $(installed)
 	$(bin)/python -m experiments.kl_metric $(ARGS)
 
@@ -27,6 +27,10 @@ lint: $(installed)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/pyright
+
+docs: $(installed)
+	$(bin)/python -m sphinx -W --keep-going docs build/docs
+	@echo build/docs/index.html
 
 # Needs Python 3.11, 3.12 and 3.13 on the path; writes constraints.txt.
 lock:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import warnings
 from typing import Any, TypeVar
 
 import jax
@@ -111,6 +112,35 @@ def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
     return sorted(pathlib.Path(folder).glob("step_" + "[0-9]" * 10))
 
 
+def latest_checkpoint(
+    folder: PathLike,
+) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """The latest checkpoint of a run that is whole, with its manifest; None: none.
+
+    >>> latest_checkpoint("nowhere") is None
+    True
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged.
+
+    Warns:
+      UserWarning: later ones are damaged.
+    """
+    damaged: list[ValueError] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            manifest = load_manifest(path)
+        except ValueError as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            warnings.warn(f"{error}; going on from {path.name}", stacklevel=4)
+        return path, manifest
+    if damaged:
+        raise damaged[0]
+    return None
+
+
 def load_manifest(path: PathLike) -> dict[str, Any]:
     """Reads the manifest of a checkpoint and checks its files.
 
@@ -141,8 +171,7 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
         damaged.append("manifest.json")
     if damaged:
         raise ValueError(
-            f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered; "
-            "delete that folder to go on from an earlier checkpoint"
+            f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered"
         )
     return manifest
 

@@ -146,8 +146,10 @@ class Journal:
             return
         if self._writes:
             files.writable_folder(self._folder, "run_dir")
-        found = checkpoints.list_checkpoints(self._folder / "checkpoints")
-        if (found or self._metrics_file().exists()) and not resume:
+        folder = self._folder / "checkpoints"
+        if (
+            checkpoints.list_checkpoints(folder) or self._metrics_file().exists()
+        ) and not resume:
             raise ValueError(
                 f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
                 "to go on with it, or name another folder"
@@ -156,11 +158,11 @@ class Journal:
             name: value() if callable(value) else value
             for name, value in description.items()
         }
-        if not found:
+        found = checkpoints.latest_checkpoint(folder)
+        if found is None:
             self._check_fresh()
         else:
-            self._latest = found[-1]
-            self._manifest = checkpoints.load_manifest(self._latest)
+            self._latest, self._manifest = found
             config = self._manifest["config"]
             if not (isinstance(config, dict) and {"run", "extra"} <= config.keys()):
                 raise ValueError(

@@ -125,22 +125,23 @@ class _Saved(NamedTuple):
     @classmethod
     def read(cls, folder: files.PathLike, name: str) -> "_Saved":
         path = files.as_path(folder, name)
-        found = checkpoints.list_checkpoints(path / "checkpoints")
-        if not found:
+        found = checkpoints.latest_checkpoint(path / "checkpoints")
+        if found is None:
             raise ValueError(
                 f"{name}={str(folder)!r} must be the folder of a run that has ended an "
                 "epoch, but holds no checkpoint"
             )
-        config = checkpoints.load_manifest(found[-1])["config"]
+        latest, manifest = found
+        config = manifest["config"]
         parts = ("run", "about", "extra")
         if not isinstance(config, dict) or not all(config.get(part) for part in parts):
             raise ValueError(
                 f"{name}={str(folder)!r} holds checkpoints that do not say of which "
                 "run they are"
             )
-        tree = checkpoints.load_tree(found[-1])
+        tree = checkpoints.load_tree(latest)
         run, about, extra = (config[part] for part in parts)
-        return cls(found[-1], run, about, extra, tree)
+        return cls(latest, run, about, extra, tree)
 
     def weights(self, *, best: bool) -> Any:
         """The weights that `TrainState.weights` gives, or those without callbacks."""
