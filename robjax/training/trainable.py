@@ -3,7 +3,7 @@
     model = trainable(MLP(10))
     variables = model.init(key, images)                 {"params": …, "batch_stats": …}
     logits = model(variables, images)                                  in inference mode
-    logits, updates = model.train(variables, images, key)                  in train mode
+    logits, _, updates = model.train(variables, images, key)               in train mode
 
 Train mode is set in every way that a flax module may have for it:
 
