@@ -3,6 +3,7 @@
     evaluate               clean and robust accuracy over a data set, sample by sample
     robust_accuracy_curve  robust accuracy for many radii
     bracket                between what is proven and what is attacked
+    audited                the answer of an expensive suite at the price of a cheap one
     doubts                 reasons to distrust any number on a model, before an attack
 
 An evaluation goes through these files, in this order:
@@ -20,9 +21,11 @@ An evaluation goes through these files, in this order:
     tables.py     the result
     curves.py     robust accuracy over the radius
     brackets.py   an evaluation and a certificate together
+    audit.py      an expensive suite on a sample of what a cheap one leaves
 """
 
 from robjax.evaluation.attack import Attack, gradient_free
+from robjax.evaluation.audit import Audit, audited, broken_among
 from robjax.evaluation.brackets import Bracket, bracket
 from robjax.evaluation.curves import (
     Curve,
@@ -36,11 +39,14 @@ from robjax.evaluation.warnings import doubts
 __all__ = [
     "Attack",
     "AttackTable",
+    "Audit",
     "Bracket",
     "Curve",
     "Estimate",
     "Evaluation",
+    "audited",
     "bracket",
+    "broken_among",
     "curve_from_distances",
     "doubts",
     "evaluate",
