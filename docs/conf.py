@@ -12,7 +12,7 @@ import robjax  # noqa: E402
 project = "robjax"
 author = "The robjax authors"
 copyright = author
-smartquotes = False  # x' is no quotation
+smartquotes_action = "D"  # dashes; x' is no quotation
 version = release = robjax.__version__
 
 extensions = [
@@ -42,7 +42,7 @@ toc_object_entries_show_parents = "hide"
 
 highlight_language = "none"  # of listings that do not say theirs
 
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_title = "robjax"
 html_copy_source = False

@@ -15,14 +15,22 @@ import robjax
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def offered(module):
+    """`__all__`, or else the functions and classes that a module makes."""
+    return getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__
+        and (inspect.isclass(value) or inspect.isroutine(value))
+        and not name.startswith("_")
+    ]
+
+
 def public(module):
     """Full names of what a public module offers, and of what its modules do."""
-    for name, value in vars(module).items():
-        own = getattr(value, "__module__", None) == module.__name__
-        default = own and callable(value) and value.__doc__ and name[0] != "_"
-        if name not in getattr(module, "__all__", [name] if default else []):
-            continue
+    for name in offered(module):
         yield f"{module.__name__}.{name}"
+        value = getattr(module, name)
         if inspect.ismodule(value):
             yield from public(value)
 

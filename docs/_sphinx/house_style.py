@@ -21,6 +21,7 @@ _LISTING = re.compile(r"    |\||\S+ {2,}\S")
 _CODE = re.compile(r"(`{1,2})([^`]+)\1")
 _STRESSED = r"\*{1,2}[A-Za-z][^*]*[\w.?:]\*{1,2}"
 _MARKUP = re.compile(rf"({_STRESSED})|^( *\* )|[*|]|_(?=\W|$)", re.M)
+_NAMES = re.compile(r"^ *(?:\w+, )+\w+:", re.M)
 _LIST = re.compile(r"^( *[^* ].*\n)(?= *\* )", re.M)
 
 
@@ -39,6 +40,11 @@ def _text(paragraph: str) -> str:
     return _LIST.sub(r"\1\n", "".join(done))
 
 
+def _joined(names: re.Match) -> str:
+    """Of "low, high: …" Sphinx would take the first name for a type."""
+    return names[0].replace(", ", ",")
+
+
 def _restructured(docstring: str) -> str:
     found, in_section = [], False
     for paragraph in re.split(r"\n{2,}", docstring.strip("\n")):
@@ -49,7 +55,8 @@ def _restructured(docstring: str) -> str:
         elif _LISTING.match(paragraph) and not in_section:
             found.append("::\n\n" + textwrap.indent(textwrap.dedent(paragraph), "    "))
         else:
-            found.append(_text(paragraph))
+            named = _NAMES.sub(_joined, paragraph) if in_section else paragraph
+            found.append(_text(named))
     return "\n\n".join(found)
 
 

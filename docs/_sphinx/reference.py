@@ -71,6 +71,9 @@ def _generate(app) -> None:
     folder = pathlib.Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
     names = public_modules()
+    for page in folder.glob("robjax.*.rst"):
+        if page.stem not in names:
+            page.unlink()
     for name in names:
         _write(folder / f"{name}.rst", _page(name))
     _write(folder / "index.rst", INDEX.format(names="\n   ".join(names)))
