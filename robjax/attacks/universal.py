@@ -1,12 +1,13 @@
 """One perturbation for all images: universal adversarial perturbations.
 
-    max_δ mean_i min( l(f(clip(x_i + δ)), y_i), cap )   over ‖δ‖ ≤ ε
+    max_δ J( f(clip(x_1 + δ)), f(clip(x_2 + δ)), … )   over ‖δ‖ ≤ ε
 
 Moosavi-Dezfooli et al., "Universal adversarial perturbations", CVPR 2017, posed the
 problem. The ascent is the stochastic projected gradient of Shafahi et al., "Universal
-adversarial training", AAAI 2020 (arXiv 1811.11304, algorithm 2), with steepest steps in
-the norm of the ball that shrink to 0 (`shared.py`). Where x_i + δ leaves the box it is
-clipped, which only brings it nearer to x_i.
+adversarial training", AAAI 2020 (arXiv 1811.11304), with steepest steps in the norm of
+the ball that shrink to 0. J is a capped cross-entropy, with a target the log of its
+mean probability (`shared.py`). Where x_i + δ leaves the box it is clipped, which only
+brings it nearer to x_i.
 """
 
 import functools
@@ -24,7 +25,7 @@ from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.shared import Aim, check_aim, climb, share_of
 from robjax.balls import Ball
 from robjax.checks import Bounds, check_count, check_number
-from robjax.evaluation import Estimate, gradient_free
+from robjax.evaluation import Estimate
 from robjax.model import LogitsFn
 from robjax.numerics import map_batched
 from robjax.samples import is_concrete
@@ -155,7 +156,6 @@ def _universal(
     return UniversalResult(delta, fooled, counted)
 
 
-@gradient_free
 def perturbed(
     logits_fn: LogitsFn,
     x: jax.Array,
