@@ -33,6 +33,7 @@ from robjax.attacks.pgd import pgd
 from robjax.attacks.result import AttackResult
 from robjax.attacks.square import square, square_queries, success_rate
 from robjax.attacks.target import likeliest, to_target
+from robjax.boxes import limits
 from robjax.evaluation.attack import Attack, gradient_free
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "hop_skip_jump",
     "kl_pgd",
     "likeliest",
+    "limits",
     "mi_fgsm",
     "minimal_distance",
     "pgd",

@@ -28,7 +28,8 @@ from jax.typing import ArrayLike
 
 from robjax.attacks.problem import check_draws
 from robjax.attacks.result import AttackResult
-from robjax.checks import Bounds, check_attacked, check_bounds, check_labels
+from robjax.boxes import check_box
+from robjax.checks import Bounds, check_labels
 from robjax.evaluation.attack import Attack, gradient_free, uses_gradients
 from robjax.model import LogitsFn, as_logits_fn, count_classes, mean_logits
 from robjax.samples import flatten_samples, fold_keys, mask_samples
@@ -117,7 +118,7 @@ def _reach(
 ) -> AttackResult:
     """Runs the attack on the model of two classes."""
     model = as_logits_fn(logits_fn)
-    x = check_attacked(x, check_bounds(bounds))
+    x, bounds = check_box(x, bounds)
     eot = options.get("eot")
     keys = check_draws(eot, key, len(x))
     num_classes = count_classes(model, x, keys)
