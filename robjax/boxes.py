@@ -22,6 +22,8 @@ from jax.typing import ArrayLike
 from robjax.checks import Bounds, check_attacked, check_bounds, check_images
 from robjax.samples import flatten_samples
 
+_ROUNDINGS = 4  # by which a box may miss a pixel and be meant to hold it
+
 
 def limits(
     x: jax.Array | np.ndarray,
@@ -118,7 +120,7 @@ def check_box(x: object, bounds: Any, *, name: str = "x") -> tuple[jax.Array, Bo
     Args:
       x: [B, *S] floating-point images.
       bounds: two numbers low < high, or two of which one is or both are arrays [*S] or
-        [B, *S], low ≤ high.
+        [B, *S], low ≤ high. Boxes that miss their pixel by rounding are moved to it.
       name: what the caller calls `x`, for the message.
 
     Returns:
@@ -146,7 +148,24 @@ def check_box(x: object, bounds: Any, *, name: str = "x") -> tuple[jax.Array, Bo
             f"{low.min():.6g} to {low.max():.6g} and high from {high.min():.6g} to "
             f"{high.max():.6g}"
         )
+    low, high = _around(images.astype(dtype), low, high)
     return check_attacked(images, (low, high), name=name), (low, high)
+
+
+def _around(
+    x: jax.Array, low: jax.Array, high: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The boxes, those that miss x by rounding moved to x, as long as that is known.
+
+    Images that are scaled in NumPy and in JAX differ in their last bits.
+    """
+    if isinstance(x, jax.core.Tracer) or isinstance(low, jax.core.Tracer):
+        return low, high
+    slack = _ROUNDINGS * jnp.finfo(x.dtype).eps * jnp.abs(x)
+    kept = (low == high) & (jnp.abs(x - low) <= slack)
+    below = kept | ((x < low) & (low <= x + slack))
+    above = kept | ((x > high) & (high >= x - slack))
+    return jnp.where(below, x, low), jnp.where(above, x, high)
 
 
 def has_arrays(bounds: Any) -> bool:

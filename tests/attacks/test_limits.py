@@ -44,9 +44,16 @@ def up(i):
     return slope, -slope @ X[i].ravel()
 
 
-def check_inside(x_adv, norm, eps):
+def shifted(amount):
+    """The model with this much [8] added to the margins."""
+    bias = np.zeros((8, 2), np.float32)
+    bias[ROWS, 1 - Y] = amount
+    return Partial(lambda w, b, x: linear(w, x) + b, W, bias)
+
+
+def check_inside(x_adv, norm, eps, box=BOX):
     x_adv = np.asarray(x_adv)
-    assert ((BOX[0] <= x_adv) & (x_adv <= BOX[1])).all()  # held: the same bits
+    assert ((box[0] <= x_adv) & (x_adv <= box[1])).all()  # held: the same bits
     delta = np.float64(x_adv).reshape(8, -1) - X.reshape(8, -1)
     order = {"Linf": np.inf, "L2": 2, "L1": 1}[norm]
     assert (np.linalg.norm(delta, order, axis=1) <= eps * (1 + 1e-6) + 1e-7).all()
@@ -69,9 +76,8 @@ def test_the_worst_case(name, norm):
     gain = [best_gain(up(i)[0], X[i], norm, eps, BOX[0][i], BOX[1][i]) for i in ROWS]
     worst = np.array(gain) - [up(i)[1] for i in ROWS]
     # boundaries that half of the images cannot reach, since attacks stop at success
-    bias = np.where(np.arange(8) % 2, 1e-2, -1e-2) - worst
-    shifted = Partial(lambda w, b, x: linear(w, x) + b, W, _towards(bias))
-    out = WORST[name, norm](shifted, X, Y, key=KEY, ball=BALLS[norm](eps), bounds=BOX)
+    model = shifted(np.where(np.arange(8) % 2, 1e-2, -1e-2) - worst)
+    out = WORST[name, norm](model, X, Y, key=KEY, ball=BALLS[norm](eps), bounds=BOX)
     np.testing.assert_array_equal(out.success, np.arange(8) % 2 == 1)
     check_inside(out.x_adv, norm, eps)
     delta = np.float64(out.x_adv) - X
@@ -79,13 +85,6 @@ def test_the_worst_case(name, norm):
     np.testing.assert_allclose(reached[::2], np.array(gain)[::2], atol=1e-3)
     if name in ("fgsm", "pgd"):
         np.testing.assert_allclose(reached, gain, atol=1e-4)
-
-
-def _towards(bias):
-    """Biases [8, 2] that add to the margins."""
-    both = np.zeros((8, 2), np.float32)
-    both[np.arange(8), 1 - Y] = bias
-    return both
 
 
 NEAREST: dict[tuple[str, str], Any] = {
@@ -110,15 +109,17 @@ def test_the_minimal_distance(name, norm):
 
 
 @pytest.mark.parametrize("attack", [attacks.hop_skip_jump, attacks.boundary_attack])
-def test_attacks_on_labels_come_near_to_it(attack):
-    exact = [least_eps(*up(i), X[i], "L2", BOX[0][i], BOX[1][i]) for i in ROWS]
-    options = {"queries": 3000, "starts": X[:2]}  # moved into the boxes
-    out = attack(MODEL, X, Y, key=KEY, ball=L2(9.0), bounds=BOX, **options)
-    check_inside(out.x_adv, "L2", 9.0)
-    np.testing.assert_array_equal(out.success, np.isfinite(exact))
-    ratio = np.asarray(out.distance)[out.success] / np.array(exact)[out.success]
-    print(ratio)
-    assert (1 - 1e-5 <= ratio).all() and (ratio < 1.1).all()
+def test_attacks_on_labels_come_within_five_percent(attack):
+    wide = attacks.limits(X, mask=KIND > 0, bounds=(-1, 2))
+    box = low, high = jax.device_get(wide)
+    need = 0.3 * np.linalg.norm(W[:, 0] - W[:, 1])
+    exact = [least_eps(up(i)[0], need, X[i], "L2", low[i], high[i]) for i in ROWS]
+    model = shifted([up(i)[1] - need for i in ROWS])
+    options = {"bounds": box, "starts": X[:2]}  # moved into the boxes
+    out = attack(model, X, Y, key=KEY, ball=L2(9.0), **options)
+    check_inside(out.x_adv, "L2", 9.0, box)
+    ratio = np.asarray(out.distance) / exact
+    assert (1 - 1e-5 <= ratio).all() and (ratio <= 1.05).all()
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
