@@ -48,8 +48,9 @@ def limits(
       bounds: lowest and highest value: two numbers, or two arrays as `mask` may have
         them, for example [d] for the ranges of the features of tabular data [B, d].
       mask: true where a pixel may change; bool, or numbers 0 and 1. One for all images
-        [*S] or one for each [B, *S]. The last axis, the channels, may be 1, or missing
-        where x has four axes or more: [H, W] and [B, H, W] for x [B, H, W, C].
+        [*S] or one for each [B, *S], and what broadcasts to these. Where x has four
+        axes or more the last one, the channels, may be missing: [H, W] and [B, H, W]
+        for x [B, H, W, C].
       eps: the most by which a pixel may change, at least 0; a number or as `mask`.
 
     Returns:
@@ -80,21 +81,20 @@ def _fitted(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, bool)):
         raise ValueError(f"{name} must be an array of numbers, got {array.dtype}")
-    whole = _fits(array.shape, x.shape)
-    pixels = x.ndim > 3 and array.ndim > 1 and _fits((*array.shape, 1), x.shape)
-    if whole and pixels and array.ndim < x.ndim:
+    pixels = x.ndim > 3 and array.shape in (x.shape[1:-1], x.shape[:-1])
+    if pixels and array.shape in (x.shape[1:], (*x.shape[1:-1], 1)):
         raise ValueError(
             f"{name} must say what its axes are, for {array.shape} may be one for all "
             f"images or one for each of x {x.shape}: give {name}[None] or "
             f"{name}[..., None]"
         )
-    if not (whole or pixels):
+    if not (pixels or _fits(array.shape, x.shape)):
+        bare = f", or without channels {x.shape[:-1]}" if x.ndim > 3 else ""
         raise ValueError(
-            f"{name} must have shape {x.shape[1:]} or {x.shape}"
-            + (f", or without the channels {x.shape[:-1]}" if x.ndim > 3 else "")
-            + f", got {array.shape}"
+            f"{name} must have shape {x.shape[1:]} or {x.shape}{bare}, got "
+            f"{array.shape}"
         )
-    return jnp.broadcast_to(jnp.asarray(array if whole else array[..., None]), x.shape)
+    return jnp.broadcast_to(jnp.asarray(array[..., None] if pixels else array), x.shape)
 
 
 def _fits(shape: tuple[int, ...], of_x: tuple[int, ...]) -> bool:

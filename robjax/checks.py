@@ -76,10 +76,11 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
     try:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
-        if any(np.ndim(bound) for bound in bounds if isinstance(bounds, tuple)):
+        pair = isinstance(bounds, tuple | list)
+        if pair and any(np.ndim(bound) > 0 for bound in bounds):
             raise ValueError(
                 "bounds must be two numbers here, got arrays: a box for each pixel is "
-                "for attacks, evaluate, autoattack, robust_accuracy_curve and doubts"
+                "for attacks, evaluate, robust_accuracy_curve, doubts and certify"
             ) from None
         raise ValueError(f"bounds must be two numbers, got {bounds!r}") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

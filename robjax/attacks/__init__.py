@@ -12,6 +12,7 @@ are packages.
     decision/                                the same, from labels alone
     autoattack.py                            several of them, one after the other
     target.py                                any of them, to one given class
+    limits, in robjax/boxes.py               any of them, on some of the pixels
     problem.py, result.py                    what they are given, what they give back
 """
 

@@ -1,6 +1,7 @@
 """Evaluations in which every sample has a mask of its own."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ COUNT, EPS = 21, 0.25
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 INTEGERS = RNG.integers(0, 256, size=(COUNT, 3, 3, 1)).astype(np.uint8)
-X = INTEGERS.astype(np.float32) / np.float32(255)
+X: Any = INTEGERS.astype(np.float32) / np.float32(255)
 W = RNG.normal(size=(9, 2)).astype(np.float32)
 MODEL = Partial(centred, W)
 Y = np.argmax(centred(W, X), axis=1)
@@ -56,7 +57,7 @@ def test_masks_go_with_their_samples_through_batches_and_devices(tmp_path):
     table = run(DATA, named, bounds=attacks.limits(X, mask=MASKS), run_dir=tmp_path)
     np.testing.assert_array_equal(table.attacks["fgsm"].robust, ~exact)
     np.testing.assert_allclose(
-        table.x_adv[exact], best_images(EPS)[exact], atol=1e-7, rtol=0
+        np.asarray(table.x_adv)[exact], best_images(EPS)[exact], atol=1e-7, rtol=0
     )
     # an attack that changes a pixel fools only where the mask lets it
     may = MASKS[:, 0, 0]

@@ -37,7 +37,7 @@ def best_margin(weights, x, y, norm, eps) -> float:
 
 
 def least_eps(w, need, x, norm, low, high):
-    """The least ε with `best_gain` at least `need`, by bisection; inf if there is none."""
+    """The least ε with `best_gain` ≥ `need`, by bisection; inf if there is none."""
     none, enough = 0.0, float(np.sum(high - low))
     if best_gain(w, x, norm, enough, low, high) < need:
         return np.inf
