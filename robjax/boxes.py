@@ -209,13 +209,16 @@ def free_pixels(x: jax.Array, bounds: Bounds) -> Any:
 
 
 def width(bounds: Bounds) -> Any:
-    """How wide the box is in the pixel where it is widest: a number, or [B].
+    """How wide the box is in the pixel where it is widest: a number, or [B], 1 for 0.
 
     >>> width((jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]]))).tolist()
     [3.0]
     """
     size = bounds[1] - bounds[0]
-    return jnp.max(flatten_samples(size), axis=1) if np.ndim(size) else size
+    if not np.ndim(size):
+        return size
+    widest = jnp.max(flatten_samples(size), axis=1)
+    return jnp.where(widest > 0, widest, 1)
 
 
 def box_rows(bounds: Bounds) -> Bounds:

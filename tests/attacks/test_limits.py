@@ -134,6 +134,16 @@ def test_square_and_kl_pgd_stay_inside(norm):
         assert (np.asarray(out.x_adv) != X).any(axis=(1, 2)).all()
 
 
+def test_square_queries_takes_the_boxes_of_the_samples_left():
+    options = {"key": KEY, "ball": Linf(1.0), "queries": 40, "bounds": BOX}
+    one = attacks.square(MODEL, X, Y, **options)
+    two = attacks.square_queries(functools.partial(linear, W), X, Y, **options)
+    assert 2 <= one.success.sum() <= 7
+    np.testing.assert_array_equal(one.success, two.success)
+    np.testing.assert_allclose(one.x_adv, two.x_adv, atol=1e-6)
+    check_inside(two.x_adv, "Linf", 1.0)
+
+
 SEEING: dict[str, tuple[Any, Any]] = {
     "mi_fgsm": (bind(attacks.mi_fgsm, steps=4), L2(0.3)),
     "pgd": (bind(attacks.pgd, steps=4, random_start=False), L1(0.8, density=0.3)),

@@ -208,15 +208,11 @@ def _measure_rounding(problem: Problem, y: jax.Array) -> jax.Array:
     rounding = jnp.finfo(x.dtype).eps
     low, high = bounds
     size = high - low
-    if has_arrays(
-        bounds
-    ):  # held pixels are rounded, too, and a narrow box says nothing
+    if has_arrays(bounds):
+        # held pixels are rounded, too, and the width of a box says nothing of that
         size = jnp.maximum(jnp.abs(low), jnp.abs(high))
-        least, most = (
-            flatten_samples(low).min(axis=1),
-            flatten_samples(high).max(axis=1),
-        )
-        low, high = per_sample(least, x), per_sample(most, x)
+        low = per_sample(jnp.min(flatten_samples(low), axis=1), x)
+        high = per_sample(jnp.max(flatten_samples(high), axis=1), x)
 
     def near(number: jax.Array) -> jax.Array:
         # the same for all samples, so that no result depends on the batch
