@@ -74,23 +74,26 @@ def reference_side(logits_fn: Any, x: jax.Array, y: jax.Array, ball: Any) -> Sid
     import torch  # pyright: ignore[reportMissingImports]
     from pyautoattack import AutoAttack  # pyright: ignore[reportMissingImports]
 
-    from benchmarks.peers.torch_models import to_torch
+    from benchmarks.peers.torch_models import images_of, labels_of, to_torch
 
     model, (variables,) = logits_fn.func.__self__, logits_fn.args
     twin: Any = to_torch(model, variables)
-    images = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(np.array(y)).long()
-    ours = np.asarray(logits_fn(x[:8]))
-    np.testing.assert_allclose(twin(images[:8]).detach().numpy(), ours, atol=1e-3)
+    images, labels = images_of(x), labels_of(y)
+    with jax.default_matmul_precision("float32"):
+        ours = np.asarray(logits_fn(x[:8]))
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        np.testing.assert_allclose(twin(images[:8]).cpu(), ours, atol=1e-3)
     norm: Any = type(ball).__name__
-    attack: Any = AutoAttack(twin, norm=norm, eps=ball.eps, seed=0)
+    attack: Any = AutoAttack(
+        twin, norm=norm, eps=ball.eps, seed=0, device=images.device.type
+    )
     start, cpu = time.perf_counter(), time.process_time()
     moved = attack.run_standard_evaluation(images, labels, batch_size=256)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     moved = moved[0] if isinstance(moved, tuple) else moved
     with torch.no_grad():
         predicted = torch.cat([twin(part).argmax(1) for part in moved.split(256)])
-    return Side(seconds, cpu, (predicted == labels).numpy())
+    return Side(seconds, cpu, (predicted == labels).cpu().numpy())
 
 
 def parity(name: str, norm: str, points: int) -> None:

@@ -80,7 +80,8 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
         if pair and any(np.ndim(bound) > 0 for bound in bounds):
             raise ValueError(
                 "bounds must be two numbers here, got arrays: a box for each pixel is "
-                "for attacks, evaluate, robust_accuracy_curve, doubts and certify"
+                "for attacks on single images, for evaluate, autoattack, "
+                "robust_accuracy_curve, doubts and certify"
             ) from None
         raise ValueError(f"bounds must be two numbers, got {bounds!r}") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

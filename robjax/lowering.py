@@ -93,12 +93,12 @@ def fast(f: Callable[..., Any], *, forward: bool = False) -> Callable[..., Any]:
     return rewritten
 
 
-def exact(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `f`, a function without derivatives, `fast` and exact enough to judge.
+def exact(f: Callable[..., Any], *, forward: bool = True) -> Callable[..., Any]:
+    """Returns `f`, `fast` and exact enough to judge and to measure.
 
-    By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16.
-    Their 3 digits may decide which of two logits is larger. So `exact` asks for full
-    float32. Where `f` itself asks for a precision, it keeps that.
+    By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16,
+    of 3 digits. So `exact` asks for full float32. Where `f` itself asks for a
+    precision, it keeps that. `forward=False` is for an `f` with derivatives in it.
 
     >>> logits = exact(lambda x: x @ jnp.array([[1.0], [1.0]]))
     >>> logits(jnp.array([[1.0, 0.0009765625]])).tolist()  # 2^-10
@@ -108,7 +108,7 @@ def exact(f: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(f, updated=())
     def judge(*args: Any) -> Any:
         with jax.default_matmul_precision("float32"):
-            return fast(f, forward=True)(*args)
+            return fast(f, forward=forward)(*args)
 
     return judge
 

@@ -24,7 +24,9 @@ from robjax.closures import Held, TrainModeError, opened, surroundings
 # A program of a small network and PGD takes 5 MiB, one of a large suite 20 MiB.
 _MOST_PROGRAMS = 64
 # XLA maps a program of an attack into memory in 60 to 450 pieces. Linux allows a
-# process 65,530, and XLA ends the process where it gets no more.
+# process 65,530, and XLA ends the process where it gets no more. What is left after
+# programs were dropped, such as the mappings of a GPU's driver, does not count, lest
+# each call drop what the one before it compiled.
 _MOST_MAPPINGS = 30_000
 
 
@@ -190,6 +192,9 @@ def _leaves(value: Any) -> list[Any]:
 _known: set[int] = set()
 """Hashes of what programs depend on, met since the programs were last dropped."""
 
+_left = [0]
+"""How many mappings there were after that."""
+
 
 def _bound_programs(key: int) -> None:
     """Drops all compiled programs of robjax, once too many callables were met.
@@ -198,13 +203,14 @@ def _bound_programs(key: int) -> None:
     """
     if key in _known:
         return
-    if len(_known) >= _MOST_PROGRAMS or _mappings() > _MOST_MAPPINGS:
+    if len(_known) >= _MOST_PROGRAMS or _mappings() - _left[0] > _MOST_MAPPINGS:
         _known.clear()
         modules = [m for name, m in sys.modules.items() if name.startswith("robjax.")]
         for value in [value for module in modules for value in vars(module).values()]:
             # of a function under jax.jit, and of one that keeps such functions
             for drop in ("clear_cache", "cache_clear"):
                 getattr(value, drop, lambda: None)()
+        _left[0] = min(_mappings(), _MOST_MAPPINGS)
     _known.add(key)
 
 

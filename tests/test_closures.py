@@ -162,6 +162,7 @@ def test_programs_of_callables_that_cannot_be_compared_are_dropped(
 
     monkeypatch.setattr(traced, limit, most)
     monkeypatch.setattr(traced, "_known", set())
+    monkeypatch.setattr(traced, "_left", [0])
     run_pgd = sys.modules["robjax.attacks.pgd"].run_pgd
     y = jnp.zeros(4, int)
     sizes = []
@@ -172,6 +173,20 @@ def test_programs_of_callables_that_cannot_be_compared_are_dropped(
         assert found.x_adv.shape == X.shape
         sizes.append(run_pgd._cache_size())
     assert max(sizes[3:]) <= kept
+
+
+def test_mappings_that_no_program_made_drop_no_program(monkeypatch):
+    """Such as those of a GPU's driver, of which there may be any number."""
+    monkeypatch.setattr(traced, "_known", set())
+    monkeypatch.setattr(traced, "_left", [0])
+    monkeypatch.setattr(traced, "_mappings", lambda: 2 * traced._MOST_MAPPINGS)
+    run_pgd, y = sys.modules["robjax.attacks.pgd"].run_pgd, jnp.zeros(4, int)
+    for factor in (1.0, 2.0, 3.0):  # three programs, of which none is dropped
+        attacks.pgd(
+            lambda x, factor=factor: factor * x, X, y, ball=Linf(0.1), steps=1,
+            random_start=False,
+        )  # fmt: skip
+    assert run_pgd._cache_size() == 3
 
 
 def uses_norm(w):

@@ -115,7 +115,7 @@ def test_loops_inside_a_shard_map_around_fast():
             x, _ = lax.scan(lambda v, _: (jnp.tanh(convolve(v, w)), None), x, None, 2)
             return jnp.sum(max_pool(convolve(x, w, (2, 2))) ** 2)
 
-        return lax.fori_loop(0, 2, lambda _, v: v + 0.1 * jax.grad(loss)(v), x)
+        return lax.fori_loop(0, 2, lambda _, v: v + 0.01 * jax.grad(loss)(v), x)
 
     spec = PartitionSpec("batch")
     sharded = functools.partial(

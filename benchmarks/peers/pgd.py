@@ -42,15 +42,16 @@ def _foolbox(network, x, y, eps, step_size, steps) -> Candidates:
 def _torch(network, x, y, eps, step_size, steps) -> Candidates:
     import torch  # pyright: ignore[reportMissingImports]
 
-    from benchmarks.peers.torch_models import to_torch
+    from benchmarks.peers.torch_models import images_of, labels_of, to_torch
 
     model = to_torch(network.model, network.variables)
     if model is None:
         return {}
-    images = torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(np.array(y, np.int64))
-    with torch.no_grad():
-        difference = np.abs(model(images).numpy() - np.asarray(network.logits(x))).max()
+    images, labels = images_of(x), labels_of(y)
+    with jax.default_matmul_precision("float32"):
+        ours = np.asarray(network.logits(x))
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        difference = np.abs(model(images).cpu().numpy() - ours).max()
     assert difference < 1e-3, f"the PyTorch twin differs by {difference}"
 
     def gradient(v):
@@ -67,14 +68,15 @@ def _torch(network, x, y, eps, step_size, steps) -> Candidates:
         return v
 
     found: Candidates = {
-        "torch input gradient": lambda: gradient(images),
-        "torch loop": loop,
+        # a copy to the host waits for a GPU
+        "torch input gradient": lambda: gradient(images).cpu(),
+        "torch loop": lambda: loop().cpu(),
     }
     try:
         import torchattacks  # pyright: ignore[reportMissingImports]
 
         attack = torchattacks.PGD(model, eps=eps, alpha=step_size, steps=steps)
-        found["torchattacks"] = lambda: attack(images, labels)
+        found["torchattacks"] = lambda: attack(images, labels).cpu()
     except ImportError as error:
         print(f"left out: torchattacks needs {error.name}")
     return found

@@ -1,4 +1,7 @@
-"""The benchmark networks in PyTorch, with the weights of the flax ones."""
+"""The benchmark networks in PyTorch, with the weights of the flax ones.
+
+They are on the device that JAX computes on, if PyTorch can use it.
+"""
 
 from typing import Any
 
@@ -10,9 +13,22 @@ from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
 from robjax import models
 
+ON_GPU = jax.default_backend() == "gpu" and torch.cuda.is_available()
+
+
+def images_of(x: Any) -> torch.Tensor:
+    """[B, H, W, C] -> [B, C, H, W]."""
+    return _tensor(x).permute(0, 3, 1, 2).contiguous()
+
+
+def labels_of(y: Any) -> torch.Tensor:
+    """Labels [B] for PyTorch's losses."""
+    return torch.from_numpy(np.array(y, np.int64)).to("cuda" if ON_GPU else "cpu")
+
 
 def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, np.float32))
+    tensor = torch.from_numpy(np.array(array, np.float32))
+    return tensor.cuda() if ON_GPU else tensor
 
 
 def _conv_weights(layer: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -215,7 +215,10 @@ class _Recorder(NamedTuple):
     def _unroll(self, equation: core.JaxprEqn, inputs: list[Value]) -> Sequence[Value]:
         """Writes out a scan over constants that collects nothing."""
         params = equation.params
-        consts, carries = params["num_consts"], params["num_carry"]
+        if "ft_in" in params:  # since JAX 0.11
+            consts, carries, _ = map(len, params["ft_in"].unpack())
+        else:
+            consts, carries = params["num_consts"], params["num_carry"]
         fixed, carry = inputs[:consts], inputs[consts : consts + carries]
         rows = inputs[consts + carries :]
         if any(map(_is_node, rows)) or len(equation.outvars) > carries:

@@ -10,6 +10,7 @@ LensFn = Callable[[Subject, Budget, Found], Lens]
 
 LENSES: dict[str, tuple[str, LensFn, float]] = {
     "attacks": ("Accuracy and AutoAttack", robustness.attacked, 6),
+    "proof": ("Proven robustness", robustness.proven, 2),
     "masking": ("Gradient masking", robustness.gradient_masking, 5),
     "curve": ("Robust accuracy over the radius", robustness.curve, 1),
     "distances": ("Minimal distances", robustness.distances, 4),

@@ -27,6 +27,7 @@ from robjax.reporting.style import STYLE
 _COMPARED = (
     ("attacks", "accuracy"),
     ("attacks", "robust"),
+    ("proof", "proven"),
     ("distances", "median"),
     ("distances", "arca"),
     ("divergence", "M"),

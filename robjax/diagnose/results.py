@@ -47,9 +47,14 @@ class Number(NamedTuple):
 
 
 def _digits(value: float, error: float) -> int:
-    """Decimals that show two digits of the error, or three of the value without one."""
+    """Decimals that show two digits of the error, or three of the value without one.
+
+    At most six digits of the value, lest an error near 0 show its own noise.
+    """
     known = np.isfinite(error) and error > 0
     scale, wanted = (error, 2) if known else (abs(value), 3)
+    if value and 1e-4 * abs(value) > scale:
+        scale, wanted = abs(value), 6
     if not scale:
         return 1
     return int(np.clip(wanted - 1 - np.floor(np.log10(scale)), 0, 12))

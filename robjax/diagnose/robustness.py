@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robjax import attacks, evaluation, masking
+from robjax import attacks, certification, evaluation, masking
 from robjax.balls import Ball, with_radius
 from robjax.diagnose.results import Lens, Number, resampled, share
 from robjax.diagnose.subject import Budget, Found, Subject, left_out_for_noise
@@ -61,6 +61,28 @@ def attacked(subject: Subject, budget: Budget, found: Found) -> Lens:
             "attacks": np.asarray(list(suite)),
         },
     )
+
+
+def proven(subject: Subject, budget: Budget, found: Found) -> Lens:
+    """How many images no attack can break, by bounds of the network."""
+    if subject.eot is not None:
+        return left_out_for_noise()
+    x, y = subject.x[: budget.proven], subject.y[: budget.proven]
+    try:
+        certificate = certification.certify(
+            subject.logits_fn,
+            jnp.asarray(x),
+            jnp.asarray(y),
+            ball=subject.ball,
+            bounds=subject.bounds,
+        )
+    except ValueError as error:  # a primitive without a rule, a batch that is mixed
+        return Lens(notes=(f"left out: {error}",))
+    by = np.where(certificate.proven, certificate.method, "")
+    numbers = {
+        "proven": share("proven robust, whatever the attack", certificate.proven)
+    }
+    return Lens(numbers, (), {"method": by})
 
 
 def gradient_masking(subject: Subject, budget: Budget, found: Found) -> Lens:
@@ -125,15 +147,13 @@ def distances(subject: Subject, budget: Budget, found: Found) -> Lens:
         return left_out_for_noise()
     x = jnp.asarray(subject.x[: budget.nearest])
     predicted = subject.predicted(subject.x[: budget.nearest])
-    result = attacks.minimal_distance(
-        subject.logits_fn,
-        x,
-        jnp.asarray(predicted),
-        key=subject.key,
-        ball=subject.ball,
-        bounds=subject.bounds,
-        starts=budget.starts,
-    )
+    given = {"ball": subject.ball, "bounds": subject.bounds}
+    search = functools.partial(attacks.fmn, **given)
+    if budget.starts:
+        search = functools.partial(
+            attacks.minimal_distance, key=subject.key, starts=budget.starts, **given
+        )
+    result = search(subject.logits_fn, x, jnp.asarray(predicted))
     eps = float(np.max(subject.ball.eps))
     distance = np.asarray(result.distance, float)
     correct = predicted == subject.y[: budget.nearest]

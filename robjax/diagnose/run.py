@@ -1,6 +1,8 @@
 """All lenses on one or several models; a run can be killed and resumed."""
 
 import pathlib
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -27,9 +29,9 @@ from robjax.runs import files, provenance
 from robjax.samples import sample_keys
 
 BUDGETS: dict[str, Budget] = {
-    "quick": Budget(128, 20, 64, 32, 1, 128, 8, 3, 1),
-    "standard": Budget(1000, 40, 128, 200, 2, 500, 32, 4, 2),
-    "full": Budget(10_000, 100, 256, 1000, 8, 1000, 100, 4, 5),
+    "quick": Budget(128, 20, 64, 32, 0, 32, 128, 8, 3, 1),
+    "standard": Budget(1000, 40, 128, 200, 2, 200, 500, 32, 4, 2),
+    "full": Budget(10_000, 100, 256, 1000, 8, 1000, 1000, 100, 4, 5),
 }
 """Sizes for each budget. `quick` takes two minutes on two cores for a small network,
 most of it compiling."""
@@ -138,7 +140,8 @@ def diagnose(
             bar.update(cost)
         reports[name] = ModelReport(judge(lenses, ball), lenses)
     bar.close()
-    report = Report(reports, settings, provenance.versions())
+    command = {"command": shlex.join(sys.orig_argv)}
+    report = Report(reports, settings, provenance.versions() | command)
     if path is not None:
         report.save(path)
     return report
@@ -160,7 +163,9 @@ def _sample(
     images, labels, scale, _ = check_data(data, bounds)
     total = len(images)
     labels = np.asarray(check_labels(labels, total, name="data labels"))
-    most = max(sizes.attacked, sizes.masked, sizes.nearest, sizes.compared)
+    most = max(
+        sizes.attacked, sizes.masked, sizes.nearest, sizes.proven, sizes.compared
+    )
     chosen = np.asarray(jax.random.permutation(key, total))[:most]
     x = np.asarray(to_images(images[chosen], scale))
     if masks is None:
@@ -260,5 +265,5 @@ def _check_budget(budget: object) -> Budget:
             f"budget must be one of {', '.join(BUDGETS)} or a Budget, got {budget!r}"
         )
     for field, value in budget._asdict().items():
-        check_count(f"budget.{field}", value)
+        check_count(f"budget.{field}", value, minimum=0 if field == "starts" else 1)
     return budget

@@ -58,7 +58,8 @@ class Budget(NamedTuple):
       curve_steps: of Auto-PGD, for each radius of the curve.
       masked: images that the masking battery sees.
       nearest: images whose minimal distance is searched for.
-      starts: of that search.
+      starts: of that search, over several attacks; 0: FMN alone.
+      proven: images whose robustness is to be proven.
       compared: images whose pairs are compared by the KL divergence.
       played: images whose parts play a game.
       grid: rows and columns of these parts.
@@ -70,6 +71,7 @@ class Budget(NamedTuple):
     masked: int
     nearest: int
     starts: int
+    proven: int
     compared: int
     played: int
     grid: int

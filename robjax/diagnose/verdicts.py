@@ -219,6 +219,12 @@ def _sure(kind: Kind, facts: _Facts, lenses: Mapping[str, Lens]) -> list[str]:
             sentences.append(f"No sign of gradient masking on {count} images.")
     elif kind not in ("not robust", "no classifier"):
         sentences.append("Whether it hides its gradient was not checked.")
+    proof = lenses.get("proof", Lens()).numbers.get("proven")
+    if proof is not None and proof.value > 0:
+        sentences.append(
+            f"Whatever the attack, {round(proof.value * proof.images)} of "
+            f"{proof.images} images are proven robust."
+        )
     return sentences + list(facts.warnings)
 
 

@@ -83,6 +83,10 @@ class Store(NamedTuple):
         if path is None or not path.exists():
             return None
         found = files.load_npz(path)
+        if found.keys() != {"index", "x_adv", *Verdicts._fields}:
+            raise ValueError(
+                f"{path} does not hold verdicts: delete it, and its batch is done again"
+            )
         if not np.array_equal(found.pop("index"), index):
             raise ValueError(f"{path} holds other samples than this run expects")
         images = found.pop("x_adv")

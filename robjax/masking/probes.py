@@ -61,9 +61,7 @@ def logits(
     >>> logits(model, jnp.array([[1.0, 3.0]]), keys, None).tolist()
     [[2.0, 6.0]]
     """
-    forward = lowering.fast(
-        lambda v, keys: mean_logits(model, v, keys, eot), forward=True
-    )
+    forward = lowering.exact(lambda v, keys: mean_logits(model, v, keys, eot))
     return forward(x, keys)
 
 
@@ -76,7 +74,8 @@ def gradient(model: TracedCallable, x: jax.Array, y: jax.Array) -> jax.Array:
     >>> gradient(model, jnp.array([[1.0, 3.0]]), jnp.array([1])).tolist()
     [[2.0, -2.0]]
     """
-    return lowering.fast(jax.grad(lambda v: jnp.sum(losses.margin(model(v), y))))(x)
+    slope = jax.grad(lambda v: jnp.sum(losses.margin(model(v), y)))
+    return lowering.exact(slope, forward=False)(x)
 
 
 def precision(model: TracedCallable, x: jax.Array) -> float:
@@ -168,14 +167,14 @@ def _look_from(
     model, x, ball, bounds = problem
     low, high = bounds
     scales = jnp.asarray([COARSE, SMALL, 0.0] + [SMALL] * DIRECTIONS, x.dtype)
-    forward = lowering.fast(model, forward=True)
+    forward = lowering.exact(model)
     # all draws in one place: random bits are most of what there is to compile
     noise = lax.map(
         lambda j: ball.sample(fold_keys(keys, number * _DRAWS + j), x),
         jnp.arange(_DRAWS),
     )
     p = _point(problem, noise[-1], number > 0)
-    at_p = lowering.fast(functools.partial(_gradients, model, y))(p)
+    at_p = lowering.exact(functools.partial(_gradients, model, y), forward=False)(p)
     g = at_p.margin
     uphill = _unit(ball.steepest(g, p, bounds), ball)
 
@@ -362,7 +361,7 @@ def linear_transfer(problem: Problem, y: jax.Array, keys: jax.Array) -> jax.Arra
     -0.2
     """
     model, x, ball, bounds = lax.stop_gradient(problem)
-    forward = lowering.fast(model, forward=True)
+    forward = lowering.exact(model)
 
     def margin_at(v):
         z = forward(v)

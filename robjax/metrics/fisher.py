@@ -187,7 +187,7 @@ def _fisher_spectrum(
             return _by_gram(logits_fn, x, directions, steps)
         return _by_lanczos(logits_fn, x, directions, steps)
 
-    return map_batched(lowering.fast(spectrum), x, batch_size)
+    return map_batched(lowering.exact(spectrum, forward=False), x, batch_size)
 
 
 def logits_and_jacobian(

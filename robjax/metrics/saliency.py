@@ -163,7 +163,7 @@ def _saliency(
         odds = losses.log_odds(widened(logits_fn(x)), y)
         return jnp.sum(odds), odds
 
-    slope = lowering.fast(jax.grad(total, has_aux=True))
+    slope = lowering.exact(jax.grad(total, has_aux=True), forward=False)
 
     def measure(rows):
         x, y = rows

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import warnings
 from typing import Any, TypeVar
 
 import jax
@@ -59,6 +61,7 @@ def save_checkpoint(
 
     Raises:
       ValueError: `step` or `keep` is out of range, or the folder is not writable.
+      OSError: the state cannot be written, as on a full disk.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step={step} must be >= 0 and keep={keep} must be >= 1")
@@ -69,8 +72,15 @@ def save_checkpoint(
     temporary = temporary_beside(target)
     arrays = jax.tree.map(_to_host, state)
     temporary.mkdir()
-    with _checkpointer() as checkpointer:
-        checkpointer.save(temporary / "state", arrays)
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(temporary / "state", arrays)
+    except Exception as error:  # Orbax's, of many kinds and pages
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"checkpoint {target} could not be written ({_reason(error)}); the earlier "
+            "checkpoints are as they were: make room, then go on with resume=True"
+        ) from None
     manifest = {
         "step": step,
         "config": config,
@@ -100,6 +110,35 @@ def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
     ['step_0000000020', 'step_0000000030']
     """
     return sorted(pathlib.Path(folder).glob("step_" + "[0-9]" * 10))
+
+
+def latest_checkpoint(
+    folder: PathLike,
+) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """The latest checkpoint of a run that is whole, with its manifest; None: none.
+
+    >>> latest_checkpoint("nowhere") is None
+    True
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged.
+
+    Warns:
+      UserWarning: later ones are damaged.
+    """
+    damaged: list[ValueError] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            manifest = load_manifest(path)
+        except ValueError as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            warnings.warn(f"{error}; going on from {path.name}", stacklevel=4)
+        return path, manifest
+    if damaged:
+        raise damaged[0]
+    return None
 
 
 def load_manifest(path: PathLike) -> dict[str, Any]:
@@ -132,8 +171,7 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
         damaged.append("manifest.json")
     if damaged:
         raise ValueError(
-            f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered; "
-            "delete that folder to go on from an earlier checkpoint"
+            f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered"
         )
     return manifest
 
@@ -174,6 +212,33 @@ def load_checkpoint(path: PathLike, like: State) -> State:
     return jax.tree.map(_place_like, arrays, like)
 
 
+def load_tree(path: PathLike) -> Any:
+    """Restores a checkpoint of which nothing is known, as nested dictionaries.
+
+    A NamedTuple becomes a dictionary of its fields, a tuple a list, and what holds no
+    array is left out.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(folder, 0, {"w": (jnp.ones(2), None)})
+    ...     load_tree(path)["w"][0].tolist()
+    [1.0, 1.0]
+
+    Args:
+      path: one of `list_checkpoints`.
+
+    Returns:
+      The tree, its leaves as NumPy arrays; of PRNG keys their data.
+
+    Raises:
+      ValueError: the checkpoint is corrupt.
+    """
+    path = pathlib.Path(path).absolute()
+    load_manifest(path)
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(path / "state")
+
+
 def _checkpointer() -> Any:
     """Orbax's checkpointer for this process, to be used in a `with` block."""
     # Orbax takes a third of a second to import, and most users never checkpoint.
@@ -185,6 +250,12 @@ def _checkpointer() -> Any:
         primary_host=process, active_processes={process}
     )
     return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says of a failed write, without the page around it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else str(error).split("\n")[0]
 
 
 def _is_key(leaf: object) -> bool:

@@ -138,7 +138,7 @@ def load_npz(path: PathLike) -> dict[str, np.ndarray]:
 
 
 def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
-    """Appends one record to a JSON-lines file.
+    """Appends one record to a JSON-lines file, and flushes it to disk.
 
     If a crash left half a line at the end, that is dropped.
 
@@ -157,6 +157,8 @@ def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_json_lines(path: PathLike) -> list[dict[str, Any]]:

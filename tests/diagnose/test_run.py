@@ -17,7 +17,7 @@ from robjax.diagnose import __main__ as command
 from robjax.diagnose.lenses import LENSES
 
 N = 24
-SMALL = Budget(N, 2, 8, 8, 1, N, 2, 2, 1)
+SMALL = Budget(N, 2, 8, 8, 0, N, N, 2, 2, 1)
 EPS = 0.1
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0.3, 0.7, size=(N, 4, 4, 1)).astype(np.float32)
@@ -49,6 +49,7 @@ def test_numbers_are_those_of_the_closed_form(done):
     attacks = lenses["attacks"]
     assert attacks.value("accuracy") == 1
     assert attacks.value("robust") == pytest.approx((distance > EPS).mean())
+    assert lenses["proof"].value("proven") == attacks.value("robust")
     near = lenses["distances"]
     order = np.asarray(jax.random.permutation(jax.random.key(0), N))[:8]
     np.testing.assert_allclose(near.arrays["distance"], distance[order], rtol=2e-3)
@@ -80,6 +81,7 @@ def test_the_files_hold_what_is_printed(done):
     assert (
         written["settings"]["images"] == N and "jax" in written["versions"]["packages"]
     )
+    assert sys.orig_argv[0] in written["versions"]["command"]
     assert "http://" not in html.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "")

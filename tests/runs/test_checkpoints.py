@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -196,3 +197,17 @@ def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
         path = checkpoints.save_checkpoint(folder, 2, {"w": np.ones(3)}, keep=1)
         assert names(folder) == [path.name]
     assert survived >= 2
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_previous_checkpoint(tmp_path):
+    checkpoints.save_checkpoint(tmp_path, 1, state())
+    large = {"w": np.random.default_rng(0).random(50_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"written \(File too large\); the earlier"):
+            checkpoints.save_checkpoint(tmp_path, 2, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["step_0000000001"]
+    checkpoints.load_checkpoint(tmp_path / "step_0000000001", state(1))

@@ -129,7 +129,7 @@ def _boundary_attack(
 ) -> AttackResult:
     problem = lax.stop_gradient(problem)
     _, x, ball, bounds = problem
-    model = lowering.fast(problem.logits_fn)
+    model = lowering.exact(problem.logits_fn)
     search, found = Search.begin(problem, y, early_exit=early_exit, refined=False)
     draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
 

@@ -161,7 +161,7 @@ def _hop_skip_jump(
 ) -> AttackResult:
     problem = lax.stop_gradient(problem)
     x = problem.x
-    model = lowering.fast(problem.logits_fn)
+    model = lowering.exact(problem.logits_fn)
     search, found = Search.begin(problem, y, early_exit=early_exit, refined=False)
 
     def show(carry):

@@ -128,9 +128,8 @@ def _jacobian(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits [A, K], their Jacobian [A, K, d], and whether that was finite [A]."""
     # in float32, lest the network part be that of the rounding
-    with jax.default_matmul_precision("float32"):
-        both = lowering.fast(lambda x: logits_and_jacobian(logits_fn, x))
-        logits, jacobian = both(x)
+    both = functools.partial(logits_and_jacobian, logits_fn)
+    logits, jacobian = lowering.exact(both, forward=False)(x)
     return logits, finite_or_zero(jacobian), finite_samples(jacobian)
 
 

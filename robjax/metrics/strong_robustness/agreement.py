@@ -223,7 +223,7 @@ def _pair_agreement(
     batch_size: int,
 ) -> PairAgreement:
     def classes(fn: TracedCallable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = lowering.exact(fn)(x)
+        logits = fn(x)
         return jnp.argmax(logits, axis=1), finite_samples(logits)
 
     def measure(rows: tuple[jax.Array, jax.Array]) -> PairAgreement:
@@ -250,7 +250,7 @@ def _pair_agreement(
         agree, valid = jax.lax.map(pair, jnp.arange(pairs))
         return PairAgreement(agree.T, valid.T)
 
-    return map_batched(measure, (x, keys), batch_size)
+    return map_batched(lowering.exact(measure), (x, keys), batch_size)
 
 
 def _change(

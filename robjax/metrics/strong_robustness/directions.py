@@ -155,7 +155,7 @@ def _feature_rows(oracle: Features, x: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _gram(rows: Any, fn: Any, x: jax.Array) -> jax.Array:
     """Σ JᵀJ [n, n] over images."""
-    jacobian = lowering.fast(functools.partial(rows, fn))(x)
+    jacobian = lowering.exact(functools.partial(rows, fn), forward=False)(x)
     return jnp.einsum("bki,bkj->ij", jacobian, jacobian, precision="highest")
 
 

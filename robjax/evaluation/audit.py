@@ -1,0 +1,254 @@
+"""The answer of an expensive suite from a cheap one and a random sample.
+
+A cheap suite leaves M of N images robust, of which an expensive one would break K. On a
+random sample of n of the M, it breaks k. Then K is in the interval
+
+    { K : P(k | K) > α E_K'[P(k | K')] },   K' ~ BetaBinomial(M; a, b)
+
+where P is the hypergeometric law. The expectation is BetaBinomial(k; n, a, b). The
+ratio of the two sides is a martingale under the true K, so the interval holds it with
+probability 1 − α for all n together, whenever the sampling stops: the prior-posterior
+ratio of Waudby-Smith and Ramdas (NeurIPS 2020, arXiv 2006.04347, section 2). The prior
+only decides how narrow the interval is; a = 1, b = 30 expects a cheap suite that misses
+3 %.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from scipy import stats
+
+from robjax.checks import Bounds, check_bounds, check_count, check_number
+from robjax.data import Dataset
+from robjax.evaluation.arguments import check_data
+from robjax.evaluation.attack import Attack
+from robjax.evaluation.batches import to_images
+from robjax.evaluation.evaluate import evaluate
+from robjax.evaluation.sharding import Device
+from robjax.evaluation.tables import Estimate, Evaluation
+from robjax.model import LogitsFn
+from robjax.runs.files import PathLike
+from robjax.samples import sample_keys
+
+_BLOCK = 64  # images that are audited before it is asked again whether they suffice
+_PRIOR = 1.0, 30.0
+_ORDER = 2**31 - 1  # what the key of the order is folded with; no image has this number
+
+
+def broken_among(
+    survivors: int, sampled: int, broken: int, *, confidence: float = 0.95
+) -> tuple[int, int]:
+    """How many of M survivors would break, if k of n sampled ones did: an interval.
+
+    It holds for all n together, so the sampling may stop when it is narrow enough.
+
+    >>> broken_among(1000, 0, 0)
+    (0, 1000)
+    >>> broken_among(1000, 1000, 7)
+    (7, 7)
+
+    Args:
+      survivors: M.
+      sampled: n, drawn without replacement.
+      broken: k.
+      confidence: 1 − α.
+
+    Returns:
+      The lowest and the highest K.
+
+    Raises:
+      ValueError: not 0 ≤ k ≤ n ≤ M, or `confidence` is outside (0, 1).
+    """
+    if not 0 <= broken <= sampled <= survivors:
+        raise ValueError(
+            "broken, sampled and survivors must rise from 0, got "
+            f"{broken}, {sampled}, {survivors}"
+        )
+    _check_share("confidence", confidence)
+    totals = np.arange(broken, survivors - sampled + broken + 1)
+    likelihood = stats.hypergeom.logpmf(broken, survivors, totals, sampled)
+    average = stats.betabinom.logpmf(broken, sampled, *_PRIOR)
+    inside = totals[likelihood > np.log1p(-confidence) + average]
+    return int(inside[0]), int(inside[-1])
+
+
+class Audit(NamedTuple):
+    """What is known of N images; print it.
+
+    Attributes:
+      cheap: the evaluation by the cheap suite, on all images.
+      audited: [N] bool, the expensive suite saw the image.
+      robust: [N] bool, nothing that saw the image broke it.
+      low, high: the robust accuracy under both suites, with `confidence`.
+      confidence: that of the interval.
+      trusted: False: the cheap suite missed too much, or has warnings; all its
+        survivors were audited then, as far as `most` allowed.
+      warnings: of both suites, in words.
+    """
+
+    cheap: Evaluation
+    audited: np.ndarray
+    robust: np.ndarray
+    low: float
+    high: float
+    confidence: float
+    trusted: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def robust_accuracy(self) -> Estimate:
+        """Robust accuracy under both suites on these N images.
+
+        Its error is that of the sample of survivors: 0 if all were audited. It is
+        unbiased for a sample of a fixed size; that the size depends on what was found
+        the interval allows for, this number does not.
+        """
+        survivors = self.cheap.robust
+        sampled = int(self.audited.sum())
+        total, left = len(survivors), int(survivors.sum())
+        if not sampled:
+            return Estimate(left / total, float("nan") if left else 0.0)
+        share = float(np.mean(self.robust[self.audited]))
+        unseen = (left - sampled) / max(left - 1, 1)
+        error = np.sqrt(share * (1 - share) / sampled * unseen)
+        return Estimate(left / total * share, float(left / total * error))
+
+    def __repr__(self) -> str:
+        sampled, left = int(self.audited.sum()), int(self.cheap.robust.sum())
+        lines = [
+            f"robust accuracy {100 * self.robust_accuracy.mean:.2f} %, between "
+            f"{100 * self.low:.2f} and {100 * self.high:.2f} % "
+            f"({100 * self.confidence:g} %), on {len(self.robust)} images",
+            f"  the cheap suite leaves {left}; of {sampled} of them, audited, "
+            f"{int((self.audited & ~self.robust).sum())} fell",
+        ]
+        if not self.trusted:
+            lines.append("  the cheap suite is not to be trusted on this model")
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+
+def audited(
+    logits_fn: LogitsFn,
+    data: Dataset | tuple[ArrayLike, ArrayLike | Sequence[int]],
+    cheap: Mapping[str, Attack],
+    full: Mapping[str, Attack],
+    *,
+    key: jax.Array,
+    half_width: float = 0.01,
+    confidence: float = 0.95,
+    tolerated: float = 0.02,
+    most: int | None = None,
+    batch_size: int | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    eot: int | None = None,
+    devices: Sequence[Device] | None = None,
+    run_dir: PathLike | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Audit:
+    """Robust accuracy under an expensive suite, at little more than a cheap one's cost.
+
+    All images go through `cheap`, a random sample of its survivors through `full`, in
+    blocks of 64, until the interval is narrow enough. An audited image gets the verdict
+    that `evaluate` with `full`, the same key and ``cascade=True`` would give it.
+
+    If `cheap` has warnings, or is shown to miss more than `tolerated`, it is not to be
+    trusted, and all survivors are audited.
+
+    >>> import functools
+    >>> from robjax import attacks
+    >>> from robjax.balls import Linf
+    >>> x = np.array([[0.2, 0.4], [0.9, 0.1]], np.float32)
+    >>> pgd = {"PGD": functools.partial(attacks.pgd, ball=Linf(0.15), steps=5)}
+    >>> audited(
+    ...     lambda x: 10 * x, (x, np.array([1, 0])), pgd, pgd, key=jax.random.key(0)
+    ... )
+    robust accuracy 50.00 %, between 50.00 and 50.00 % (95 %), on 2 images
+      the cheap suite leaves 1; of 1 of them, audited, 0 fell
+
+    Args:
+      logits_fn, data: as in `evaluate`.
+      cheap, full: name -> attack, as in `evaluate`; ε is a number.
+      key: one key.
+      half_width: of the interval of robust accuracy, at which the sampling ends; 0:
+        all survivors are audited.
+      confidence: of the interval, for these images; that they are a sample of others is
+        not in it.
+      tolerated: share of all N images that `cheap` may miss.
+      most: survivors to audit at most; None: as many as it takes.
+      batch_size, bounds, eot, devices, progress: as in `evaluate`.
+      run_dir, resume: as in `evaluate`; each block is a folder in `run_dir`.
+
+    Raises:
+      ValueError: an argument is malformed, or `run_dir` holds another run.
+    """
+    _check_share("confidence", confidence)
+    check_number("half_width", half_width, minimum=0)
+    check_number("tolerated", tolerated, minimum=0)
+    most = None if most is None else check_count("most", most, minimum=0)
+    bounds = check_bounds(bounds)
+    images, labels, scale = check_data(data, bounds)
+    labels = np.asarray(labels)
+    keys = sample_keys(key, len(images))
+
+    def run(suite: Mapping[str, Attack], rows: np.ndarray, part: str) -> Evaluation:
+        folder = None if run_dir is None else pathlib.Path(run_dir) / part
+        return evaluate(
+            logits_fn,
+            (to_images(images[rows], scale), labels[rows]),
+            suite,
+            key=keys[rows],
+            cascade=True,
+            batch_size=batch_size,
+            bounds=bounds,
+            eot=eot,
+            devices=devices,
+            run_dir=folder,
+            resume=folder is not None and resume and (folder / "run.json").exists(),
+            progress=progress,
+        )
+
+    table = run(cheap, np.arange(len(images)), "cheap")
+    survivors = np.flatnonzero(table.robust)
+    order = jax.random.permutation(jax.random.fold_in(key, _ORDER), len(survivors))
+    survivors = survivors[np.asarray(order)]
+    left = len(survivors)
+    limit = left if most is None else min(most, left)
+    total, sampled = len(images), 0
+    broken = np.zeros(total, bool)
+    found: list[str] = list(table.warnings)
+    trusted = not found
+    low, high = 0, left
+    while sampled < limit and (
+        not trusted or half_width == 0 or (high - low) / total > 2 * half_width
+    ):
+        rows = np.sort(survivors[sampled : min(sampled + _BLOCK, limit)])
+        block = run(full, rows, f"full-{sampled:07d}")
+        sampled += len(rows)
+        broken[rows] = ~block.robust
+        found += [text for text in block.warnings if text not in found]
+        low, high = broken_among(
+            left, sampled, int(broken.sum()), confidence=confidence
+        )
+        trusted = trusted and low / total <= tolerated
+    seen = np.zeros(total, bool)
+    seen[survivors[:sampled]] = True
+    return Audit(
+        cheap=table,
+        audited=seen,
+        robust=table.robust & ~broken,
+        low=(left - high) / total,
+        high=(left - low) / total,
+        confidence=confidence,
+        trusted=trusted,
+        warnings=tuple(found),
+    )
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
