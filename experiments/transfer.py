@@ -12,7 +12,7 @@ examples that PGD-40 turns against the network it was made for, the share that a
 fools another network; random signs of the same size are the control
 (`robjax.evaluation.transfer` has that share for models of any kind). The Gaussian
 examples are also shifted without any model, as Theorem 2.1 does. About 1 minute of CPU
-time with digits, 3 with MNIST. Numbers: experiments/README.md.
+time with digits, 3 with MNIST. Numbers: docs/verdicts.md.
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ __all__ = [
     "log_odds",
     "margin",
     "misclassified",
+    "smoothed_cross_entropy",
     "targeted_dlr",
 ]
 
@@ -44,6 +45,29 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     True
     """
     return jax.nn.softplus(log_odds(logits, labels))
+
+
+def smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, amount: float = 0.1
+) -> jax.Array:
+    """The cross-entropy of labels that are smoothed, for training.
+
+    (1 − a) CE(z, y) + a/K Σ_k CE(z, k): the label has the probability 1 − a + a/K and
+    every other class a/K. Szegedy et al., "Rethinking the inception architecture for
+    computer vision", CVPR 2016, section 7.
+
+    >>> z = jnp.array([[2.0, 2.0]])
+    >>> loss = smoothed_cross_entropy(z, jnp.array([0]), amount=0.5)
+    >>> jnp.allclose(loss, jnp.log(2.0)).item()
+    True
+
+    Args:
+      logits: [B, K].
+      labels: [B].
+      amount: a, from 0 to 1.
+    """
+    every = -jnp.mean(jax.nn.log_softmax(logits), axis=1)
+    return (1 - amount) * cross_entropy(logits, labels) + amount * every
 
 
 def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:

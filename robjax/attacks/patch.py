@@ -138,7 +138,9 @@ def patch(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, _check_pictures(x), Linf(0.0), bounds)
+    problem = check_problem(
+        logits_fn, _check_pictures(x), Linf(0.0), check_bounds(bounds)
+    )
     aim = check_aim(problem, y, key=key, target=target, cap=cap)
     height, width, channels = problem.x.shape[1:]
     sides = tuple(check_count("size", side) for side in size)
@@ -331,7 +333,9 @@ def patched(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, _check_pictures(x), Linf(0.0), bounds)
+    problem = check_problem(
+        logits_fn, _check_pictures(x), Linf(0.0), check_bounds(bounds)
+    )
     y, _ = check_classes(problem, y)
     patch = jnp.asarray(patch, problem.x.dtype)
     if patch.ndim != 3 or patch.shape[2] != x.shape[3]:

@@ -24,7 +24,7 @@ from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.shared import Aim, check_aim, climb, share_of
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count, check_number
+from robjax.checks import Bounds, check_bounds, check_count, check_number
 from robjax.evaluation import Estimate
 from robjax.model import LogitsFn
 from robjax.numerics import map_batched
@@ -107,7 +107,7 @@ def universal(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
+    problem = check_problem(logits_fn, x, ball, check_bounds(bounds), warn_if_wide=True)
     check_number("ball.eps", problem.ball.eps, minimum=0)
     aim = check_aim(problem, y, key=key, target=target, cap=cap)
     alpha = problem.ball.eps / 10 if step_size is None else step_size
@@ -189,7 +189,7 @@ def perturbed(
       ValueError: an argument is malformed; the message names it.
     """
     del key
-    problem = check_problem(logits_fn, x, ball, bounds)
+    problem = check_problem(logits_fn, x, ball, check_bounds(bounds))
     y, _ = check_classes(problem, y)
     delta = jnp.asarray(delta, problem.x.dtype)
     if delta.shape != problem.x.shape[1:]:

@@ -20,8 +20,15 @@ The files:
 
 from robjax.data import backgrounds, released
 from robjax.data.augmentation import augment
-from robjax.data.batching import batch_indices, to_float
-from robjax.data.dataset import Dataset, balance_groups, from_arrays, load, subset
+from robjax.data.batching import balanced_indices, batch_indices, to_float
+from robjax.data.dataset import (
+    Dataset,
+    balance_groups,
+    from_arrays,
+    load,
+    split,
+    subset,
+)
 from robjax.data.scenes import Scenes
 from robjax.data.tfds import NotPreparedError
 
@@ -32,10 +39,12 @@ __all__ = [
     "augment",
     "backgrounds",
     "balance_groups",
+    "balanced_indices",
     "batch_indices",
     "from_arrays",
     "load",
     "released",
+    "split",
     "subset",
     "to_float",
 ]

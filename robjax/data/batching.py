@@ -109,6 +109,46 @@ def batch_indices(
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def balanced_indices(
+    labels: np.ndarray, batch_size: int, *, seed: int, epoch: int
+) -> np.ndarray:
+    """The batches of one epoch in which every class is equally frequent.
+
+    An epoch is as long as that of `batch_indices`, N draws. Each class that occurs gets
+    N / K of them, rounded up for some. A class draws its examples in turn, in a random
+    order of its own for each epoch: of a large class some are left out, those of a
+    small one are repeated. The rows depend on nothing but the arguments.
+
+    >>> rows = balanced_indices(np.array([0, 0, 0, 0, 0, 1]), 6, seed=0, epoch=0)
+    >>> np.bincount(np.array([0, 0, 0, 0, 0, 1])[rows[0]]).tolist()
+    [3, 3]
+
+    Args:
+      labels: integers [N].
+      batch_size: B, at most N.
+      seed: of all orders, at least 0.
+      epoch: number of the epoch, at least 0.
+
+    Returns:
+      int64 [steps, batch_size].
+
+    Raises:
+      ValueError: as `batch_indices`.
+    """
+    positions = batch_indices(len(labels), batch_size, seed=seed, epoch=epoch)
+    classes = np.unique(labels)
+    size, more = divmod(len(labels), len(classes))
+    # the orders of epochs are the streams below 2^32
+    lucky = random_order(len(classes), seed=seed, stream=(1 << 32) + epoch)[:more]
+    drawn = []
+    for number, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        stream = ((number + 2) << 32) + epoch
+        order = members[random_order(len(members), seed=seed, stream=stream)]
+        drawn.append(np.resize(order, size + (number in lucky)))
+    return np.concatenate(drawn)[positions]
+
+
 def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
     """Turns images of a data set into float32 in [0, 1], on the device.
 

@@ -213,7 +213,37 @@ def subset(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
     if check_count("size", size) > available:
         raise ValueError(f"size must be 1 to {available}, got {size}")
     check_count("seed", seed, minimum=0)
-    rows, _ = stratified_split(dataset.labels, size, seed=seed)
+    return _rows(dataset, stratified_split(dataset.labels, size, seed=seed)[0])
+
+
+def split(dataset: Dataset, size: int, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Sets examples apart at random, with the classes in proportion.
+
+    >>> train, validation = split(load("digits", "train"), 100)
+    >>> len(train.labels), len(validation.labels)
+    (1337, 100)
+
+    Args:
+      dataset: to split.
+      size: how many examples to set apart, for validation.
+      seed: of the choice and of the order.
+
+    Returns:
+      The other examples and those set apart, which are `subset`'s, in random order.
+
+    Raises:
+      ValueError: `size` is not a whole number from 1 to one less than the size of the
+        data set, or `seed` is not one of at least 0.
+    """
+    most = len(dataset.labels) - 1
+    if check_count("size", size) > most:
+        raise ValueError(f"size must be 1 to {most}, got {size}")
+    check_count("seed", seed, minimum=0)
+    apart, others = stratified_split(dataset.labels, size, seed=seed)
+    return _rows(dataset, others), _rows(dataset, apart)
+
+
+def _rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
     return dataset._replace(
         images=dataset.images[rows],
         labels=dataset.labels[rows],

@@ -163,7 +163,8 @@ def forward(
       options: further keywords of the model, such as ``train=True``.
 
     Returns:
-      Logits, the activation, and the collections `mutable` after the pass.
+      Logits, the activation, and the collections `mutable` after the pass; of an NNX
+      module its whole state.
 
     Raises:
       ValueError: the model has no activation of that name.
@@ -188,7 +189,7 @@ def _forward(
 ) -> tuple[jax.Array, dict[str, Any], Mapping[str, Any]]:
     """Logits, activations by name (the wanted one among them; True: all), updates."""
     if isinstance(model, nnx.GraphDef):
-        return *_forward_nnx(model, variables, x, **options), {}
+        return _forward_nnx(model, variables, x, **options)
 
     def capture(module: nn.Module, method: str) -> bool:
         return method == "__call__" and name in (True, "/".join(module.path))
@@ -214,7 +215,7 @@ def _forward(
 
 def _forward_nnx(
     graph: nnx.GraphDef, state: Any, x: jax.Array, **options: Any
-) -> tuple[jax.Array, dict[str, Any]]:
+) -> tuple[jax.Array, dict[str, Any], Any]:
     """Runs a copy of the module whose parts note down what they give and sow."""
     module: Any = nnx.merge(graph, state)
     for _, part in nnx.iter_graph(module):
@@ -230,7 +231,7 @@ def _forward_nnx(
                 keys = path if name == _OUTPUT else (*path, name)
                 found["/".join(map(str, keys))] = value.get_value()
     found.pop("", None)
-    return logits, dict(sorted(found.items()))
+    return logits, dict(sorted(found.items())), nnx.state(module)
 
 
 @functools.cache

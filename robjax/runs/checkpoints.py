@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import warnings
 from typing import Any, TypeVar
 
 import jax
@@ -111,6 +112,35 @@ def list_checkpoints(folder: PathLike) -> list[pathlib.Path]:
     return sorted(pathlib.Path(folder).glob("step_" + "[0-9]" * 10))
 
 
+def latest_checkpoint(
+    folder: PathLike,
+) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """The latest checkpoint of a run that is whole, with its manifest; None: none.
+
+    >>> latest_checkpoint("nowhere") is None
+    True
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged.
+
+    Warns:
+      UserWarning: later ones are damaged.
+    """
+    damaged: list[ValueError] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            manifest = load_manifest(path)
+        except ValueError as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            warnings.warn(f"{error}; going on from {path.name}", stacklevel=4)
+        return path, manifest
+    if damaged:
+        raise damaged[0]
+    return None
+
+
 def load_manifest(path: PathLike) -> dict[str, Any]:
     """Reads the manifest of a checkpoint and checks its files.
 
@@ -141,8 +171,7 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
         damaged.append("manifest.json")
     if damaged:
         raise ValueError(
-            f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered; "
-            "delete that folder to go on from an earlier checkpoint"
+            f"checkpoint {path} is corrupt: {', '.join(damaged)} missing or altered"
         )
     return manifest
 
@@ -181,6 +210,33 @@ def load_checkpoint(path: PathLike, like: State) -> State:
     with _checkpointer() as checkpointer:
         arrays = checkpointer.restore(path / "state", target)
     return jax.tree.map(_place_like, arrays, like)
+
+
+def load_tree(path: PathLike) -> Any:
+    """Restores a checkpoint of which nothing is known, as nested dictionaries.
+
+    A NamedTuple becomes a dictionary of its fields, a tuple a list, and what holds no
+    array is left out.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(folder, 0, {"w": (jnp.ones(2), None)})
+    ...     load_tree(path)["w"][0].tolist()
+    [1.0, 1.0]
+
+    Args:
+      path: one of `list_checkpoints`.
+
+    Returns:
+      The tree, its leaves as NumPy arrays; of PRNG keys their data.
+
+    Raises:
+      ValueError: the checkpoint is corrupt.
+    """
+    path = pathlib.Path(path).absolute()
+    load_manifest(path)
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(path / "state")
 
 
 def _checkpointer() -> Any:

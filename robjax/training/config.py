@@ -38,6 +38,8 @@ class FitConfig:
       replay_eps: L∞ radius and step of that perturbation; images stay in [0, 1].
       pad: pixels of zero padding of the random crop; 0 for no crop.
       flip: random left-right flips.
+      balanced: every class is equally frequent in an epoch, by leaving out examples of
+        large classes and repeating those of small ones (`data.balanced_indices`).
       seed: of the initial weights, the order, the augmentation and the attacks.
       checkpoint_every: steps between checkpoints inside an epoch; 0 for none. The end
         of every epoch has one in any case.
@@ -58,6 +60,7 @@ class FitConfig:
     replay_eps: float = 0.0
     pad: int = 0
     flip: bool = False
+    balanced: bool = False
     seed: int = 0
     checkpoint_every: int = 0
 

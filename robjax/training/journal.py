@@ -11,30 +11,35 @@ several hosts process 0 writes and all read.
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from robjax.data import Dataset, to_float
 from robjax.runs import checkpoints, files, provenance
 from robjax.training.config import FitConfig
 from robjax.training.objectives import Objective
 from robjax.training.state import TrainState, split_seed
+from robjax.training.trainable import Trainable, Variables, trainable
 
 _PROBED = 8  # images whose logits are part of the description of a run
 
 
 def describe_run(
-    model: nn.Module,
+    model: Any,
     data: Dataset,
     objective: Objective,
     config: FitConfig,
     optimizer: optax.GradientTransformation | None = None,
+    *,
+    variables: Variables | None = None,
+    callbacks: Sequence[Any] = (),
+    extends: str | None = None,
 ) -> dict[str, Any]:
     """Everything a user chose that decides the result.
 
@@ -53,40 +58,57 @@ def describe_run(
     Args:
       model, data, objective, config: as in `fit`.
       optimizer: the one given to `fit`, if one is.
+      variables: that training starts from, where the seed does not decide them.
+      callbacks: as in `fit`.
+      extends: which state of which run training starts from, if it does.
     """
     arrays = (data.images, data.labels)
     checksum = provenance.checksum(
         arrays if data.groups is None else (*arrays, data.groups)
     )
+    outputs = functools.partial(_first_outputs, model, data, config.seed, variables)
     run = {
-        "model": provenance.identify(model),
-        "model_outputs": functools.partial(_first_outputs, model, data, config.seed),
+        # the weights of an NNX module are its variables
+        "model": provenance.identify(model, arrays=not isinstance(model, nnx.Module)),
+        "model_outputs": outputs,
         "objective": provenance.identify(objective),
         "data": f"{data.name} {list(data.images.shape)} {checksum}",
         "scale": data.scale,
         "num_classes": data.num_classes,
     }
+    # None, too, so that a run with and one without differ in these, not in the outputs
+    run["extends"] = extends
+    given = variables is not None and extends is None
+    run["variables"] = provenance.checksum(variables) if given else None
     if optimizer is not None:
         run["optimizer"] = provenance.identify(optimizer)
+    if callbacks:
+        run["callbacks"] = provenance.identify(tuple(callbacks))
     return files.plain(config) | run
 
 
-def _first_outputs(model: nn.Module, data: Dataset, seed: int) -> np.ndarray:
+def _first_outputs(
+    model: Any, data: Dataset, seed: int, variables: Variables | None
+) -> np.ndarray:
     """The logits of a few images before training, [n, K].
 
     They tell models apart where the description of their code cannot.
     """
     images = to_float(data.images[:_PROBED], data.scale)
-    code = repr(provenance.identify(model))
-    return np.asarray(_first_logits(model, code, jnp.uint32(seed), images))
+    code = repr(provenance.identify(model, arrays=not isinstance(model, nnx.Module)))
+    adapted = trainable(model)
+    if variables is None:
+        key = split_seed(jnp.uint32(seed))[0]
+        variables = adapted.init(key, images[:1])
+    return np.asarray(_first_logits(adapted, code, variables, images))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _first_logits(
-    model: nn.Module, code: str, seed: jax.Array, images: jax.Array
+    model: Trainable, code: str, variables: Variables, images: jax.Array
 ) -> jax.Array:
     del code  # a part of the key alone: equal modules may run other code than before
-    return model.init_with_output(split_seed(seed)[0], images)[0]
+    return model(variables, images)
 
 
 class Journal:
@@ -96,6 +118,7 @@ class Journal:
       run_dir: folder of the run, made if there is none; None: no files.
       description: made by `describe_run`; that of a run taken up must be the same.
       resume: a folder that holds a run already is taken up, not refused.
+      about: further facts that each checkpoint names and nothing compares.
 
     Raises:
       ValueError: the folder is not writable; it holds a run and `resume` is False; its
@@ -108,8 +131,10 @@ class Journal:
         description: dict[str, Any],
         *,
         resume: bool,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self._description = description
+        self._about = about
         self._folder = None if run_dir is None else files.as_path(run_dir, "run_dir")
         self._writes = self._folder is not None and jax.process_index() == 0
         self._tensorboard: Any = None
@@ -121,8 +146,10 @@ class Journal:
             return
         if self._writes:
             files.writable_folder(self._folder, "run_dir")
-        found = checkpoints.list_checkpoints(self._folder / "checkpoints")
-        if (found or self._metrics_file().exists()) and not resume:
+        folder = self._folder / "checkpoints"
+        if (
+            checkpoints.list_checkpoints(folder) or self._metrics_file().exists()
+        ) and not resume:
             raise ValueError(
                 f"run_dir={str(self._folder)!r} already holds a run: pass resume=True "
                 "to go on with it, or name another folder"
@@ -131,11 +158,11 @@ class Journal:
             name: value() if callable(value) else value
             for name, value in description.items()
         }
-        if not found:
+        found = checkpoints.latest_checkpoint(folder)
+        if found is None:
             self._check_fresh()
         else:
-            self._latest = found[-1]
-            self._manifest = checkpoints.load_manifest(self._latest)
+            self._latest, self._manifest = found
             config = self._manifest["config"]
             if not (isinstance(config, dict) and {"run", "extra"} <= config.keys()):
                 raise ValueError(
@@ -170,7 +197,8 @@ class Journal:
             return
         files.append_json_line(self._metrics_file(), record)
         for name, value in record.items():
-            if name not in ("epoch", "step") and np.ndim(value) == 0:
+            known = name in ("epoch", "step") or isinstance(value, str)
+            if not known and np.ndim(value) == 0:
                 self._tensorboard.add_scalar(name, float(value), record["step"])
         self._tensorboard.flush()
 
@@ -178,7 +206,11 @@ class Journal:
         """Saves a state, and JSON values beside it."""
         if self._writes:
             assert self._folder is not None
-            config = {"run": self._description, "extra": extra}
+            config = {
+                "run": self._description,
+                "about": self._about,
+                "extra": extra,
+            }
             folder = self._folder / "checkpoints"
             checkpoints.save_checkpoint(folder, int(state.step), state, config=config)
 
@@ -197,12 +229,13 @@ class Journal:
         Each epoch ends with a record and then a checkpoint.
         """
         records = files.load_json_lines(self._metrics_file())
-        last = max([record.get("epoch", 0) for record in records], default=0)
-        if last > 1:
+        epochs = [record.get("epoch", 0) for record in records] or [0]
+        taken = max(epochs) - min(epochs)
+        if taken > 1:
             raise ValueError(
-                f"run_dir={str(self._folder)!r} holds records of {last} epochs, but no "
-                "checkpoint to go on from: bring its folder checkpoints back, or name "
-                "another folder"
+                f"run_dir={str(self._folder)!r} holds records of {taken} epochs, but "
+                "no checkpoint to go on from: bring its folder checkpoints back, or "
+                "name another folder"
             )
 
     def _take_up(self, step: int, *, fresh: bool) -> None:

@@ -19,11 +19,12 @@ calls the same functions on the same data set and feeds its own rows of each bat
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from robjax.training.trainable import Trainable, trainable
 
 AXIS = "batch"
 
@@ -57,14 +58,16 @@ def check_devices(devices: Sequence[Device] | None, batch_size: int) -> list[Dev
     return chosen
 
 
-def join_batch_norm(model: nn.Module) -> nn.Module:
-    """The model with its field `axis_name`, if it has one, set to `AXIS`.
+def join_batch_norm(model: Any) -> Trainable:
+    """The model whose batch norm takes its statistics over `AXIS`, if it can.
+
+    A linen module needs a field `axis_name` that it hands to its batch norm.
 
     >>> from robjax.models import ResNet
-    >>> join_batch_norm(ResNet(10)).axis_name
+    >>> join_batch_norm(ResNet(10)).module.axis_name
     'batch'
     """
-    return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
+    return trainable(model).across(AXIS)
 
 
 def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:

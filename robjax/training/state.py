@@ -1,9 +1,7 @@
 """The state of a training run, and what it starts from."""
 
-import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,10 +9,26 @@ import optax
 from robjax.samples import is_concrete
 from robjax.training.config import FitConfig
 from robjax.training.objectives.network import count_weights
+from robjax.training.trainable import Variables, trainable
+
+
+class Kept(NamedTuple):
+    """What a callback keeps from epoch to epoch, see `robjax.training.callbacks`.
+
+    Attributes:
+      weights: variables that it puts in the place of those that it was given; None: it
+        leaves them.
+      memory: arrays by name, whatever else it has to remember.
+      stop: bool array []; whether the training is to end.
+    """
+
+    weights: Any
+    memory: dict[str, Any]
+    stop: Any
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """Everything that training changes.
 
     Attributes:
       step: int32, steps taken.
@@ -23,6 +37,7 @@ class TrainState(NamedTuple):
         objective that takes groups, {"groups": {"weights": [G]}}.
       opt_state: of the optax transformation.
       ema: running mean of `variables`, or None.
+      callbacks: what each callback keeps; no step changes it, only the end of an epoch.
     """
 
     step: jax.Array
@@ -30,10 +45,18 @@ class TrainState(NamedTuple):
     variables: Any
     opt_state: Any
     ema: Any
+    callbacks: tuple[Kept, ...] = ()
 
     @property
     def weights(self) -> Any:
-        """What to evaluate: the running mean if one is kept, else the variables."""
+        """What to evaluate.
+
+        What the last callback that replaces weights has kept, as `callbacks.best`;
+        without one, the running mean if one is kept, else the variables.
+        """
+        for kept in reversed(self.callbacks):
+            if kept.weights is not None:
+                return kept.weights
         return self.variables if self.ema is None else self.ema
 
     def __repr__(self) -> str:
@@ -44,6 +67,15 @@ class TrainState(NamedTuple):
             return "TrainState(donated to the next step)"
         weights = count_weights(self.variables)
         return f"TrainState(step {int(self.step)}, {weights:,} weights)"
+
+
+def copies(tree: Any) -> Any:
+    """A tree of new arrays with the same values.
+
+    >>> copies({"w": jnp.ones(2)})["w"].tolist()
+    [1.0, 1.0]
+    """
+    return jax.tree.map(jnp.array, tree)
 
 
 def learning_rate_schedule(config: FitConfig, steps_per_epoch: int) -> optax.Schedule:
@@ -97,18 +129,25 @@ def split_seed(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights, draws
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _initialise(model: nn.Module, seed: jax.Array, images: jax.Array) -> Any:
-    return model.init(split_seed(seed)[0], images)
+def model_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of what the model draws in a step, as dropout does, on all devices.
+
+    >>> keys = [model_key(jnp.uint32(0), jnp.int32(step)) for step in (0, 1)]
+    >>> bool(keys[0] == keys[1])
+    False
+    """
+    # `split_seed` has the first two keys that can be folded in
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), step)
 
 
 def create_state(
-    model: nn.Module,
+    model: Any,
     images: jax.Array,
     optimizer: optax.GradientTransformation,
     config: FitConfig,
     *,
     num_groups: int = 0,
+    variables: Variables | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -117,22 +156,29 @@ def create_state(
     TrainState(step 0, 650 weights)
 
     Args:
-      model: flax.linen module called as model(images).
+      model: a module of flax, see `trainable`.
       images: [B, *S] any images, which give the input's shape.
       optimizer: optax transformation of the gradient.
       config: its seed decides the weights, its `ema_decay` whether a mean is kept.
       num_groups: G, for an objective that takes groups: the variables start with 1/G as
-        the weight of each.
+        the weight of each, unless `variables` have weights for G groups.
+      variables: weights to start from, of which it keeps copies; None: those of
+        `model.init`.
     """
     seed = jnp.uint32(config.seed)
-    variables = _initialise(model, seed, images)
+    if variables is None:
+        variables = trainable(model).init(split_seed(seed)[0], images)
+    # the step donates its state, so it must hold nobody else's arrays
+    start: dict[str, Any] = copies(dict(variables or {}))
+    groups = start.pop("groups", None)
     if num_groups:
-        weights = jnp.full(num_groups, 1 / num_groups, jnp.float32)
-        variables = {**variables, "groups": {"weights": weights}}
+        fresh = {"weights": jnp.full(num_groups, 1 / num_groups, jnp.float32)}
+        known = groups is not None and groups["weights"].shape == (num_groups,)
+        start["groups"] = groups if known else fresh
     return TrainState(
         step=jnp.int32(0),
         seed=seed,
-        variables=variables,
-        opt_state=optimizer.init(variables["params"]),
-        ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, variables),
+        variables=start,
+        opt_state=optimizer.init(start["params"]),
+        ema=None if config.ema_decay is None else copies(start),
     )

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,7 +21,8 @@ from robjax import data, lowering
 from robjax.training import parallel
 from robjax.training.config import FitConfig
 from robjax.training.objectives import Network, Objective
-from robjax.training.state import TrainState, split_seed
+from robjax.training.state import TrainState, model_key, split_seed
+from robjax.training.trainable import Trainable, trainable
 
 Metrics = Mapping[str, jax.Array]
 """Means over the whole batch, by name."""
@@ -61,6 +61,7 @@ class Batch(NamedTuple):
       labels: [b].
       keys: [b] of what the objective draws.
       strength: share of ε, see `attack_strength`.
+      model_key: of what the model draws, other on each device.
       groups: [b] for objectives that take groups, else None.
     """
 
@@ -68,11 +69,12 @@ class Batch(NamedTuple):
     labels: jax.Array
     keys: jax.Array
     strength: jax.Array
+    model_key: jax.Array
     groups: jax.Array | None = None
 
 
 def make_step(
-    model: nn.Module,
+    model: Any,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     config: FitConfig,
@@ -99,7 +101,7 @@ def make_step(
     TrainState(step 1, 650 weights)
     """
     one = _OneStep(
-        model=model,
+        model=trainable(model),
         objective=objective,
         optimizer=optimizer,
         config=config,
@@ -134,7 +136,7 @@ class _Loss(NamedTuple):
 class _OneStep:
     """The parts of a step, and what they are compiled for; see `make_step`."""
 
-    model: nn.Module
+    model: Trainable
     objective: Objective
     optimizer: optax.GradientTransformation
     config: FitConfig
@@ -162,6 +164,9 @@ class _OneStep:
             labels=labels,
             keys=keys[:, 1],
             strength=attack_strength(state.step, config, self.steps_per_epoch),
+            model_key=jax.random.fold_in(
+                model_key(state.seed, state.step), jax.lax.axis_index(parallel.AXIS)
+            ),
         )
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -170,7 +175,7 @@ class _OneStep:
             jax.value_and_grad(self.mean_loss(batch), has_aux=True)
         )
         (loss, (metrics, variables)), gradient = differentiate(
-            state.variables["params"], batch.images, state.variables
+            state.variables["params"], batch.images, state.variables, batch.model_key
         )
         return self.finish(state, _Loss(loss, metrics, variables), gradient)
 
@@ -182,11 +187,12 @@ class _OneStep:
             jax.value_and_grad(self.mean_loss(batch), argnums=(0, 1), has_aux=True)
         )
 
-        def once(carry, _):
+        def once(carry, number):
             state, delta = carry
+            key = jax.random.fold_in(batch.model_key, number)
             moved = jnp.clip(x + delta, 0, 1)
             (loss, (metrics, variables)), (gradient, slope) = differentiate(
-                state.variables["params"], moved, state.variables
+                state.variables["params"], moved, state.variables, key
             )
             state, metrics = self.finish(
                 state, _Loss(loss, metrics, variables), gradient
@@ -198,19 +204,19 @@ class _OneStep:
         draw = functools.partial(jax.random.uniform, minval=-1, maxval=1)
         start = eps * jax.vmap(lambda key: draw(key, x.shape[1:]))(batch.keys)
         (state, _), metrics = jax.lax.scan(
-            once, (state, start), length=self.config.replays
+            once, (state, start), jnp.arange(self.config.replays)
         )
         return state, jax.tree.map(lambda values: values.mean(), metrics)
 
     def mean_loss(self, batch: Batch) -> Callable[..., tuple[jax.Array, Any]]:
         """The function that is differentiated, and what comes out of it besides.
 
-        (params, images, variables) -> loss, (metrics, the new variables)
+        (params, images, variables, key) -> loss, (metrics, the new variables)
         """
 
-        def loss_of(params, images, variables):
+        def loss_of(params, images, variables, key):
             network = Network(
-                self.model, {**variables, "params": params}, parallel.AXIS
+                self.model, {**variables, "params": params}, parallel.AXIS, key
             )
             grouped = {} if batch.groups is None else {"groups": batch.groups}
             losses, metrics, network = self.objective(

@@ -98,3 +98,37 @@ def test_to_float_covers_the_unit_interval(scale):
         assert scaled.dtype == jnp.float32
         assert scaled.min() == 0 and scaled.max() == 1
         np.testing.assert_allclose(scaled, exact, rtol=2e-7)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=2, max_size=5),
+    batch_size=st.integers(1, 8),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+)
+def test_balanced_epochs(sizes, batch_size, seed, epoch):
+    """Classes are equally frequent, and so are the examples of each."""
+    labels = np.repeat(np.arange(len(sizes)) * 2, sizes)  # every other label is absent
+    count = len(labels)
+    batch_size = min(batch_size, count)
+    options = {"seed": seed, "epoch": epoch}
+    rows = data.balanced_indices(labels, batch_size, **options)
+    np.testing.assert_array_equal(
+        rows, data.balanced_indices(labels, batch_size, **options)
+    )
+    assert rows.shape == (count // batch_size, batch_size)
+    whole = data.balanced_indices(labels, 1, **options)[:, 0]
+    times = np.bincount(whole, minlength=count)
+    for label in np.unique(labels):
+        drawn = times[labels == label]
+        assert count // len(sizes) <= drawn.sum() <= -(-count // len(sizes))
+        assert np.ptp(drawn) <= 1
+
+
+def test_balanced_epochs_differ():
+    labels = np.array([0] * 20 + [1] * 4)
+    first, second = (
+        data.balanced_indices(labels, 24, seed=0, epoch=epoch)[0] for epoch in (0, 1)
+    )
+    large = [set(rows[labels[rows] == 0].tolist()) for rows in (first, second)]
+    assert large[0] != large[1] and first.tolist() != second.tolist()

@@ -18,7 +18,6 @@ from tests.test_models_people_have import (
     TORCH,
     VARIABLES,
     ChannelsFirst,
-    NnxNet,
     W,
     X,
     Y,
@@ -27,15 +26,15 @@ from tests.test_models_people_have import (
 )
 
 
-class NoTrain(nn.Module):
+class Masked(nn.Module):
     @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(flat(x))
+    def __call__(self, x, mask, train=False):
+        return nn.Dense(3)(flat(x) * mask)
 
 
-class TrainByDefault(nn.Module):
+class FlagFirst(nn.Module):
     @nn.compact
-    def __call__(self, x, train=True):
+    def __call__(self, train, x):
         return nn.Dense(3)(flat(x))
 
 
@@ -49,10 +48,11 @@ class Returning(nn.Module):
         return self.change(nn.Dense(3)(flat(x)))
 
 
-class Draws(nn.Module):
+class FailsInTrainMode(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
-        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3)(flat(x)))
+        z = nn.Dense(3)(flat(x))
+        return z.reshape(7) if train else z
 
 
 class AnyKeywords(nn.Module):
@@ -71,24 +71,14 @@ MLP = models.MLP(3, widths=(4,))
         (MLP, (X, Y), r"data must be a Dataset.*from_arrays\(images, labels\).*tuple"),
         (MLP, [X, Y], "data must be a Dataset.*got list"),
         (MLP, None, "data must be a Dataset.*got NoneType"),
-        (models.MLP, DATA, "model must be a flax.linen module.*got the class MLP"),
-        (NnxNet(), DATA, "model must be a flax.linen module.*got NnxNet"),
-        (ChannelsFirst(), DATA, "model must be a flax.linen module.*got ChannelsFirst"),
-        (Partial(linear, W), DATA, "model must be a flax.linen module.*got Partial"),
-        (TORCH, DATA, "model must be a flax.linen module.*got Net"),
-        (VARIABLES, DATA, "model must be a flax.linen module.*got dict"),
+        (models.MLP, DATA, "model must be a flax module.*got the class MLP"),
+        (ChannelsFirst(), DATA, "model must be a flax module.*got ChannelsFirst"),
+        (Partial(linear, W), DATA, "model must be a flax module.*got Partial"),
+        (TORCH, DATA, "model must be a flax module.*got Net"),
+        (VARIABLES, DATA, "model must be a flax module.*got dict"),
         (LINEN.bind(VARIABLES), DATA, "model must have no weights.*unbind"),
-        (
-            NoTrain(),
-            DATA,
-            r"model must be called.*write __call__\(self, x, train: .*, x\)",
-        ),
-        (
-            LINEN,
-            DATA,
-            r"model must be called.*write __call__\(self, x, train: .*x, train\)",
-        ),
-        (TrainByDefault(), DATA, r"model must be called.*write __call__.*train=True\)"),
+        (Masked(), DATA, r"model must be called.*write __call__.*x, mask, train=False"),
+        (FlagFirst(), DATA, r"model must be called.*write __call__\(self, x, train: "),
         (
             Returning(lambda z: {"logits": z}),
             DATA,
@@ -99,7 +89,7 @@ MLP = models.MLP(3, widths=(4,))
         (Returning(lambda z: z[:, :1]), DATA, r"model must return logits.*jnp.stack"),
         (Returning(lambda z: z.argmax(1)), DATA, "model must return.*got int32"),
         (Returning(lambda z: z.reshape(7)), DATA, r"model must take images.*reshape"),
-        (Draws(), DATA, "model must run with train=True.*fit has none for dropout"),
+        (FailsInTrainMode(), DATA, "model must run in train mode, got TypeError"),
     ],
 )
 def test_fit(model, dataset, message):
@@ -126,6 +116,10 @@ def test_fit(model, dataset, message):
         ({"run_dir": 3}, "run_dir must be the path of a folder, got 3"),
         ({"on_epoch": lambda *_: None}, "on_epoch must return a mapping.*got None"),
         ({"on_epoch": 3}, "on_epoch must be a function or None, got 3"),
+        ({"callbacks": lambda *_: {}}, "callbacks must be a list.*is on_epoch"),
+        ({"callbacks": [lambda *_: {}]}, "callbacks must be a list.*is on_epoch"),
+        ({"variables": [1.0]}, 'variables must be {"params": ...}.*got list'),
+        ({"extends": "nowhere"}, "extends='nowhere' must be the folder of a run"),
         ({"devices": "cpu"}, "devices must be a list of jax.devices.*got 'cpu'"),
         ({"devices": jax.devices()[0]}, "devices must be a list of jax.devices"),
     ],

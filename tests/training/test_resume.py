@@ -153,16 +153,26 @@ def test_a_run_is_not_overwritten(whole):
         run(whole[2])
 
 
-def test_corrupt_checkpoint(tmp_path):
-    run(tmp_path)
-    last = checkpoints.list_checkpoints(tmp_path / "checkpoints")[-1]
+def damage(checkpoint):
     largest = max(
-        (path for path in last.rglob("*") if path.is_file()),
+        (path for path in checkpoint.rglob("*") if path.is_file()),
         key=lambda path: path.stat().st_size,
     )
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
+
+
+def test_a_corrupt_checkpoint_is_passed_over_for_the_one_before(whole, tmp_path):
+    run(tmp_path)
+    before, last = checkpoints.list_checkpoints(tmp_path / "checkpoints")
+    damage(last)
+    with pytest.warns(UserWarning, match=f"corrupt.*going on from {before.name}"):
+        state = run(tmp_path, resume=True)
+    chex.assert_trees_all_equal(state.variables, whole[0].variables)
+    assert checkpoints.latest_checkpoint(tmp_path / "checkpoints")[0] == last  # again
+    damage(before)
+    damage(last)
     with pytest.raises(ValueError, match="corrupt|manifest"):
         run(tmp_path, resume=True)
 

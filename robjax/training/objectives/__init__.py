@@ -24,6 +24,7 @@ warm-up, adversarial training at a large ε can stay at the constant classifier.
     features.py      siamese, feature_matching
     smoothness.py    noise_augmentation, stability, vat
     groups.py        group_dro
+    wrappers.py      weighted, smoothed, augmented: around any of them
 
 FreeAT, which takes several steps on each batch, is `FitConfig.replays`.
 """
@@ -43,6 +44,7 @@ from robjax.training.objectives.fisher import fisher_spectral, fisher_trace
 from robjax.training.objectives.groups import group_dro
 from robjax.training.objectives.network import AttackMode, Network, Objective
 from robjax.training.objectives.smoothness import noise_augmentation, stability, vat
+from robjax.training.objectives.wrappers import augmented, smoothed, weighted
 
 __all__ = [
     "AUTHORS_BALL",
@@ -50,6 +52,7 @@ __all__ = [
     "Network",
     "Objective",
     "adversarial",
+    "augmented",
     "awp",
     "crown_ibp",
     "feature_matching",
@@ -61,8 +64,10 @@ __all__ = [
     "n_fgsm",
     "noise_augmentation",
     "siamese",
+    "smoothed",
     "stability",
     "standard",
     "trades",
     "vat",
+    "weighted",
 ]

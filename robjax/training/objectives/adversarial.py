@@ -29,19 +29,24 @@ def standard(
     *,
     keys: jax.Array,
     strength: jax.Array | float,
+    loss: losses.Loss = losses.cross_entropy,
 ) -> Outcome:
     """CE(x, y), the cross-entropy of the images as they are. Logs "accuracy".
 
     >>> from robjax.training.objectives.network import tiny_problem
     >>> network, images, labels, keys = tiny_problem()
-    >>> loss, metrics, _ = standard(network, images, labels, keys=keys, strength=1.0)
+    >>> _, metrics, _ = standard(network, images, labels, keys=keys, strength=1.0)
     >>> metrics["accuracy"].tolist()
     [1.0]
+
+    Args:
+      network, images, labels, keys, strength: as in every objective.
+      loss: of logits [B, K] and labels [B], in place of the cross-entropy CE.
     """
     del keys, strength
     logits, network = network.train(images)
     metrics = {"accuracy": correct(logits, labels)}
-    return losses.cross_entropy(logits, labels), metrics, network
+    return loss(logits, labels), metrics, network
 
 
 def adversarial(
@@ -55,6 +60,7 @@ def adversarial(
     steps: int = 10,
     step_size: float = 2 / 255,
     attack_mode: AttackMode = "eval",
+    loss: losses.Loss = losses.cross_entropy,
 ) -> Outcome:
     """CE(x̃, y) with x̃ from projected gradient ascent on CE(·, y), random start.
 
@@ -64,8 +70,8 @@ def adversarial(
     >>> from robjax.training.objectives.network import tiny_problem
     >>> network, images, labels, keys = tiny_problem()  # logits (0.6, 0.4)
     >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "step_size": 0.1}
-    >>> loss, _, _ = adversarial(network, images, labels, **options)
-    >>> print(round(float(loss[0]), 3))  # log 2: the attack makes the logits equal
+    >>> values, _, _ = adversarial(network, images, labels, **options)
+    >>> print(round(float(values[0]), 3))  # log 2: the attack makes the logits equal
     0.693
 
     Args:
@@ -75,6 +81,8 @@ def adversarial(
       steps: gradients of the attack.
       step_size: length of a step at full strength, in units of the image.
       attack_mode: batch norm inside the attack, see `Network.logits_fn`.
+      loss: of logits [B, K] and labels [B] in training, in place of the cross-entropy
+        CE; the attack stays as it is.
     """
     attacked = _climb(
         network,
@@ -89,7 +97,7 @@ def adversarial(
     )
     logits, network = network.train(attacked)
     metrics = {"adversarial_accuracy": correct(logits, labels)}
-    return losses.cross_entropy(logits, labels), metrics, network
+    return loss(logits, labels), metrics, network
 
 
 def trades(
@@ -105,6 +113,7 @@ def trades(
     step_size: float = 2 / 255,
     reference: Literal["natural", "start"] = "natural",
     attack_mode: AttackMode = "eval",
+    loss: losses.Loss = losses.cross_entropy,
 ) -> Outcome:
     """CE(x, y) + β KL(p(x) ‖ p(x̃)) with x̃ from ascent of KL(p(x_ref) ‖ p(·)).
 
@@ -123,7 +132,7 @@ def trades(
 
     Args:
       network, images, labels, keys: as in every objective.
-      strength, ball, steps, step_size, attack_mode: as in `adversarial`.
+      strength, ball, steps, step_size, attack_mode, loss: as in `adversarial`.
       beta: β, weight of the divergence.
       reference: x_ref: "natural" for x, "start" for the perturbed start
         (`attacks.kl_pgd`).
@@ -146,7 +155,7 @@ def trades(
         "adversarial_accuracy": correct(moved, labels),
         "divergence": divergence,
     }
-    return losses.cross_entropy(natural, labels) + beta * divergence, metrics, network
+    return loss(natural, labels) + beta * divergence, metrics, network
 
 
 def mart(
@@ -221,6 +230,7 @@ def n_fgsm(
     noise: float = 2.0,
     step: float = 1.0,
     attack_mode: AttackMode = "eval",
+    loss: losses.Loss = losses.cross_entropy,
 ) -> Outcome:
     """CE(x̃, y) with x̃ one step of signs away from a noisy image.
 
@@ -233,8 +243,8 @@ def n_fgsm(
     >>> from robjax.training.objectives.network import tiny_problem
     >>> network, images, labels, keys = tiny_problem()
     >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "noise": 0.0}
-    >>> loss, _, _ = n_fgsm(network, images, labels, **options)
-    >>> print(round(float(loss[0]), 3))  # log 2: the step makes the logits equal
+    >>> values, _, _ = n_fgsm(network, images, labels, **options)
+    >>> print(round(float(values[0]), 3))  # log 2: the step makes the logits equal
     0.693
 
     Args:
@@ -243,7 +253,7 @@ def n_fgsm(
       ball: Linf(ε) at full strength.
       noise: range of η in units of ε.
       step: length of the step in units of ε.
-      attack_mode: as in `adversarial`.
+      attack_mode, loss: as in `adversarial`.
 
     Raises:
       ValueError: ball is not Linf.
@@ -263,7 +273,7 @@ def n_fgsm(
     attacked = jnp.clip(start + step * eps * direction, 0, 1)
     logits, network = network.train(attacked)
     metrics = {"adversarial_accuracy": correct(logits, labels)}
-    return losses.cross_entropy(logits, labels), metrics, network
+    return loss(logits, labels), metrics, network
 
 
 def awp(
@@ -278,6 +288,7 @@ def awp(
     steps: int = 10,
     step_size: float = 2 / 255,
     attack_mode: AttackMode = "eval",
+    loss: losses.Loss = losses.cross_entropy,
 ) -> Outcome:
     """CE(x̃, y) at the weights θ + v, with v the adversarial weight perturbation.
 
@@ -291,15 +302,15 @@ def awp(
     >>> from robjax.training.objectives.network import tiny_problem
     >>> network, images, labels, keys = tiny_problem()
     >>> options = {"keys": keys, "strength": 1.0, "ball": Linf(0.1), "step_size": 0.1}
-    >>> loss, _, _ = awp(network, images, labels, **options)
-    >>> bool(loss[0] > jnp.log(2))  # the loss without a weight perturbation
+    >>> values, _, _ = awp(network, images, labels, **options)
+    >>> bool(values[0] > jnp.log(2))  # the loss without a weight perturbation
     True
 
     Args:
       network, images, labels, keys: as in every objective.
       strength: scales the radius, `step_size` and γ.
       gamma: γ, length of v_l relative to that of θ_l.
-      ball, steps, step_size, attack_mode: as in `adversarial`.
+      ball, steps, step_size, attack_mode, loss: as in `adversarial`.
     """
     attacked = _climb(
         network,
@@ -316,7 +327,7 @@ def awp(
     def at(params: Any) -> tuple[jax.Array, tuple[jax.Array, Network]]:
         variables = {**network.variables, "params": params}
         logits, moved = network._replace(variables=variables).train(attacked)
-        return losses.cross_entropy(logits, labels), (logits, moved)
+        return loss(logits, labels), (logits, moved)
 
     def risk(params: Any) -> jax.Array:
         return jnp.mean(at(params)[0])

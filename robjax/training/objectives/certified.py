@@ -16,7 +16,6 @@ network in eval mode, with the running statistics of batch norm.
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from robjax import losses
 from robjax.balls import Ball
@@ -103,7 +102,7 @@ def _certified(
     method: Method,
 ) -> Outcome:
     natural, network = network.train(images)
-    model = as_logits_fn(Partial(network.model.apply, network.variables))
+    model = as_logits_fn(network.inference())
     radius = jnp.broadcast_to(
         jnp.asarray(ball.eps * strength, images.dtype), len(images)
     )

@@ -46,7 +46,7 @@ def fisher_trace(
       weight: of the penalty, in squared units of the image.
     """
     del keys
-    rows = fisher.gram_rows(Partial(network.model.apply, network.variables), images)
+    rows = fisher.gram_rows(network.inference(), images)
     logits, network = network.train(images)
     trace = jnp.sum(rows * rows, axis=(1, 2))
     metrics = {"accuracy": correct(logits, labels), "trace": trace}
@@ -88,7 +88,7 @@ def fisher_spectral(
         takes that many steps u ← A(Aᵀu) / ‖·‖ from a random start, each of one backward
         and one forward-mode pass; λ_max is then approached from below.
     """
-    logits_fn = Partial(network.model.apply, network.variables)
+    logits_fn = network.inference()
     if power_steps is None:
         spectral = _by_eigenvectors(logits_fn, images)
     else:

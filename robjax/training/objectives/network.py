@@ -5,13 +5,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robjax.models import taps
+from robjax.training.trainable import Trainable, trainable
 
 AttackMode = Literal["eval", "train"]
 """Batch norm inside an attack, see `Network.logits_fn`."""
@@ -21,15 +20,18 @@ class Network(NamedTuple):
     """A model and its weights, as an objective sees them inside one step.
 
     Attributes:
-      model: flax.linen module called as model(images, train=...).
+      model: what `trainable` takes or gives: a module of flax.
       variables: {"params": ...} and, with batch norm, {"batch_stats": ...}; for an
         objective that takes groups, {"groups": {"weights": [G]}}, too.
       axis: name of the axis over the devices that share the batch; None: no such axis.
+      key: of what the model draws in train mode, as dropout does; None for a model
+        that draws nothing.
     """
 
-    model: nn.Module
+    model: Any
     variables: Mapping[str, Any]
     axis: str | None = None
+    key: jax.Array | None = None
 
     def mean(self, tree: Any) -> Any:
         """The mean of arrays over the devices, for what depends on the whole batch."""
@@ -38,12 +40,11 @@ class Network(NamedTuple):
     def train(self, images: jax.Array) -> tuple[jax.Array, "Network"]:
         """Logits [B, K] in train mode, and the network with new running statistics.
 
-        Batch norm uses the statistics of `images` over all devices.
+        Batch norm uses the statistics of `images` over all devices. The network that
+        comes back draws anew.
         """
-        logits, updated = self.model.apply(
-            self.variables, images, train=True, mutable=["batch_stats"]
-        )
-        return logits, self._replace(variables={**self.variables, **updated})
+        logits, _, network = self._pass(images, None)
+        return logits, network
 
     def train_tapped(
         self, images: jax.Array, layer: str
@@ -53,16 +54,22 @@ class Network(NamedTuple):
         Raises:
           ValueError: the model has no activation of that name; lists all.
         """
-        logits, features, updated = taps.forward(
-            self.model,
-            self.variables,
-            images,
-            layer,
-            mutable=("batch_stats",),
-            train=True,
+        return self._pass(images, layer)
+
+    def _pass(self, images: jax.Array, layer: str | None) -> Any:
+        key = self.key
+        logits, features, updated = trainable(self.model).train(
+            self.variables, images, key, layer
         )
-        changed = self._replace(variables={**self.variables, **updated})
+        changed = self._replace(
+            variables={**self.variables, **updated},
+            key=None if key is None else jax.random.fold_in(key, 0),
+        )
         return logits, features, changed
+
+    def inference(self) -> Partial:
+        """The function images -> logits in inference mode; its weights are variable."""
+        return Partial(trainable(self.model), self.variables)
 
     def logits_fn(self, mode: AttackMode) -> Partial:
         """The function images -> logits to be attacked; its weights are constants.
@@ -70,7 +77,8 @@ class Network(NamedTuple):
         Batch norm uses
 
         * the running statistics in mode "eval",
-        * the statistics of the images that it is given in mode "train".
+        * the statistics of the images that it is given in mode "train", where dropout
+          keeps the same mask throughout.
 
         Neither changes the running statistics.
 
@@ -79,15 +87,16 @@ class Network(NamedTuple):
         """
         variables = jax.lax.stop_gradient(self.variables)
         if mode == "eval":
-            return Partial(self.model.apply, variables)
+            return Partial(trainable(self.model), variables)
         if mode == "train":
-            return Partial(_TrainMode(self.model), variables)
+            return Partial(_TrainMode(trainable(self.model)), variables, self.key)
         raise ValueError(f"attack_mode must be 'eval' or 'train', got {mode!r}")
 
     def __repr__(self) -> str:
         """What the model is and how large; not the arrays."""
         weights = count_weights(self.variables)
-        return f"Network({type(self.model).__name__}, {weights:,} weights)"
+        kind = type(getattr(self.model, "module", self.model)).__name__
+        return f"Network({kind}, {weights:,} weights)"
 
 
 Outcome = tuple[jax.Array, Mapping[str, jax.Array], Network]
@@ -116,10 +125,12 @@ def takes_groups(objective: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainMode:
-    model: nn.Module
+    model: Trainable
 
-    def __call__(self, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        return Network(self.model, variables).train(images)[0]
+    def __call__(
+        self, variables: Mapping[str, Any], key: jax.Array | None, images: jax.Array
+    ) -> jax.Array:
+        return self.model.train(variables, images, key)[0]
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
