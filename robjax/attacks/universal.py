@@ -191,7 +191,7 @@ def perturbed(
       ValueError: an argument is malformed; the message names it.
     """
     del key
-    problem = check_problem(logits_fn, x, ball, check_bounds(bounds))
+    problem = check_problem(logits_fn, x, ball, bounds)
     y, _ = check_classes(problem, y)
     delta = jnp.asarray(delta, problem.x.dtype)
     if delta.shape != problem.x.shape[1:]:
