@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | lock     on any machine with Python >= 3.11 and make
+# make demo | test | test-slow | lint | docs | lock     on any machine with Python >= 3.11 and make
 #   JAX=cuda13, JAX=tpu    install JAX for that accelerator (default: cpu)
 #   PYTHON=python3.12      interpreter of a new environment (default: first that fits)
 #   VENV=.venv312          folder of the environment (default: .venv)
@@ -15,13 +15,14 @@ comma = ,
 bin = $(VENV)/bin
 installed = $(VENV)/.installed-$(JAX)
 
-.PHONY: demo test lint docs lock
+.PHONY: demo test test-slow lint docs lock
 demo: $(installed)
 	$(bin)/python -m experiments.kl_metric $(ARGS)
 
-test: $(installed)
+# test-slow: the tests that test leaves out
+test test-slow: $(installed)
 	$(bin)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 \
-		--dist loadfile $(ARGS)
+		--dist loadfile $(if $(filter test-slow,$@),-m slow) $(ARGS)
 
 lint: $(installed)
 	$(bin)/ruff check .

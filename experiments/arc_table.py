@@ -12,7 +12,7 @@ prediction, right or wrong. The oracle's distance is the L∞ norm of the image,
 The search is `attacks.minimal_distance`: DeepFool, FMN and FAB with refinements. Beside
 it stands the search of the paper, FGSM at ten strengths up to δ₂, whose distances are
 larger: both are upper bounds, and the smaller one is nearer to the truth. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ with the iterations of PGD, 4, 8, 16, 32, for a standard ResNet-18 at 0.9 n as .
 The standard networks of `kl_metric`, exact, 4×4 players, mean training image as
 baseline; ε and step ε/16 as in experiments/games.py. On images that are right, and
 wrong after 32 iterations. Cost: 2 minutes of CPU time on digits with networks that have
-been trained. Numbers: experiments/README.md.
+been trained. Numbers: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ feature. Standard training, and adversarial training with L2 and L∞ attacks of
 radii. RFS is judged beside the gap because noise does not erase a smooth background,
 and adversarially trained networks tolerate noise. Perceptrons are trained all at once.
 A released set answers what it can: BG-Gap needs mixed images, as in ImageNet-9, RFS
-masks, as in RIVAL10, the rest groups, as in Waterbirds. Numbers: experiments/README.md.
+masks, as in RIVAL10, the rest groups, as in Waterbirds. Numbers: docs/verdicts.md.
 """
 
 import dataclasses

@@ -6,6 +6,8 @@ that the claim names, *did not hold* otherwise, and is *not testable* with fewer
 two seeds or where a number is missing.
 """
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,6 +130,8 @@ def write_report(
     ]
     verdicts = [claim._asdict() for claim in claims]
     everything = {
+        "question": question,
+        "command": "python " + shlex.join(sys.orig_argv[1:]),
         "claims": verdicts,
         "versions": provenance.versions(),
         **(record or {}),

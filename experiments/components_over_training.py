@@ -13,7 +13,7 @@ robust accuracy (PGD-20) against chance. Cost: three of the nine networks of
 Numbers (three seeds, digits / MNIST): rank correlation with accuracy 0.434 ± 0.016 /
 0.893 ± 0.037 for ‖F‖_F, -0.0661 ± 0.0265 / -0.0161 ± 0.1535 for the Fisher part, which
 grows by 0.948 ± 0.033 / 0.346 ± 0.041 nats, the robust part by 10.4 ± 0.2 / 19.9 ± 0.3:
-the claim did not hold of the metric. All of them: experiments/README.md.
+the claim did not hold of the metric. All of them: docs/verdicts.md.
 """
 
 from collections.abc import Mapping

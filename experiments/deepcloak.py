@@ -12,7 +12,7 @@ training images. Each share of features is masked by score and, as the control, 
 random (the mean over DRAWS masks; APGD of 100 steps sees one of them). Transfer: images
 made against the network without a mask. Adaptive: images made through the mask, whose
 gradient they see. About 1 minute of CPU time on digits, 3 on MNIST. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 import dataclasses

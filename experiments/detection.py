@@ -13,7 +13,7 @@ is the log-probability of the class that the network says, so the detector needs
 label; and its log-odds, which do not saturate. For a sure network the log-probability
 hardly changes, so it may scatter less for that reason alone. Three measures of
 dispersion, each judged by its AUROC. Cost: 1 minute of CPU time on digits
-with networks that have been trained. Numbers: experiments/README.md.
+with networks that have been trained. Numbers: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ at low orders: they learn features of their own category.
 The games of `interaction_orders`, those of the normal images. Low orders are 1 to 4,
 since D^(0) = 1 always. In both forms, the mean of ratios (paper) and the ratio of means
 (published code). Beside them 1/√(number of contexts), what random numbers would have.
-Numbers: experiments/README.md.
+Numbers: docs/verdicts.md.
 """
 
 import math

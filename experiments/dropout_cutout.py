@@ -11,7 +11,7 @@ a quarter of the image 7.1 %; for a robust one 22.5, 33.8, 39.2 and 23.9 %.
 PGD-20 stops at its first success. Dropped pixels become the mean of their surroundings,
 the square takes the mean colour of the training images; 10 draws for each image. Beside
 it, how many normal images stay right under the same changes. Cost: 1 minute of CPU time
-with networks that have been trained. Numbers: experiments/README.md.
+with networks that have been trained. Numbers: docs/verdicts.md.
 """
 
 import functools

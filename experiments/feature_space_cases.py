@@ -11,7 +11,7 @@ regression on the features of each case. Networks: MLPs 200-100 on all pixels an
 oracle's components alone, with a PCA oracle (16 components on digits, 50 on MNIST), a
 proxy of whoever labelled the images: x and x' with equal components look alike to it,
 not to us. Worst cases are found by an attack and verified, d₂' in float64. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ Numbers (three seeds, digits / MNIST): the relation over epochs is -0.311 ± 0.0
 0.600 ± 0.111 and did not hold. The prediction of the DDN distance did: 0.965 ± 0.005 /
 0.917 ± 0.005 for standard, 0.891 ± 0.014 / 0.752 ± 0.015 for Madry-trained and
 0.588 ± 0.040 / 0.650 ± 0.024 for Fisher-regularised networks. All of them:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ understood by interactions than by frequencies.
 
 The games and images of `interaction_orders`, which are played only once. I^(m) is the
 mean over all pairs of an image, F^(r) that of the image itself. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

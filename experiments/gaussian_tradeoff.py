@@ -17,7 +17,7 @@ What Theorem 2.1 leaves comes from the table of its proof. That of an MLP holds
 frequencies, which obey the theorem as probabilities do: sampling noise cannot look like
 a violation. The SVMs of the population are solved, for d = 100 too.
 
-About 3 minutes of CPU time. Numbers: experiments/README.md.
+About 3 minutes of CPU time. Numbers: docs/verdicts.md.
 """
 
 import dataclasses

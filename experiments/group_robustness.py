@@ -10,7 +10,7 @@ Laid out as Waterbirds: two classes on two backgrounds, 95 % of the training ima
 the background of their class, so that the minority groups are twenty times smaller; as
 many of each group in the test images. Standard training, adversarial training, and
 Group-DRO on groups that are drawn equally often. A released set must have groups, as
-Waterbirds itself. Numbers: experiments/README.md.
+Waterbirds itself. Numbers: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ of the paper's table (adversarial training as FGSM and as PGD-7), all with the s
 steps; random noise of 0.2, adversarial images within 0.1 in L∞ (experiments/
 hardened.py). Accuracy under FGSM, PGD-40 and AutoAttack on the first 100 test images,
 against ε; an image that is broken at a smaller ε stays so. FGSM alone shows too much:
-its accuracies are there to be compared with the others. Numbers: experiments/README.md.
+its accuracies are there to be compared with the others. Numbers: docs/verdicts.md.
 """
 
 import functools

@@ -13,7 +13,7 @@ for both, attacked up to the same utility; exact, 4×4 players (experiments/game
 High orders are m ≥ 0.7 (n − 2), 10 to 14. Judged for three baselines, since what stands
 in for absent parts matters at this size, and for a targeted attack. Cost on digits: 5
 minutes of CPU time with networks that have been trained. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ on the same nine networks: three objectives, three seeds.
 A run that is stopped goes on with the same command. Cost: digits 6 minutes of CPU time,
 MNIST 45. Numbers (three seeds, digits / MNIST): M rises to 11.4 ± 0.2 / 20.3 ± 0.3 nats
 in standard training, of which 0.971 ± 0.026 / 0.360 ± 0.039 are the Fisher part. All of
-them: experiments/README.md.
+them: docs/verdicts.md.
 """
 
 from experiments import (

@@ -12,7 +12,7 @@ Digit 5 (y = −1) against 7. Every classifier is the certified optimum of a con
 problem (`robjax.training.linear`, λ = 1e-4, KKT residual below 1e-6). Table and
 figures: all training images; verdicts: disjoint parts of them, one for each seed.
 Attacked by the exact worst case in L∞, outside [0, 1] too unless it says "box". About
-3 minutes of CPU time on MNIST, a few seconds on digits. Numbers: experiments/README.md.
+3 minutes of CPU time on MNIST, a few seconds on digits. Numbers: docs/verdicts.md.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ of `kl_metric`.
 Numbers (three seeds, digits / MNIST): the rank correlation is 0.955 ± 0.013 /
 0.921 ± 0.040 in standard training, 0.736 ± 0.119 / 0.659 ± 0.038 in Madry's and
 0.472 ± 0.054 / 0.823 ± 0.031 in Fisher-regularised training: the claim held. All of
-them: experiments/README.md.
+them: docs/verdicts.md.
 """
 
 from collections.abc import Mapping

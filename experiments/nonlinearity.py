@@ -25,7 +25,7 @@ Madry's training, 0.892 ± 0.051 / 0.850 ± 0.050 and 0.967 ± 0.033 / 1.00 ± 0
 Fisher regularisation: the claim held. On digits so did that of the network part, with
 0.967 ± 0.033 (Madry) and 0.933 ± 0.033: at most 5e-08 nats of a pure linear VGG-4, its
 share 57.6 ± 1.3 % and 57.6 ± 1.0 % of VGG-4, 95.6 ± 0.1 % and 95.5 ± 0.2 % of
-ResNet-8×2. Not measured on MNIST yet. All accuracies: experiments/README.md.
+ResNet-8×2. All accuracies, and MNIST: docs/verdicts.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

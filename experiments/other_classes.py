@@ -9,7 +9,7 @@ class which the network then says, and usually those for all other classes toget
 The networks of `kl_metric`; exact, 4×4 players, mean training image as baseline; the
 untargeted attack of experiments/games.py, on images that it is accepted for. What is
 paid is log p of the label, log p of the class found, and log Σ exp of the logits of all
-classes but the label. Numbers: experiments/README.md.
+classes but the label. Numbers: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

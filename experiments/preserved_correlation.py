@@ -14,7 +14,7 @@ correlation, so a gain is reliance on it. Of a released set with groups (Waterbi
 training without the correlation repeats the images of small groups until all groups are
 equally large; robust accuracy is that of the test groups in the shares of the training
 images (preserved), or with all backgrounds equally often (lost). Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

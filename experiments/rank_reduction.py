@@ -9,7 +9,7 @@ more than those of normal images; at low orders both change alike.
 The networks of `kl_metric`; exact, 4×4 players, mean training image as baseline; the
 attack of experiments/games.py, on images that it is accepted for. High and low orders
 as there. On digits k/16 is less than 1, so rank 1 stands for it. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ ResNet-18 ‖x − x_adv‖₂ and ‖x − x̂‖₂ are 18.7 and 11.5, and 9.7
 
 Ten steps of ε/8 each way, with the ε of training, as in the paper; on the images that
 are right before and wrong after the first attack. Cost: less than a minute of CPU time
-with networks that have been trained. Numbers: experiments/README.md.
+with networks that have been trained. Numbers: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ Nothing is trained: `robjax.theory.linear_regression` has the exact minimisers. 
 core and five spurious features, x_S = κ (A x_C + noise) with random A for each seed,
 label noise σ = 0.2; and all problems of two features. The claims are judged as they
 stand, by checks of every problem, and so are their counter-examples. Cost: seconds.
-Numbers: experiments/README.md.
+Numbers: docs/verdicts.md.
 """
 
 import dataclasses

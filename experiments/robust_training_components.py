@@ -15,7 +15,7 @@ Numbers (three seeds, digits / MNIST): ‖F‖_F falls 2.78 ± 0.03 / 5.34 ± 0.
 Madry training and 12.7 ± 0.2 / 7.87 ± 0.50 times under Fisher regularisation. The share
 of the Fisher part, 8.54 ± 0.36 % / 1.78 ± 0.18 % in standard training, becomes
 17.4 ± 0.7 % / 0.855 ± 0.135 % and 40.2 ± 2.0 % / 0.736 ± 0.065 %: it falls on MNIST
-only. All of them: experiments/README.md.
+only. All of them: docs/verdicts.md.
 """
 
 from collections.abc import Mapping

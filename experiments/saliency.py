@@ -14,7 +14,7 @@ by `robjax.metrics.saliency`: energy of the gradient at the border, its cosine w
 image, its autocorrelation, and what 3-nearest neighbours among the training images say
 of the adversarial examples (L2 ε of 6 on MNIST, 1.6 on digits; L∞ ε of 0.5 and 0.3).
 About 1 minute of CPU time on digits, 6 on MNIST, with CNNs that have been trained.
-Numbers: experiments/README.md.
+Numbers: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,7 +10,7 @@ MLPs 784-200-100-10, 1000 batches of 100 with Adam whatever the number of images
 all radii and seeds of one size are one vmapped program. Standard accuracy on all test
 images, robust accuracy under PGD-40 on 1000. What is done is kept, seed by seed: more
 seeds cost only themselves. About 4 minutes of CPU time on digits, 30 on MNIST. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 import dataclasses

@@ -9,9 +9,10 @@ that was trained on independent samples.
 Four standard networks for each seed, on disjoint samples: linear models and MLPs on the
 Gaussian model of `gaussian_tradeoff` (L∞ of 2η), and MLPs on the images. Of the test
 examples that PGD-40 turns against the network it was made for, the share that also
-fools another network; random signs of the same size are the control. The Gaussian
+fools another network; random signs of the same size are the control
+(`robjax.evaluation.transfer` has that share for models of any kind). The Gaussian
 examples are also shifted without any model, as Theorem 2.1 does. About 1 minute of CPU
-time with digits, 3 with MNIST. Numbers: experiments/README.md.
+time with digits, 3 with MNIST. Numbers: docs/verdicts.md.
 """
 
 import dataclasses

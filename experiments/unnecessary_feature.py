@@ -10,7 +10,7 @@ y = ±1, x₁ ~ N(2y, 1) is useful and all that the oracle sees (d₂' = |x₁ �
 features are N(0, 1). First f₁ = sign(x₁ + c x₂), with c = 0.1 and, its counter-example,
 c = 0. Then logistic regression (λ = 1e-3) trained on n samples of x₁ and k noise
 features. Worst cases by `metrics.strong_robustness.worst_case_agreement`, on 2,000
-fresh samples for each seed. About a minute of CPU time. Numbers: experiments/README.md.
+fresh samples for each seed. About a minute of CPU time. Numbers: docs/verdicts.md.
 """
 
 import dataclasses

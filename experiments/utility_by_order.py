@@ -10,7 +10,7 @@ take more for robust networks; the second part "can usually be ignored".
     python -m experiments.utility_by_order [--dataset mnist]
 
 The games of `interaction_orders`, which are played only once. Numbers:
-experiments/README.md.
+docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,6 +11,7 @@ A model is a function from images [B, *S] to logits [B, K]; any callable will do
     robjax.theory      closed forms
     robjax.training    objectives and a data-parallel trainer
     robjax.models      networks of the papers; robjax.data: data sets
+    robjax.compose     models made of models; robjax.corruptions: noise, blur, weather
     robjax.diagnose    all of it in one call, and a report
 
 ``import robjax`` makes all of them reachable and loads each when it is first used.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         balls,
         certification,
         checks,
+        compose,
+        corruptions,
         data,
         evaluation,
         losses,
@@ -50,6 +53,8 @@ __all__ = [
     "balls",
     "certification",
     "checks",
+    "compose",
+    "corruptions",
     "data",
     "diagnose",
     "evaluation",

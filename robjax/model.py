@@ -11,7 +11,8 @@ other functions answer what can be asked of any model:
     mean_logits     its logits, of a randomised model their mean
     loss_gradient   the gradient of a loss for its images
 
-`from_labels` makes a model of a Python function that gives labels.
+`from_labels` makes a model of a Python function that gives labels. `robjax.compose`
+makes one of several models, and steps that attacks can differentiate.
 
 **Randomised models.** With ``eot=n`` (expectation over transformations, Athalye et
 al., ICML 2018) everything known about a point is a mean over n fresh draws. With

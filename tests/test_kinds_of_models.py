@@ -158,13 +158,18 @@ KINDS = [
     nnx_with_batch_norm_and_dropout,
     equinox_with_channels_first,
     haiku_with_state,
-    pure_function,
     tabular,
-    two_classes,
-    single_logit,
-    hundred_classes,
-    pixels_to_255,
     randomised,
+    *(
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in (
+            pure_function,
+            two_classes,
+            single_logit,
+            hundred_classes,
+            pixels_to_255,
+        )
+    ),
 ]
 
 

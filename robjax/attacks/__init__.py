@@ -12,6 +12,7 @@ are packages.
     decision/                                the same, from labels alone
     autoattack.py                            several of them, one after the other
     target.py                                any of them, to one given class
+    universal.py, patch.py                   one change for all images (shared.py)
     problem.py, result.py                    what they are given, what they give back
 """
 
@@ -29,16 +30,21 @@ from robjax.attacks.minimal_norm import (
     fmn,
     minimal_distance,
 )
+from robjax.attacks.patch import PatchResult, Placement, paste, patch, patched
 from robjax.attacks.pgd import pgd
 from robjax.attacks.result import AttackResult
 from robjax.attacks.square import square, square_queries, success_rate
 from robjax.attacks.target import likeliest, to_target
+from robjax.attacks.universal import UniversalResult, perturbed, universal
 from robjax.evaluation.attack import Attack, gradient_free
 
 __all__ = [
     "Attack",
     "AttackResult",
     "AutoAttackResult",
+    "PatchResult",
+    "Placement",
+    "UniversalResult",
     "apgd",
     "apgd_targeted",
     "autoattack",
@@ -55,10 +61,15 @@ __all__ = [
     "likeliest",
     "mi_fgsm",
     "minimal_distance",
+    "paste",
+    "patch",
+    "patched",
+    "perturbed",
     "pgd",
     "square",
     "square_queries",
     "success_rate",
     "suite",
     "to_target",
+    "universal",
 ]

@@ -5,6 +5,8 @@
     bracket                between what is proven and what is attacked
     audited                the answer of an expensive suite at the price of a cheap one
     doubts                 reasons to distrust any number on a model, before an attack
+    corruption_table       accuracy under common corruptions
+    transfer               which models the images made against one of them fool
 
 An evaluation goes through these files, in this order:
 
@@ -22,11 +24,14 @@ An evaluation goes through these files, in this order:
     curves.py     robust accuracy over the radius
     brackets.py   an evaluation and a certificate together
     audit.py      an expensive suite on a sample of what a cheap one leaves
+    corruption.py accuracy by kind and severity of corruption
+    transfer.py   images made against one model, shown to others
 """
 
 from robjax.evaluation.attack import Attack, gradient_free
 from robjax.evaluation.audit import Audit, audited, broken_among
 from robjax.evaluation.brackets import Bracket, bracket
+from robjax.evaluation.corruption import CorruptionTable, corruption_table
 from robjax.evaluation.curves import (
     Curve,
     curve_from_distances,
@@ -34,6 +39,7 @@ from robjax.evaluation.curves import (
 )
 from robjax.evaluation.evaluate import evaluate
 from robjax.evaluation.tables import AttackTable, Estimate, Evaluation, proportion
+from robjax.evaluation.transfer import Transfer, transfer
 from robjax.evaluation.warnings import doubts
 
 __all__ = [
@@ -41,16 +47,20 @@ __all__ = [
     "AttackTable",
     "Audit",
     "Bracket",
+    "CorruptionTable",
     "Curve",
     "Estimate",
     "Evaluation",
+    "Transfer",
     "audited",
     "bracket",
     "broken_among",
+    "corruption_table",
     "curve_from_distances",
     "doubts",
     "evaluate",
     "gradient_free",
     "proportion",
     "robust_accuracy_curve",
+    "transfer",
 ]

@@ -260,9 +260,9 @@ def _of_slopes(task: Task, correct: np.ndarray) -> list[str]:
     if zero := np.count_nonzero(slopes.zero):
         found.append(
             f"{zero} of {looked_at} have an input gradient of exactly 0, so gradients "
-            "lead no attack there and robust accuracy comes out too high: replace "
-            "rounding, sign, arg max and stop_gradient by a differentiable stand-in on "
-            "the way back (BPDA), scale down what saturates, and use attacks.square; "
+            "lead no attack there and robust accuracy comes out too high: give "
+            "rounding, sign, arg max and stop_gradient the derivative of a stand-in "
+            "(BPDA: compose.bpda), scale down what saturates, and use attacks.square; "
             "robjax.masking looks deeper"
         )
     return found

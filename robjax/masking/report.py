@@ -88,8 +88,8 @@ CHECKS: dict[str, Check] = {
         measures="share of points with gradient 0",
         means="the input gradient is exactly 0",
         advice=(
-            "replace rounding, sign, arg max, look-ups and stop_gradient by a "
-            "differentiable stand-in on the way back (BPDA), and use attacks.square"
+            "give rounding, sign, arg max, look-ups and stop_gradient the derivative "
+            "of a stand-in (BPDA: compose.bpda), and use attacks.square"
         ),
     ),
     "shattered": Check(
@@ -99,8 +99,8 @@ CHECKS: dict[str, Check] = {
             "look-up keyed by the image's bits"
         ),
         advice=(
-            "average over such noise (eot=), take the gradient without it (BPDA), and "
-            "use attacks.square"
+            "average over such noise (eot=), take the gradient without it "
+            "(compose.bpda), and use attacks.square"
         ),
     ),
     "gradient": Check(
@@ -110,8 +110,8 @@ CHECKS: dict[str, Check] = {
             "something on the way is rough"
         ),
         advice=(
-            "look for stop_gradient, rounding and custom derivatives; use BPDA and "
-            "attacks.square. A deliberate stand-in gradient (BPDA) is flagged as well"
+            "look for stop_gradient, rounding and custom derivatives; use compose.bpda "
+            "and attacks.square. A deliberate stand-in gradient is flagged as well"
         ),
     ),
     "growth": Check(

@@ -325,7 +325,12 @@ def pictures(
 
 
 def matrices(
-    values: Mapping[str, ArrayLike], *, title: str, xlabel: str, ylabel: str
+    values: Mapping[str, ArrayLike],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Shows square tables [C, C] side by side, on one colour scale.
 
@@ -341,6 +346,7 @@ def matrices(
       title: what the figure shows, in words.
       xlabel: of the second index.
       ylabel: of the first index.
+      names: [C] of rows and columns; None: their numbers, from 0.
 
     Raises:
       ValueError: an array is not [C, C], or none has a finite number.
@@ -363,8 +369,8 @@ def matrices(
             shown = axes.imshow(table, **scale)
             axes.grid(False)
             axes.set(title=name, xlabel=xlabel)
-            axes.set_xticks(range(len(table)))
-            axes.set_yticks(range(len(table)))
+            axes.set_xticks(range(len(table)), names)
+            axes.set_yticks(range(len(table)), names)
         grid[0, 0].set_ylabel(ylabel)
         figure.colorbar(shown, ax=list(grid[0]), shrink=0.8)
     return figure

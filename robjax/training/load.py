@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -83,14 +84,24 @@ def load(
     Raises:
       ValueError: there is no checkpoint, it is corrupt, it does not fit the model, or
         the model must be given and is not.
+
+    Warns:
+      UserWarning: the linen module that is given has another name or other fields than
+        that of the run.
     """
     run = _Saved.read(run_dir, "run_dir")
-    if model is None:
-        model = _rebuild(run)
-    adapted = trainable(model)
+    given = model
+    adapted = trainable(_rebuild(run) if given is None else given)
     name = f"the weights in {run_dir}"
     weights = run.weights(best=best)
     weights = check_variables(adapted, weights, run.about["image"], name=name)
+    then = run.run["model"]["words"]
+    if isinstance(given, nn.Module) and (now := provenance.describe(given)) != then:
+        warnings.warn(
+            f"the model of {run_dir} was {then}, that given is {now}: the weights fit, "
+            "but it may compute another function",
+            stacklevel=2,
+        )
     return adapted.bind(weights)
 
 

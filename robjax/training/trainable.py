@@ -3,7 +3,7 @@
     model = trainable(MLP(10))
     variables = model.init(key, images)                 {"params": …, "batch_stats": …}
     logits = model(variables, images)                                  in inference mode
-    logits, updates = model.train(variables, images, key)                  in train mode
+    logits, _, updates = model.train(variables, images, key)               in train mode
 
 Train mode is set in every way that a flax module may have for it:
 
@@ -249,14 +249,12 @@ Trainable: TypeAlias = Linen | Nnx
 def trainable(model: Any) -> Trainable:
     """Makes of a flax module what the trainer works with.
 
-    >>> from robjax.models import MLP
-    >>> model = trainable(MLP(10))
-    >>> images = jax.numpy.ones((2, 8, 8, 1))
-    >>> variables = model.init(jax.random.key(0), images)
-    >>> model(variables, images).shape
-    (2, 10)
-    >>> trainable(nnx.Linear(4, 3, rngs=nnx.Rngs(0))).start["params"]["kernel"].shape
-    (4, 3)
+    >>> model = trainable(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    >>> variables = model.start
+    >>> {name: leaf.shape for name, leaf in variables["params"].items()}
+    {'bias': (3,), 'kernel': (4, 3)}
+    >>> jax.eval_shape(model, variables, jax.ShapeDtypeStruct((2, 4), "float32")).shape
+    (2, 3)
 
     Args:
       model: a flax.linen module without weights, or an NNX module, which stays as it

@@ -111,7 +111,13 @@ def test_a_sample_draws_the_same_bits_in_any_batch(images_of, how):
 
 @pytest.mark.usefixtures("usual_compilation")
 @pytest.mark.parametrize(
-    "ball", [Linf(0.05), L2(0.3), L1(0.7)], ids=["Linf", "L2", "L1"]
+    "ball",
+    [
+        Linf(0.05),
+        pytest.param(L2(0.3), marks=pytest.mark.slow),
+        pytest.param(L1(0.7), marks=pytest.mark.slow),
+    ],
+    ids=["Linf", "L2", "L1"],
 )
 def test_attacks_start_from_the_same_bits_in_any_batch(images_of, ball):
     run = functools.partial(images_of, STARTS, ball, how="cascade")
@@ -138,6 +144,7 @@ CASCADE = {
 }
 
 
+@pytest.mark.slow
 def test_what_else_is_in_a_batch_of_the_same_shape_changes_no_bit(tmp_path):
     """29 samples in batches of 32: beside robust ones, fragile ones and padding."""
     x = np.random.default_rng(3).uniform(size=(200, 3, 4, 1)).astype(np.float32)

@@ -93,6 +93,7 @@ def plane_network(seed):
     ]
 
 
+@pytest.mark.slow
 def test_it_finds_what_a_grid_search_finds_in_the_plane():
     ratios = []
     single = []

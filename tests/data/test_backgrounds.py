@@ -206,6 +206,7 @@ def test_grey_images_are_no_scenery():
         backgrounds.scenery("digits")
 
 
+@pytest.mark.slow
 def test_real_digits_on_real_scenery():
     try:
         background = backgrounds.scenery("cifar10")

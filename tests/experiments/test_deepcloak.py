@@ -60,6 +60,7 @@ def test_each_verdict_has_its_own_numbers(name, slope, failing):
         assert words.startswith(start)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_leaves_claims_and_a_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(attacks, "apgd", attacks.fgsm)  # it takes long to compile
     arguments = deepcloak.Arguments(results=tmp_path, seeds=1, smoke=True)

@@ -58,6 +58,7 @@ def test_adversarial_training_and_group_dro_move_the_worst_group_apart(sign, ver
     assert list(claims.values()) == [verdict] * 3
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_once(tmp_path, monkeypatch):
     arguments = scenes.Arguments(smoke=True, results=tmp_path)
     preserved_correlation.run(arguments)
@@ -140,6 +141,7 @@ def test_test_images_stand_before_test_scenery(monkeypatch):
     scene_networks._background.cache_clear()
 
 
+@pytest.mark.slow
 def test_exact_regression_contradicts_the_claims_where_it_should(tmp_path):
     regression_spurious.run(regression_spurious.Arguments(results=tmp_path))
     found = summary(tmp_path / "regression_spurious")

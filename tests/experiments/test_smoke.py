@@ -124,6 +124,7 @@ CLAIMS = {
 }
 
 
+@pytest.mark.slow
 def test_smoke_of_corrections(smoke):
     for module, claims in CLAIMS.items():
         folder = study.run(module.STUDY, smoke)
@@ -132,6 +133,7 @@ def test_smoke_of_corrections(smoke):
         assert len(list((folder / "figures").glob("*.svg"))) == 1
 
 
+@pytest.mark.slow
 def test_smoke_of_saliency(smoke):
     folder = study.run(saliency.STUDY, smoke)
     assert len(summary(folder)) == 12

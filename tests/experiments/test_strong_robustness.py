@@ -97,6 +97,7 @@ def test_smoke_of_the_unnecessary_feature(tmp_path):
     assert {found[claim] for claim in exact} == {common.HELD} and len(exact) == 3
 
 
+@pytest.mark.slow
 def test_smoke_of_the_cases(tmp_path):
     arguments = feature_space_cases.Arguments(smoke=True, seeds=1, results=tmp_path)
     folder = feature_space_cases.main(arguments)

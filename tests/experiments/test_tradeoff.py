@@ -296,7 +296,14 @@ def summary(folder):
     return {claim["statement"]: claim["verdict"] for claim in claims}
 
 
-@pytest.mark.parametrize("experiment", [gaussian_tradeoff, transfer, sample_size])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        gaussian_tradeoff,
+        pytest.param(transfer, marks=pytest.mark.slow),
+        pytest.param(sample_size, marks=pytest.mark.slow),
+    ],
+)
 def test_smoke(experiment, tmp_path, capsys):
     folder = experiment.main(experiment.Arguments(smoke=True, results=tmp_path))
     assert common.UNTESTABLE in summary(folder).values()

@@ -75,6 +75,7 @@ def errors_and_estimates(rng, *, depth, width, pixels, scale, step, classes=10):
 SHAPES = [(2, 64, 200), (4, 14, 784), (10, 64, 200)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1e-3, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_99_per_cent_of_the_errors_are_below_the_estimate_and_not_far(scale, step):

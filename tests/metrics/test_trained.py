@@ -54,6 +54,7 @@ def apart(y):
     return np.nonzero(y[:, None] != y[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_pure_linear_network_has_no_network_part_after_training(objective):
     fn, (x, y) = trained("vgg4_pure_linear", objective), held_out(40)

@@ -141,6 +141,15 @@ def test_matrices_share_one_scale():
         np.testing.assert_array_equal(np.ma.filled(image.get_array(), np.nan), table)
 
 
+def test_rows_and_columns_of_a_matrix_have_names():
+    figure = figures.matrices(
+        {"": np.eye(2)}, title="title", xlabel="x", ylabel="y", names=["cnn", "mlp"]
+    )
+    axes = figure.axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cnn", "mlp"]
+
+
 @pytest.mark.parametrize("percent", [False, True])
 def test_bars_are_means_over_seeds_with_their_errors(percent):
     values = {"left": np.array([0.1, 0.3]), "right": np.array([0.5, 0.7])}

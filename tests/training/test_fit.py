@@ -137,6 +137,22 @@ def test_an_optimizer_of_ones_own(few):
     chex.assert_trees_all_equal(state.variables, start.variables)
 
 
+def test_balanced_batches_reach_the_objective(tmp_path):
+    labels = np.array([0] * 28 + [1] * 4)
+    rare = data.from_arrays(np.zeros((32, 1, 2, 1)), labels)
+
+    def counted(network, images, labels, **options):
+        losses, _, network = objectives.standard(network, images, labels, **options)
+        return losses, {"ones": labels.astype(losses.dtype)}, network
+
+    for balanced, expected in ((True, 0.5), (False, 4 / 32)):
+        folder = tmp_path / str(balanced)
+        config = training.FitConfig(epochs=1, batch_size=16, balanced=balanced)
+        fit(Linear(2), rare, objective=counted, config=config, run_dir=folder)
+        record = files.load_json_lines(folder / "metrics.jsonl")[1]
+        assert record["ones"] == pytest.approx(expected)
+
+
 class RootOfDark(nn.Module):
     """Its weight has no finite gradient at the start."""
 

@@ -152,6 +152,9 @@ def test_models_that_a_run_cannot_name(model, again, tmp_path):
     state = fit(tmp_path, model=model)
     with pytest.raises(ValueError, match=r"does not say .*load\(run_dir, model\)"):
         training.load(tmp_path)
+    if isinstance(model, nn.Module):
+        with pytest.warns(UserWarning, match="was .*relu.*, that given is .*tanh"):
+            training.load(tmp_path, Own(nn.tanh))
     found = training.load(tmp_path, again)(X)
     np.testing.assert_array_equal(found, training.logits_fn(model, state.weights)(X))
 

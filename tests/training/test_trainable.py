@@ -313,3 +313,23 @@ def test_any_collection_is_updated():
     np.testing.assert_allclose(state.variables["seen"]["mean"], expected, atol=1e-6)
     with pytest.raises(ValueError, match="axis_name"):
         fit(OwnStatistics(), devices=2)
+
+
+class Streams(nn.Module):
+    """Draws one logit from each of three streams."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if not train:
+            return nn.Dense(3)(x.reshape(len(x), -1))
+        assert self.has_rng("dropout")  # some models ask
+        keys = [self.make_rng(name) for name in ("dropout", "noise", "params")]
+        draws = jnp.stack([jax.random.uniform(key) for key in keys])
+        return jnp.broadcast_to(draws, (len(x), 3))
+
+
+def test_streams_of_any_name_draw_on_their_own():
+    model = trainable(Streams())
+    variables = model.init(KEY, X)
+    first, other = (model.train(variables, X, key)[0] for key in jax.random.split(KEY))
+    assert len({*np.ravel(first).tolist(), *np.ravel(other).tolist()}) == 6

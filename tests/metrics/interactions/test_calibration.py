@@ -10,6 +10,7 @@ from tests.metrics.interactions import closed_forms
 FEW_PAIRS = np.array([[0, 1], [1, 6], [20, 7]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pairs", "contexts", "orders"),
     [("all", 1, [9, 34]), (FEW_PAIRS, 2, [20])],
