@@ -9,6 +9,9 @@ each sample. All methods act on batches [B, *S], each sample alone.
     steepest(g, v, bounds) [B,*S] argmax ⟨g, δ⟩ over ‖δ‖ ≤ 1, the step to take from v; 0
                                   for g = 0 (L1: over the pixels that have room)
 
+`bounds` are two numbers, or a box for each pixel (`robjax.boxes`). In L2 and L1 no
+length is spent on pixels that are held.
+
 **Projection.** It is exact for the intersection of ball and box, which one projection
 after the other is not. With d = v − x and the room m_i that the box [low, high]^S
 leaves in the direction of d_i,
@@ -37,6 +40,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from robjax import numerics
+from robjax.boxes import free_pixels, hold
 from robjax.checks import Bounds
 from robjax.samples import flatten_samples, per_sample
 
@@ -57,7 +61,9 @@ class Ball(Protocol):
     def eps(self) -> Any: ...
     def norm(self, delta: jax.Array) -> jax.Array: ...
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array: ...
-    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array: ...
+    def sample(
+        self, keys: jax.Array, x: jax.Array, bounds: Bounds = ...
+    ) -> jax.Array: ...
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array: ...
 
 
@@ -83,6 +89,20 @@ def _register(ball_type: _BallClass) -> _BallClass:
 def _room(d: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
     """How far x may move in the direction of d before it leaves the box; ≥ 0."""
     return jnp.where(d > 0, bounds[1] - x, x - bounds[0])
+
+
+def _project(
+    sizes: Callable[..., jax.Array],
+    eps: ArrayLike,
+    v: jax.Array,
+    x: jax.Array,
+    bounds: Bounds,
+) -> jax.Array:
+    """The projection of L2 or L1; `sizes` is `_l2_sizes` or `_l1_sizes`."""
+    d = flatten_samples(v - x)
+    room = flatten_samples(_room(v - x, x, bounds))
+    size = sizes(jnp.abs(d), room, per_sample(eps, d))
+    return _move(x, jnp.sign(v - x), size.reshape(x.shape), bounds)
 
 
 def _draw(
@@ -111,7 +131,10 @@ class Linf:
         eps = per_sample(self.eps, x)
         return jnp.clip(jnp.clip(v, x - eps, x + eps), *bounds)
 
-    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+    def sample(
+        self, keys: jax.Array, x: jax.Array, bounds: Bounds = (0.0, 1.0)
+    ) -> jax.Array:
+        del bounds  # no pixel takes from another
         return per_sample(self.eps, x) * (2 * _draw(jax.random.uniform, keys, x) - 1)
 
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
@@ -135,27 +158,26 @@ class L2:
         return _length(flatten_samples(delta))[:, 0]
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
-        d = flatten_samples(v - x)
-        x_flat = flatten_samples(x)
-        size = _l2_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
-        return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
+        return _project(_l2_sizes, self.eps, v, x, bounds)
 
-    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+    def sample(
+        self, keys: jax.Array, x: jax.Array, bounds: Bounds = (0.0, 1.0)
+    ) -> jax.Array:
         # radius ~ ε U^{1/d}, direction uniform on the sphere
         pairs = jax.vmap(jax.random.split)(keys)
-        direction = _draw(jax.random.normal, pairs[:, 0], x)
+        direction = hold(_draw(jax.random.normal, pairs[:, 0], x), bounds)
         length = _length(flatten_samples(direction))[:, 0]
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (), x.dtype))(
             pairs[:, 1]
         )
-        radius = self.eps * uniform ** (1 / flatten_samples(x).shape[1])
+        radius = self.eps * uniform ** (1 / free_pixels(x, bounds))
         # one factor: two are rounded in another order where a batch is one sample
         factor = radius / jnp.where(length > 0, length, 1)
         return per_sample(factor, x) * direction
 
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
-        del v, bounds
-        return _unit(g)
+        del v
+        return _unit(hold(g, bounds))
 
 
 @_register
@@ -182,15 +204,14 @@ class L1:
         return jnp.sum(jnp.abs(flatten_samples(delta)), axis=1)
 
     def project(self, v: jax.Array, x: jax.Array, bounds: Bounds) -> jax.Array:
-        d = flatten_samples(v - x)
-        x_flat = flatten_samples(x)
-        size = _l1_sizes(jnp.abs(d), _room(d, x_flat, bounds), per_sample(self.eps, d))
-        return _move(x_flat, jnp.sign(d), size, bounds).reshape(x.shape)
+        return _project(_l1_sizes, self.eps, v, x, bounds)
 
-    def sample(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+    def sample(
+        self, keys: jax.Array, x: jax.Array, bounds: Bounds = (0.0, 1.0)
+    ) -> jax.Array:
         # |δ_i|/ε = E_i / (E_0 + Σ E_j) with E ~ Exp(1) is uniform on the simplex
         triples = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-        size = _draw(jax.random.exponential, triples[:, 0], x)
+        size = hold(_draw(jax.random.exponential, triples[:, 0], x), bounds)
         sign = _draw(jax.random.rademacher, triples[:, 1], x)
         rest = jax.vmap(lambda key: jax.random.exponential(key, (), x.dtype))(
             triples[:, 2]
@@ -201,13 +222,19 @@ class L1:
     def steepest(self, g: jax.Array, v: jax.Array, bounds: Bounds) -> jax.Array:
         flat = flatten_samples(g)
         # a pixel that the box stops would take the whole step and lose it
-        size = jnp.where(_room(flat, flatten_samples(v), bounds) > 0, jnp.abs(flat), 0)
-        count = max(1, round(self.density * size.shape[1]))
+        room = flatten_samples(_room(g, v, bounds))
+        size = jnp.where(room > 0, jnp.abs(flat), 0)
+        count: Any = free_pixels(g, bounds)
+        if isinstance(count, int):
+            count = max(1, round(self.density * count))
+        else:
+            count = jnp.maximum(1, jnp.round(self.density * count))
+            count = count.astype(jnp.int32)[:, None]
         least = numerics.threshold(size, numerics.count, count - 1)
         chosen = (size >= least) & (size > 0)
         # argmax breaks ties, so that density = 0 moves one coordinate
         first = jnp.arange(size.shape[1])[None] == jnp.argmax(size, axis=1)[:, None]
-        chosen = chosen & first if count == 1 else chosen
+        chosen = chosen & (first | (count > 1))
         share = chosen / jnp.maximum(jnp.sum(chosen, axis=1, keepdims=True), 1)
         return (jnp.sign(flat) * share.astype(flat.dtype)).reshape(g.shape)
 

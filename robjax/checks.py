@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-Bounds = tuple[float, float]
-"""Lowest and highest pixel value."""
+Bounds = tuple[Any, Any]
+"""Lowest and highest pixel value: two numbers, or for attacks two arrays, a box for
+each pixel (`robjax.boxes`)."""
 
 Number = TypeVar("Number")
 
@@ -60,8 +61,8 @@ def _extremes_on_device(x: jax.Array) -> jax.Array:
     return jnp.stack([finite, x.min(), x.max()])
 
 
-def check_bounds(bounds: Any) -> Bounds:
-    """Checks the lowest and the highest pixel value.
+def check_bounds(bounds: Any) -> tuple[float, float]:
+    """Checks the lowest and the highest pixel value, where both must be numbers.
 
     >>> check_bounds((0, 1))
     (0.0, 1.0)
@@ -75,6 +76,13 @@ def check_bounds(bounds: Any) -> Bounds:
     try:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
+        pair = isinstance(bounds, tuple | list)
+        if pair and any(np.ndim(bound) > 0 for bound in bounds):
+            raise ValueError(
+                "bounds must be two numbers here, got arrays: a box for each pixel is "
+                "for attacks on single images, for evaluate, autoattack, "
+                "robust_accuracy_curve, doubts and certify"
+            ) from None
         raise ValueError(f"bounds must be two numbers, got {bounds!r}") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"bounds must be finite with low < high, got {bounds!r}")
@@ -91,7 +99,8 @@ def check_images(
 
     Args:
       x: [B, *S] floating-point images, B ≥ 1.
-      bounds: lowest and highest pixel value; None: any finite value will do.
+      bounds: lowest and highest pixel value, numbers or arrays [B, *S]; None: any
+        finite value will do.
       name: what the caller calls `x`, for the message.
 
     Returns:
@@ -123,12 +132,26 @@ def check_images(
         finite, low, high = extremes(x)
         if not finite:
             raise ValueError(f"{name} must be finite, got NaN or infinite values")
-        if bounds is not None and (low < bounds[0] or high > bounds[1]):
+        if bounds is not None and np.ndim(bounds[0]):
+            _check_inside(x, bounds, name)
+        elif bounds is not None and (low < bounds[0] or high > bounds[1]):
             raise ValueError(
                 f"{name} must lie inside bounds {bounds}, got values from {low:.6g} to "
                 f"{high:.6g}: {_fit(low, high, bounds, name)}"
             )
     return jnp.asarray(x)
+
+
+def _check_inside(x: jax.Array, bounds: Bounds, name: str) -> None:
+    """Checks that each pixel is in its box [B, *S], as long as that is known."""
+    outside = (x < bounds[0]) | (x > bounds[1])
+    if _concrete(outside) and (count := int(outside.sum())):
+        at = tuple(int(i) for i in np.argwhere(np.asarray(outside))[0])
+        raise ValueError(
+            f"{name} must lie inside bounds, got {count} values outside their box, the "
+            f"first {name}{list(at)} = {x[at]:.6g} outside [{bounds[0][at]:.6g}, "
+            f"{bounds[1][at]:.6g}]: make bounds by attacks.limits of this {name}"
+        )
 
 
 def _fit(low: float, high: float, bounds: Bounds, name: str) -> str:
@@ -163,7 +186,8 @@ def check_attacked(x: object, bounds: Bounds, *, name: str = "x") -> jax.Array:
 
     Args:
       x: [B, *S] floating-point images.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, numbers or arrays [B, *S]; `check_box`
+        checks them, too.
       name: what the caller calls `x`, for the message.
 
     Raises:
@@ -171,8 +195,12 @@ def check_attacked(x: object, bounds: Bounds, *, name: str = "x") -> jax.Array:
     """
     if not (isinstance(x, jax.Array | np.ndarray) and is_half(x.dtype)):
         return check_images(x, bounds=bounds, name=name)
-    low, high = (float(np.asarray(bound).astype(x.dtype)) for bound in bounds)
-    rounded = (min(low, bounds[0]), max(high, bounds[1]))
+    if np.ndim(bounds[0]):
+        low, high = (end.astype(x.dtype).astype(jnp.float32) for end in bounds)
+        rounded = (jnp.minimum(low, bounds[0]), jnp.maximum(high, bounds[1]))
+    else:
+        low, high = (float(np.asarray(bound).astype(x.dtype)) for bound in bounds)
+        rounded = (min(low, bounds[0]), max(high, bounds[1]))
     images = check_images(x, bounds=rounded, name=name)
     return jnp.clip(images.astype(jnp.float32), *bounds)
 

@@ -24,19 +24,54 @@ from robjax.model import LogitsFn, as_logits_fn
 from robjax.samples import fold_keys, is_concrete
 
 
+def mean_probability(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """Logs of the mean probabilities: what an ensemble predicts that averages them.
+
+        z = log Σ_m w_m softmax(z_m)
+
+    >>> logits = jnp.log(jnp.array([[[0.9, 0.1]], [[0.3, 0.7]]]))
+    >>> z = mean_probability(logits, jnp.array([0.5, 0.5]))
+    >>> round(float(jnp.exp(z[0, 0])), 2)
+    0.6
+
+    Args:
+      logits: [M, B, K].
+      weights: [M], adding up to 1.
+    """
+    return jax.nn.logsumexp(
+        jax.nn.log_softmax(logits), axis=0, b=weights[:, None, None]
+    )
+
+
+def mean_logit(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """The mean logits, or up to a constant the mean log-probabilities.
+
+        z = Σ_m w_m z_m
+
+    Dong et al., CVPR 2018 (arXiv 1710.06081), found that attacks on it transfer best.
+
+    >>> logits = jnp.array([[[4.0, 0.0]], [[0.0, 2.0]]])
+    >>> mean_logit(logits, jnp.array([0.5, 0.5])).tolist()
+    [[2.0, 1.0]]
+
+    Args:
+      logits: [M, B, K].
+      weights: [M], adding up to 1.
+    """
+    return jnp.sum(weights[:, None, None] * logits, axis=0)
+
+
 def ensemble(
     models: Sequence[LogitsFn],
     *,
     weights: ArrayLike | None = None,
-    combine: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    combine: Callable[[jax.Array, jax.Array], jax.Array] = mean_probability,
 ) -> LogitsFn:
     """Makes one model of several, so that every attack attacks them together.
 
     The gradient is that of the combined logits. New weights, of the members or of the
-    ensemble, compile nothing. A member whose logits come from a defence that attacks
-    cannot see through hides the others, too: ask `robjax.masking` about the whole.
+    ensemble, compile nothing.
 
-    >>> import jax.numpy as jnp
     >>> sure, unsure = (lambda x: 8 * x), (lambda x: -x)
     >>> both = ensemble([sure, unsure])
     >>> z = both(jnp.array([[1.0, 0.0]]))
@@ -49,7 +84,7 @@ def ensemble(
       weights: [M], at least 0 with a positive sum, which is divided out; None: all the
         same. They are traced.
       combine: (logits [M, B, K], weights [M] that add up to 1) -> logits [B, K];
-        `mean_probability`, the default, or `mean_logit`.
+        `mean_probability` or `mean_logit`.
 
     Returns:
       A model.
@@ -73,7 +108,6 @@ def ensemble(
         )
     if is_concrete(shares) and not math.fsum(np.asarray(shares)) > 0:
         raise ValueError(f"weights must have a positive sum, got {weights}")
-    combine = mean_probability if combine is None else combine
     if not callable(combine):
         raise ValueError(
             "combine must be a function (logits, weights) -> logits, as "
@@ -81,45 +115,6 @@ def ensemble(
         )
     members = tuple(map(as_logits_fn, models))
     return Partial(_combined, combine, members, shares)
-
-
-def mean_probability(logits: jax.Array, weights: jax.Array) -> jax.Array:
-    """Logs of the mean probabilities: what an ensemble predicts that averages them.
-
-        z = log Σ_m w_m softmax(z_m)
-
-    >>> import jax.numpy as jnp
-    >>> logits = jnp.log(jnp.array([[[0.9, 0.1]], [[0.3, 0.7]]]))
-    >>> z = mean_probability(logits, jnp.array([0.5, 0.5]))
-    >>> round(float(jnp.exp(z[0, 0])), 2)
-    0.6
-
-    Args:
-      logits: [M, B, K].
-      weights: [M], adding up to 1.
-    """
-    return jax.nn.logsumexp(
-        jax.nn.log_softmax(logits), axis=0, b=weights[:, None, None]
-    )
-
-
-def mean_logit(logits: jax.Array, weights: jax.Array) -> jax.Array:
-    """The mean logits, or up to a constant the mean log-probabilities.
-
-        z = Σ_m w_m z_m
-
-    Dong et al., CVPR 2018, found that attacks on it transfer best (section 3.4).
-
-    >>> import jax.numpy as jnp
-    >>> logits = jnp.array([[[4.0, 0.0]], [[0.0, 2.0]]])
-    >>> mean_logit(logits, jnp.array([0.5, 0.5])).tolist()
-    [[2.0, 1.0]]
-
-    Args:
-      logits: [M, B, K].
-      weights: [M], adding up to 1.
-    """
-    return jnp.sum(weights[:, None, None] * logits, axis=0)
 
 
 def _combined(
@@ -157,7 +152,6 @@ def bpda(
     4.1. It is only as good as `backward` is near `forward`; the default, the identity,
     fits steps that give back nearly the same image.
 
-    >>> import jax.numpy as jnp
     >>> levels = bpda(lambda x: jnp.round(4 * x) / 4)
     >>> value, slope = jax.value_and_grad(lambda x: levels(x) ** 2)(0.7)
     >>> float(value), float(slope)  # 0.75², 2 · 0.75

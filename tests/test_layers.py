@@ -15,6 +15,7 @@ LAYERS = (
     {
         "advice",
         "balls",
+        "boxes",
         "checks",
         "closures",
         "compose",

@@ -12,6 +12,7 @@ are packages.
     decision/                                the same, from labels alone
     autoattack.py                            several of them, one after the other
     target.py                                any of them, to one given class
+    limits, in robjax/boxes.py               any of them, on some of the pixels
     universal.py, patch.py                   one change for all images (shared.py)
     problem.py, result.py                    what they are given, what they give back
 """
@@ -36,6 +37,7 @@ from robjax.attacks.result import AttackResult
 from robjax.attacks.square import square, square_queries, success_rate
 from robjax.attacks.target import likeliest, to_target
 from robjax.attacks.universal import UniversalResult, perturbed, universal
+from robjax.boxes import limits
 from robjax.evaluation.attack import Attack, gradient_free
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "hop_skip_jump",
     "kl_pgd",
     "likeliest",
+    "limits",
     "mi_fgsm",
     "minimal_distance",
     "paste",

@@ -19,7 +19,8 @@ from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.minimal_norm import fab
 from robjax.attacks.square import square
 from robjax.balls import L1, Ball
-from robjax.checks import Bounds, check_attacked, check_bounds
+from robjax.boxes import check_box
+from robjax.checks import Bounds
 from robjax.evaluation.arguments import check_attacks, check_ball
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
@@ -211,7 +212,7 @@ def autoattack(
       y: [B] integer labels.
       key: one key (sample i draws from ``fold_in(key, i)``), or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
-      bounds: lowest and highest pixel value.
+      bounds: as in `pgd`.
       version: which attacks run (`suite`): "standard", "plus", "rand", "custom" or
         "individual". The last runs the attacks of standard, each on every sample that
         is classified correctly.
@@ -246,8 +247,8 @@ def autoattack(
         run and `resume` is False, or it holds another run.
     """
     logits_fn = as_logits_fn(logits_fn)
-    bounds = check_bounds(bounds)
-    images = np.asarray(check_attacked(x, bounds))
+    x, bounds = check_box(x, bounds)
+    images = np.asarray(x)
     check_ball("ball", ball, len(images))
     if version == "custom":
         named = _bind_ball(attacks, ball, reference_quirks)

@@ -104,7 +104,7 @@ def _kl_pgd(
     problem, step_size = jax.lax.stop_gradient((problem, step_size))
     logits_fn, x, ball, bounds = problem
     pairs = jax.vmap(jax.random.split)(keys)
-    start = ball.project(x + ball.sample(pairs[:, 0], x), x, bounds)
+    start = ball.project(x + ball.sample(pairs[:, 0], x, bounds), x, bounds)
     x_ref = x
     if reference == "start":
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))

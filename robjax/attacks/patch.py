@@ -1,11 +1,12 @@
 """A patch: a picture that fools a model wherever it is put.
 
-    max_p mean_i E_{place} l( f(A(p, x_i, place)), y_i )   over pixels of p in the box
+    max_p J( f(A(p, x_1, place_1)), f(A(p, x_2, place_2)), … )   over p inside the box
 
-Brown et al., "Adversarial patch", 2017 (arXiv 1712.09665, equation 1). A puts the patch
-over an image, at a random place, size and angle. The mean over places is that over
-steps and images: each image draws a new place at every step (expectation over
-transformations, Athalye et al., ICML 2018).
+Brown et al., "Adversarial patch", 2017 (arXiv 1712.09665). A puts the patch over an
+image, at a random place, size and angle. Each image draws a new place at every step, so
+that the ascent is over their mean (expectation over transformations, Athalye et al.,
+ICML 2018). J is a capped cross-entropy, with a target the log of its mean probability
+(`shared.py`); Brown et al. have the mean of its log-probability.
 """
 
 import functools
@@ -26,7 +27,7 @@ from robjax.attacks.universal import judged
 from robjax.balls import Linf
 from robjax.checks import Bounds, check_bounds, check_count, check_images, check_number
 from robjax.corruptions.resampling import look_up
-from robjax.evaluation import Estimate, gradient_free
+from robjax.evaluation import Estimate
 from robjax.model import LogitsFn
 from robjax.numerics import map_batched
 from robjax.samples import fold_keys, is_concrete, sample_keys
@@ -53,6 +54,8 @@ class PatchResult(NamedTuple):
 
     What it does to other images says ``evaluate(logits_fn, test, {"patch":
     functools.partial(attacks.patched, patch=result.patch)}, key=key)``.
+    ``figures.pictures({"patch": [result.patch]}, title="patch", columns=[""])`` of
+    `robjax.reporting` draws it.
 
     Attributes:
       patch: [h, w, C] a picture inside the bounds.
@@ -135,7 +138,9 @@ def patch(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, _check_pictures(x), Linf(0.0), bounds)
+    problem = check_problem(
+        logits_fn, _check_pictures(x), Linf(0.0), check_bounds(bounds)
+    )
     aim = check_aim(problem, y, key=key, target=target, cap=cap)
     height, width, channels = problem.x.shape[1:]
     sides = tuple(check_count("size", side) for side in size)
@@ -295,7 +300,6 @@ def paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
     return jax.vmap(one)(x, placement).astype(x.dtype)
 
 
-@gradient_free
 def patched(
     logits_fn: LogitsFn,
     x: jax.Array,
@@ -329,7 +333,9 @@ def patched(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, _check_pictures(x), Linf(0.0), bounds)
+    problem = check_problem(
+        logits_fn, _check_pictures(x), Linf(0.0), check_bounds(bounds)
+    )
     y, _ = check_classes(problem, y)
     patch = jnp.asarray(patch, problem.x.dtype)
     if patch.ndim != 3 or patch.shape[2] != x.shape[3]:

@@ -86,7 +86,8 @@ def pgd(
       y: [B] integer labels; with `targeted`, the classes to reach.
       key: one key, or one for each sample. Needed only for a random start and `eot`.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers or two arrays [*S] or [B, *S].
+        `limits` makes such arrays of a mask, or of an ε for each pixel.
       steps: k ≥ 1, static.
       step_size: α, a number or [B]; by default 2.5 ε/k.
       restarts: independent random starts, static; the best point of all is kept.
@@ -219,7 +220,7 @@ def run_pgd(
     def run(restart: ArrayLike, best: Best) -> Best:
         start = x
         if keys is not None and options.random_start:
-            drawn = ball.sample(fold_keys(keys, restart), x)
+            drawn = ball.sample(fold_keys(keys, restart), x, bounds)
             start = ball.project(x + drawn, x, bounds)
         return ascend(
             problem,

@@ -18,10 +18,9 @@ from jax.typing import ArrayLike
 
 from robjax import losses
 from robjax.balls import L1, L2, Ball, Linf
+from robjax.boxes import check_box, has_arrays, held
 from robjax.checks import (
     Bounds,
-    check_attacked,
-    check_bounds,
     check_count,
     check_labels,
     check_number,
@@ -40,10 +39,11 @@ class Problem(NamedTuple):
     """A model, images and where they may move to; made by `check_problem`.
 
     Attributes:
-      logits_fn: made by `as_logits_fn`; its logits are float32 or better.
+      logits_fn: made by `as_logits_fn`; its logits are float32 or better. Gradients are
+        0 for pixels that are held. Then it takes batches of B images only.
       x: [B, *S] images inside `bounds`, float32 or better.
       ball: the threat model; its ε is an array of the dtype of x, [] or [B].
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers or two arrays [B, *S].
     """
 
     logits_fn: TracedCallable
@@ -73,7 +73,7 @@ def check_problem(
       logits_fn: any model (`as_logits_fn`).
       x: [B, *S] images.
       ball: the threat model.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, as `check_box` takes them.
       kinds: the balls that the attack knows; by default all with a steepest step.
       warn_if_wide: warn of a ball that holds every image inside `bounds`. Minimal-norm
         attacks do not, because there ε only says where to stop.
@@ -89,8 +89,7 @@ def check_problem(
         the images are concrete, and span less than 5 % of the bounds.
     """
     model = as_logits_fn(logits_fn)
-    bounds = check_bounds(bounds)
-    x = check_attacked(x, bounds)
+    x, bounds = check_box(x, bounds)
     known = isinstance(ball, kinds) if kinds else hasattr(ball, "steepest")
     if isinstance(ball, type) or not known:
         *names, last = (f"{kind.__name__}(eps)" for kind in kinds or (Linf, L2, L1))
@@ -99,11 +98,22 @@ def check_problem(
         raise ValueError(f"ball must be {allowed}, got {got}")
     eps = getattr(ball, "eps", None)
     check_number("ball.eps", eps, minimum=0, batch_size=x.shape[0])
-    if warn_if_wide:
-        _warn_if_wide(ball, x, bounds)
-    _warn_if_unfilled(x, bounds)
+    call = Partial(_widened, model)
+    if has_arrays(bounds):
+        call = Partial(_with_held, held(bounds), call)
+    else:  # a box for each pixel says what is meant
+        if warn_if_wide:
+            _warn_if_wide(ball, x, bounds)
+        _warn_if_unfilled(x, bounds)
     ball = jax.tree.map(lambda value: jnp.asarray(value, x.dtype), ball)
-    return Problem(as_logits_fn(Partial(_widened, model)), x, ball, bounds)
+    return Problem(as_logits_fn(call), x, ball, bounds)
+
+
+def _with_held(
+    still: jax.Array, model: LogitsFn, x: jax.Array, *keys: jax.Array
+) -> jax.Array:
+    """The model, whose gradient is 0 for pixels that are held."""
+    return model(jnp.where(still, jax.lax.stop_gradient(x), x), *keys)
 
 
 def _widened(model: TracedCallable, x: jax.Array, *keys: jax.Array) -> jax.Array:

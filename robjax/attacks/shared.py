@@ -1,16 +1,19 @@
-"""One change for many images: ascent of a mean loss over batches of them.
+"""One change for many images: ascent of an objective over batches of them.
 
 A change θ, such as a perturbation or a patch, is put on images by a function of its
-own. It climbs their mean loss, over another batch at each of T steps:
+own. It climbs an objective J over another batch at each of T steps:
 
-    θ_{t+1} = move( θ_t, ∇_θ mean_i l( f(put(θ_t, x_i)), y_i ), α_t ),
+    θ_{t+1} = move( θ_t, ∇_θ J( f(put(θ_t, x_1)), f(put(θ_t, x_2)), … ), α_t ),
     α_t = α (1 − t/T)
 
-Without a target, l is the cross-entropy up to a cap, min(l, cap), as in Shafahi et al.,
-"Universal adversarial training", AAAI 2020 (arXiv 1811.11304, section 4). Else the few
-images whose loss is huge already would decide the direction. With a target, l is the
-log-probability of the target. Components of the gradient that are not finite count as
-0.
+    J = mean_i min( −log p_i(y_i), cap )       without a target
+    J = log mean_i p_i(target)                 with one
+
+The cap is that of Shafahi et al., "Universal adversarial training", AAAI 2020 (arXiv
+1811.11304). Without it, the few images whose loss is huge already would
+decide the direction. With a target, the mean of log p would leave that to the images
+that are farthest from it and cannot be won. Components of the gradient that are not
+finite count as 0.
 """
 
 from collections.abc import Callable
@@ -53,11 +56,12 @@ class Aim(NamedTuple):
     keys: jax.Array
     cap: jax.Array
 
-    def loss(self, logits: jax.Array, y: jax.Array) -> jax.Array:
-        """What is climbed, [b], for logits [b, K] of images with labels y."""
+    def objective(self, logits: jax.Array, y: jax.Array) -> jax.Array:
+        """J, a scalar, of logits [b, K] of images with labels y."""
         if self.target is None:
-            return jnp.minimum(losses.cross_entropy(logits, y), self.cap)
-        return -losses.cross_entropy(logits, jnp.full_like(y, self.target))
+            return jnp.mean(jnp.minimum(losses.cross_entropy(logits, y), self.cap))
+        log_p = -losses.cross_entropy(logits, jnp.full_like(y, self.target))
+        return jax.nn.logsumexp(log_p)  # up to a constant
 
     def reached(self, logits: jax.Array, y: jax.Array) -> jax.Array:
         """[b] bool, whether images with labels y are classified as aimed at."""
@@ -156,7 +160,7 @@ def climb(
     order_key = jax.random.fold_in(aim.keys[0], _ORDER)
 
     def value(change: jax.Array, x: jax.Array, y: jax.Array, keys: jax.Array):
-        return jnp.mean(aim.loss(problem.logits_fn(put(change, x, keys)), y))
+        return aim.objective(problem.logits_fn(put(change, x, keys)), y)
 
     gradient = lowering.fast(jax.grad(value))
 

@@ -1,12 +1,13 @@
 """One perturbation for all images: universal adversarial perturbations.
 
-    max_δ mean_i min( l(f(clip(x_i + δ)), y_i), cap )   over ‖δ‖ ≤ ε
+    max_δ J( f(clip(x_1 + δ)), f(clip(x_2 + δ)), … )   over ‖δ‖ ≤ ε
 
 Moosavi-Dezfooli et al., "Universal adversarial perturbations", CVPR 2017, posed the
 problem. The ascent is the stochastic projected gradient of Shafahi et al., "Universal
-adversarial training", AAAI 2020 (arXiv 1811.11304, algorithm 2), with steepest steps in
-the norm of the ball that shrink to 0 (`shared.py`). Where x_i + δ leaves the box it is
-clipped, which only brings it nearer to x_i.
+adversarial training", AAAI 2020 (arXiv 1811.11304), with steepest steps in the norm of
+the ball that shrink to 0. J is a capped cross-entropy, with a target the log of its
+mean probability (`shared.py`). Where x_i + δ leaves the box it is clipped, which only
+brings it nearer to x_i.
 """
 
 import functools
@@ -23,8 +24,8 @@ from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.shared import Aim, check_aim, climb, share_of
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count, check_number
-from robjax.evaluation import Estimate, gradient_free
+from robjax.checks import Bounds, check_bounds, check_count, check_number
+from robjax.evaluation import Estimate
 from robjax.model import LogitsFn
 from robjax.numerics import map_batched
 from robjax.samples import is_concrete
@@ -106,7 +107,7 @@ def universal(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
+    problem = check_problem(logits_fn, x, ball, check_bounds(bounds), warn_if_wide=True)
     check_number("ball.eps", problem.ball.eps, minimum=0)
     aim = check_aim(problem, y, key=key, target=target, cap=cap)
     alpha = problem.ball.eps / 10 if step_size is None else step_size
@@ -155,7 +156,6 @@ def _universal(
     return UniversalResult(delta, fooled, counted)
 
 
-@gradient_free
 def perturbed(
     logits_fn: LogitsFn,
     x: jax.Array,
@@ -189,7 +189,7 @@ def perturbed(
       ValueError: an argument is malformed; the message names it.
     """
     del key
-    problem = check_problem(logits_fn, x, ball, bounds)
+    problem = check_problem(logits_fn, x, ball, check_bounds(bounds))
     y, _ = check_classes(problem, y)
     delta = jnp.asarray(delta, problem.x.dtype)
     if delta.shape != problem.x.shape[1:]:

@@ -27,6 +27,7 @@ in float32 on the way back, which takes weights near 1e-38 and values near 1e30.
 
 import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -36,14 +37,13 @@ import numpy as np
 
 from robjax import lowering
 from robjax.balls import L1, L2, Ball, Linf
+from robjax.boxes import check_box, has_arrays
 from robjax.certification.graph import Graph, record
 from robjax.certification.methods import METHODS, Method, differences
 from robjax.certification.regions import region
 from robjax.certification.rules import RULES, Rule
 from robjax.checks import (
     Bounds,
-    check_attacked,
-    check_bounds,
     check_count,
     check_labels,
     check_number,
@@ -106,7 +106,8 @@ def certify(
       x: [B, *S] images inside `bounds`.
       y: [B] integer labels.
       ball: Linf, L2 or L1; ε is a number or [B].
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value: two numbers, or two arrays [*S] or [B, *S]
+        as `attacks.limits` makes them of masks or of an ε for each pixel.
       method: see the module docstring. Several are tried in turn, each only on the
         images that are classified correctly and not proven yet; "auto": all four.
       steps: of Adam on the slopes of alpha_crown.
@@ -122,8 +123,8 @@ def certify(
         rule; the message names it.
     """
     model = as_logits_fn(logits_fn)
-    bounds = check_bounds(bounds)
-    x = check_attacked(x, bounds)
+    x, bounds = check_box(x, bounds)
+    boxed = has_arrays(bounds)
     classes = count_classes(model, x[:1])
     y = check_labels(y, len(x), num_classes=classes)
     kind = _check_ball(ball, len(x))
@@ -133,11 +134,11 @@ def certify(
         _differences,
         model,
         kind=kind,
-        bounds=bounds,
+        bounds=() if boxed else bounds,
         steps=check_count("steps", steps, minimum=0),
         rules=tuple(rules.items()),
     )
-    rows = tuple(map(np.asarray, (x, y, eps)))
+    rows = jax.tree.map(np.asarray, (x, y, eps, bounds if boxed else ()))
     size = min(check_count("batch_size", batch_size), len(x))
     least = np.full((len(x), classes), -np.inf, x.dtype)
     by = np.full(len(x), names[0], dtype=f"<U{max(map(len, METHODS))}")
@@ -149,7 +150,8 @@ def certify(
             some = left[start : start + size]
             # always as many rows, lest every number of them compile anew
             padded = np.resize(some, size)
-            found = run(*(array[padded] for array in rows), method=name)
+            batch = jax.tree.map(operator.itemgetter(padded), rows)
+            found = run(*batch, method=name)
             better = np.maximum(least[some], np.asarray(found)[: len(some)])
             gained = better.min(axis=1) > least[some].min(axis=1)
             by[some] = np.where(gained, name, by[some])
@@ -204,6 +206,7 @@ def _differences(
     x: jax.Array,
     y: jax.Array,
     eps: jax.Array,
+    box: Bounds | tuple[()],
     *,
     kind: type[Ball],
     bounds: Bounds,
@@ -218,7 +221,7 @@ def _differences(
         y,
         eps,
         kind=kind,
-        bounds=bounds,
+        bounds=box or bounds,
         method=method,
         steps=steps,
         rules=dict(rules),
@@ -259,19 +262,23 @@ def lower_differences(
       kind: Linf, L2 or L1.
       bounds, method, steps, rules: as in `certify`.
     """
+    boxed = has_arrays(bounds)
 
-    def one(image: jax.Array, label: jax.Array, radius: jax.Array) -> jax.Array:
+    def one(
+        image: jax.Array, label: jax.Array, radius: jax.Array, box: Bounds | tuple[()]
+    ) -> jax.Array:
         graph = record(model, image[None], rules)
+        own = (box[0][None], box[1][None]) if box else bounds
         return differences(
             graph,
-            region(image[None], radius, kind, bounds),
+            region(image[None], radius, kind, own),
             label,
             method=method,
             steps=steps,
             rows=_rows(graph, len(x)),
         )
 
-    found = lowering.fast(jax.vmap(one))(x, y, eps)
+    found = lowering.fast(jax.vmap(one))(x, y, eps, bounds if boxed else ())
     return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
 

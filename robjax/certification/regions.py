@@ -14,6 +14,7 @@ that the box leaves against the sign of Λ_i,
 the rounding of its ends, too.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from robjax.balls import L1, Ball, Linf
+from robjax.boxes import has_arrays
 from robjax.certification.intervals import Interval, roundoff
 from robjax.checks import Bounds
 from robjax.numerics import spend_largest
@@ -89,9 +91,10 @@ def region(
       image: [*S].
       eps: ε.
       kind: Linf, L2 or L1.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers or two arrays [*S].
     """
-    scale = max(1.0, *map(abs, bounds)) if kind is Linf else 1.0
+    ends = [jnp.max(jnp.abs(end)) if has_arrays(bounds) else abs(end) for end in bounds]
+    scale = functools.reduce(jnp.maximum, ends, 1.0) if kind is Linf else 1.0
     eps = eps * (1 + (0.0 if kind is Linf else _SHARE)) + _FORGIVEN * scale
     lower = jnp.clip(image - eps, *bounds)
     upper = jnp.clip(image + eps, *bounds)

@@ -160,7 +160,7 @@ def _sample(
     data: object, sizes: Budget, key: jax.Array, bounds: Bounds, masks: object
 ) -> _Sample:
     """Draws as many images as the largest lens takes, as floats in [0, 1] scale."""
-    images, labels, scale = check_data(data, bounds)
+    images, labels, scale, _ = check_data(data, bounds)
     total = len(images)
     labels = np.asarray(check_labels(labels, total, name="data labels"))
     most = max(

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from robjax.balls import L0, L1, L2, Linf
-from robjax.checks import Bounds, check_attacked, check_labels, check_number
-from robjax.data import Dataset
+from robjax.boxes import check_box, has_arrays
+from robjax.checks import Bounds, check_bounds, check_labels, check_number
+from robjax.data import Dataset, to_float
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 
@@ -30,11 +31,13 @@ class Data(NamedTuple):
       images: [N, *S] floating or, with `scale`, integers to be divided by it.
       labels: [N], those of a `Dataset` checked.
       scale: None for floating images.
+      bounds: lowest and highest pixel value, two numbers or two arrays [N, *S].
     """
 
     images: np.ndarray
     labels: Any
     scale: float | None
+    bounds: Bounds
 
     def __repr__(self) -> str:
         """Shows the shape of the images; no arrays."""
@@ -53,33 +56,43 @@ def check_data(data: object, bounds: Bounds) -> Data:
 
     Args:
       data: a `robjax.data.Dataset`, or (images [N, *S] floating, labels [N]).
-      bounds: lowest and highest pixel value, checked already.
+      bounds: lowest and highest pixel value, as `robjax.boxes.check_box` takes them.
 
     Raises:
-      ValueError: `data` is neither, or its images are malformed or leave `bounds`.
+      ValueError: `data` is neither, or its images are malformed or leave `bounds`; or
+        these are malformed.
     """
     if isinstance(data, Dataset):
         images = np.asarray(data.images)
         scale = data.scale
-        low = images.min(initial=0) / scale
-        high = images.max(initial=0) / scale
-        if not (bounds[0] <= low and high <= bounds[1]):  # NaN fails too
-            raise ValueError(
-                f"data images must lie inside bounds {bounds}, got values from "
-                f"{low:g} to {high:g}"
-            )
+        bounds = _check_scaled(images, scale, bounds)
         labels = check_labels(
             data.labels, len(images), num_classes=data.num_classes, name="data labels"
         )
-        return Data(images, labels, scale)
+        return Data(images, labels, scale, bounds)
     if not (isinstance(data, tuple) and len(data) == 2):
         kind = type(data).__name__
         found = f"{kind} of {len(data)}" if isinstance(data, tuple) else kind
         raise ValueError(
             f"data must be a Dataset or a tuple (images, labels), got {found}"
         )
-    images = check_attacked(data[0], bounds, name="data images")
-    return Data(np.asarray(images), data[1], None)
+    images, bounds = check_box(data[0], bounds, name="data images")
+    return Data(np.asarray(images), data[1], None, bounds)
+
+
+def _check_scaled(images: np.ndarray, scale: float, bounds: Bounds) -> Bounds:
+    """Checks bounds, and that images to be divided by `scale` lie inside."""
+    if has_arrays(bounds):
+        return check_box(to_float(images, scale), bounds, name="data images")[1]
+    least, most = check_bounds(bounds)
+    low = images.min(initial=0) / scale
+    high = images.max(initial=0) / scale
+    if not (least <= low and high <= most):  # NaN fails too
+        raise ValueError(
+            f"data images must lie inside bounds {(least, most)}, got values from "
+            f"{low:g} to {high:g}"
+        )
+    return least, most
 
 
 def check_attacks(attacks: object) -> Mapping[str, Attack]:

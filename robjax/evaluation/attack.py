@@ -8,7 +8,8 @@
   sample from the key of that sample alone, by ``jax.vmap`` over keys. Then it gives the
   same images in any batch, in any order and on any number of devices.
 * `ball`: only if one was bound to the attack; its ε is that of the batch, [] or [b].
-* `bounds`: (low, high).
+* `bounds`: (low, high), two numbers or, where each pixel has a box, two arrays
+  [b, *S].
 * result: the images x_adv [b, *S] alone, or an object with `x_adv` and any of the
   other fields of `AttackResult`. The verdict fills in what is missing.
 
@@ -27,6 +28,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from robjax.balls import Ball
+from robjax.boxes import has_arrays
 from robjax.checks import Bounds
 from robjax.traced import TracedCallable, traced
 
@@ -74,10 +76,11 @@ class BoundAttack:
 
     Args:
       attack: with its options bound.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value. Arrays are not bound: `call` is given
+        those of its batch.
 
     Attributes:
-      call: (logits_fn, x, y, *, key[, ball]) -> result; see `robjax.traced`.
+      call: (logits_fn, x, y, *, key[, ball, bounds]) -> result; see `robjax.traced`.
       ball: the threat model of all N samples; None if none was bound.
     """
 
@@ -85,7 +88,8 @@ class BoundAttack:
         bound = functools.partial(attack)
         options = dict(bound.keywords)
         self.ball: Ball | None = options.pop("ball", None)
-        call = functools.partial(bound.func, *bound.args, **options, bounds=bounds)
+        fixed = {} if has_arrays(bounds) else {"bounds": bounds}
+        call = functools.partial(bound.func, *bound.args, **options, **fixed)
         self.call: TracedCallable = traced(call, name="attack")
 
     def ball_of(self, index: np.ndarray, dtype: DTypeLike) -> Ball | None:

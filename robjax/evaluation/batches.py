@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
+from robjax.boxes import has_arrays
 from robjax.checks import Bounds, check_count, check_labels
 from robjax.data import to_float
 from robjax.evaluation import sharding
@@ -39,7 +40,8 @@ class Task(NamedTuple):
         it.
       labels: [N] int32.
       keys: [N] PRNG keys.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers or two arrays [N, *S] on the
+        host.
       scale: None for floating images.
       eot: draws that a verdict on a randomised model is averaged over; None:
         deterministic.
@@ -111,7 +113,7 @@ class Task(NamedTuple):
             images=images,
             labels=np.asarray(labels),
             keys=keys,
-            bounds=bounds,
+            bounds=_on_host(bounds),
             scale=scale,
             eot=eot,
             batch_size=batch_size,
@@ -123,6 +125,13 @@ class Task(NamedTuple):
         x = to_images(self.images[index], self.scale)
         keys = jnp.take(self.keys, index, axis=0)  # one program, keys[index] is six
         return x, jnp.asarray(self.labels[index]), keys
+
+    def bounds_of(self, index: np.ndarray) -> Bounds:
+        """Returns the bounds of a batch, two numbers or two arrays [B, *S]."""
+        if not has_arrays(self.bounds):
+            return self.bounds
+        low, high = self.bounds
+        return low[index], high[index]
 
     def batches(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Splits an index into batches of few different sizes.
@@ -157,6 +166,11 @@ class Task(NamedTuple):
         if on_cpu and size > 2 * _SMALLEST and size - left > size // 4:
             size = enough // 2
         return min(-(-size // devices) * devices, self.batch_size)
+
+
+def _on_host(bounds: Bounds) -> Bounds:
+    low, high = bounds
+    return (np.asarray(low), np.asarray(high)) if has_arrays(bounds) else bounds
 
 
 def _platform(mesh: Mesh) -> str:

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from robjax.corruptions import ALL, Corruption
 from robjax.data import Dataset
 from robjax.evaluation.arguments import check_data
-from robjax.evaluation.attack import gradient_free
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import Device
 from robjax.evaluation.tables import Estimate, proportion
@@ -250,7 +249,6 @@ def _check_severity(severity: Any) -> np.ndarray:
     return np.asarray(severity, np.int32)
 
 
-@gradient_free
 def _corrupted(
     logits_fn: LogitsFn,
     x: jax.Array,

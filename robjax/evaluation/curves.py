@@ -21,7 +21,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax.balls import Ball, Linf
-from robjax.checks import Bounds, check_attacked, check_bounds
+from robjax.boxes import check_box
+from robjax.checks import Bounds
 from robjax.evaluation.attack import Attack, uses_gradients
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import Device
@@ -111,7 +112,7 @@ def robust_accuracy_curve(
       key: one key, or one for each sample. A sample has the same draws for every ε.
       ball: the kind of ball, a function ε -> Ball: Linf, L2, L1, or for example
         ``partial(L1, density=0.0)``.
-      bounds: lowest and highest pixel value.
+      bounds: as in `evaluate`.
       eot: draws over which verdicts on a randomised model are averaged; None: the model
         is deterministic. The attack has an `eot` of its own, to be bound to it.
       batch_size: most images at a time, over all devices together; rounded up to a
@@ -128,8 +129,8 @@ def robust_accuracy_curve(
       ValueError: an argument is malformed; the message names it.
     """
     grid = check_epsilons(epsilons)
-    bounds = check_bounds(bounds)
-    images = np.asarray(check_attacked(x, bounds))
+    checked, bounds = check_box(x, bounds)
+    images = np.asarray(checked)
     _check_ball(ball)
     _check_attack(attack)
     task = Task.make(

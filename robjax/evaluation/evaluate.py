@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from robjax.checks import Bounds, check_bounds
+from robjax.checks import Bounds
 from robjax.data import Dataset
 from robjax.evaluation.arguments import check_attacks, check_data
 from robjax.evaluation.attack import Attack
@@ -79,7 +79,9 @@ def evaluate(
         with the same draws.
       batch_size: most images at a time, over all devices together; rounded up to a
         multiple of the device count. By default 64 on a CPU, else 256.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value: two numbers, or two arrays [*S] or [N, *S]
+        as `attacks.limits` makes them of masks or of an ε for each pixel. Verdicts
+        respect them exactly.
       eot: draws over which verdicts on a randomised model are averaged; None: the model
         is deterministic. Each attack has an `eot` of its own, to be bound to it, as in
         ``partial(attacks.pgd, ball=ball, eot=20)``.
@@ -104,8 +106,7 @@ def evaluate(
         been compiled by then. Or `run_dir` holds a run and `resume` is False, or it
         holds another run.
     """
-    bounds = check_bounds(bounds)
-    images, labels, scale = check_data(data, bounds)
+    images, labels, scale, bounds = check_data(data, bounds)
     attacks = check_attacks(attacks)
     task = Task.make(
         logits_fn,

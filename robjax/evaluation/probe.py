@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from robjax import losses, lowering
-from robjax.checks import Bounds
+from robjax.boxes import extent
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SHARED, SPLIT, over_devices, place
 from robjax.evaluation.verdicts import judge
@@ -79,7 +79,7 @@ class Slopes(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="bounds")
-def mixed_company(x: jax.Array, bounds: Bounds) -> jax.Array:
+def mixed_company(x: jax.Array, bounds: tuple[float, float]) -> jax.Array:
     """Puts every second image of a batch in another place, among strangers.
 
     The order is reversed, and then the images with even numbers are replaced, so that
@@ -131,7 +131,7 @@ def repeats(task: Task, margin: np.ndarray) -> Repeats:
     copies = -(-4 * task.mesh.size // len(index))
     order = np.repeat(np.arange(len(index)), copies)
     x, y, keys = task.take(index[order])
-    mixed = (mixed_company(x, task.bounds), y[::-1], keys[::-1])
+    mixed = (mixed_company(x, extent(task.bounds)), y[::-1], keys[::-1])
     elsewhere = judge(task, *place(mixed, task.mesh, SPLIT))
     kept = order[::-1][1::2]
     # a batch of another size: of two images for each device, or if that is no other of

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robjax.boxes import has_arrays
+from robjax.checks import Bounds
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SPLIT, place
@@ -139,11 +141,15 @@ def describe_task(task: Task) -> dict[str, Any]:
         "data": f"{list(task.images.shape)} {images}",
         "scale": task.scale,
         "key": provenance.checksum(task.keys),
-        "bounds": task.bounds,
+        "bounds": _described(task.bounds),
         "eot": task.eot,
         "batch_size": task.batch_size,
         "devices": task.mesh.size,
     }
+
+
+def _described(bounds: Bounds) -> Any:
+    return provenance.checksum(bounds) if has_arrays(bounds) else bounds
 
 
 def _outputs(task: Task) -> np.ndarray:

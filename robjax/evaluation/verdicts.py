@@ -11,7 +11,7 @@ sample is fooled if its image is misclassified and lies
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from robjax import losses, lowering
 from robjax.advice import first_line
 from robjax.balls import L0, L1, L2, Ball, Linf
+from robjax.boxes import has_arrays
 from robjax.checks import Bounds
 from robjax.evaluation.arguments import advice_on_eot, check_bound
 from robjax.evaluation.attack import Attack, BoundAttack
@@ -153,8 +154,10 @@ def attack_and_judge(
     ball = bound.ball_of(index, x.dtype)
     own_keys = keys if salt is None else fold_keys(keys, salt)
     program = _program(task.mesh, _spec_of(ball))
-    returned = program(bound.call, task.attacked, x, y, own_keys, ball)
-    verdicts, x_adv = _judge_attacked(task, x, y, keys, ball, returned)
+    box = _box_of(task, index)
+    returned = program(bound.call, task.attacked, x, y, own_keys, ball, box)
+    bounds = task.bounds_of(index)
+    verdicts, x_adv = _judge_attacked(task, x, y, keys, ball, bounds, returned)
     denied = np.flatnonzero(verdicts.claimed & ~verdicts.fooled)
     if task.attacked is task.model or not len(denied):
         return verdicts, x_adv
@@ -241,13 +244,13 @@ def check_attack(label: str, attack: Attack, task: Task) -> None:
     index, _ = next(task.batches(np.arange(len(task.labels))))
     x, y, keys = place(task.take(index), task.mesh, SPLIT)  # or JAX would trace again
     ball = bound.ball_of(index, x.dtype)
+    box = _box_of(task, index)
     try:
         if jax.tree.leaves(bound.call):  # bound arrays have values outside jit only
-            own_ball = {} if ball is None else {"ball": ball}
-            call = functools.partial(bound.call.unwrap(), **own_ball)
+            call = functools.partial(bound.call.unwrap(), **_given(ball, box))
             jax.eval_shape(call, task.attacked, x, y, key=keys)
         program = _program(task.mesh, _spec_of(ball))
-        returned = program.eval_shape(bound.call, task.attacked, x, y, keys, ball)
+        returned = program.eval_shape(bound.call, task.attacked, x, y, keys, ball, box)
     except Exception as error:
         if advice := advice_on_eot(attack, task):
             raise ValueError(f"{label} {advice}") from error
@@ -267,6 +270,18 @@ def check_attack(label: str, attack: Attack, task: Task) -> None:
             )
 
 
+def _box_of(task: Task, index: np.ndarray) -> Bounds | None:
+    """The boxes of a batch on the devices; None where bounds are two numbers."""
+    bounds = task.bounds_of(index)
+    return place(bounds, task.mesh, SPLIT) if has_arrays(bounds) else None
+
+
+def _given(ball: Ball | None, box: Bounds | None) -> dict[str, Any]:
+    """What an attack is given with each batch: its ball and its boxes, if any."""
+    both = {"ball": ball, "bounds": box}
+    return {name: value for name, value in both.items() if value is not None}
+
+
 def _spec_of(ball: Ball | None) -> PartitionSpec:
     """How the devices get ε: each the radii of its samples, or all the one radius."""
     return SPLIT if ball is not None and ball.eps.ndim else SHARED
@@ -275,7 +290,7 @@ def _spec_of(ball: Ball | None) -> PartitionSpec:
 @functools.cache
 def _program(mesh: Mesh, radius: PartitionSpec):
     """Compiles `_attack`, so that every device attacks its own samples."""
-    specs = (SHARED, SHARED, SPLIT, SPLIT, SPLIT, radius)
+    specs = (SHARED, SHARED, SPLIT, SPLIT, SPLIT, radius, SPLIT)
     return jax.jit(over_devices(_attack, mesh, specs))
 
 
@@ -286,10 +301,10 @@ def _attack(
     y: jax.Array,
     keys: jax.Array,
     ball: Ball | None,
+    box: Bounds | None,
 ) -> dict[str, jax.Array]:
     """Calls an attack; returns what the attack returned, by the name of the field."""
-    own_ball = {} if ball is None else {"ball": ball}
-    result = call.unwrap()(model, x, y, key=keys, **own_ball)
+    result = call.unwrap()(model, x, y, key=keys, **_given(ball, box))
     if isinstance(result, jax.Array):
         return {"x_adv": result}
     if not hasattr(result, "x_adv"):
@@ -324,6 +339,7 @@ def _judge_attacked(
     y: jax.Array,
     keys: jax.Array,
     ball: Ball | None,
+    bounds: Bounds,
     returned: dict[str, jax.Array],
 ) -> tuple[Verdicts, np.ndarray]:
     """The verdicts on what an attack `returned`; they fill in what it does not say."""
@@ -331,7 +347,7 @@ def _judge_attacked(
     images = returned["x_adv"].astype(x.dtype)
     judged = judge(task, images, y, keys)
     x_adv = np.asarray(images)
-    outside, distance = measure(x_adv, np.asarray(x), ball, task.bounds)
+    outside, distance = measure(x_adv, np.asarray(x), ball, bounds)
     misclassified = judged.predicted != np.asarray(y)
     if distance is None:
         distance = np.asarray(returned.get("distance", np.zeros(size, x.dtype)))
@@ -421,14 +437,17 @@ def measure(
       x_adv: [B, *S] images of an attack.
       x: [B, *S] clean images.
       ball: the threat model, or None for the box alone.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers or two arrays [B, *S].
 
     Returns:
       [B] bool, outside box or ball; and the distance [B] in the ball's norm, None
       without a ball.
     """
     flat = x_adv.reshape(len(x), -1)
-    inside = np.all((flat >= bounds[0]) & (flat <= bounds[1]), axis=1)  # NaN fails too
+    low, high = (
+        np.reshape(end, (-1, flat.shape[1]) if np.ndim(end) else ()) for end in bounds
+    )
+    inside = np.all((flat >= low) & (flat <= high), axis=1)  # NaN fails too
     if ball is None:
         return ~inside, None
     eps = np.asarray(ball.eps, np.float64)
@@ -436,7 +455,8 @@ def measure(
     distance = _NORMS[type(ball)](delta)
     slack = 1e-6 * eps + 1e-7
     if isinstance(ball, Linf):
-        slack = 1e-7 * max(1.0, *map(abs, bounds))
+        largest = np.maximum(np.abs(low), np.abs(high)).max(axis=-1)
+        slack = 1e-7 * np.maximum(1.0, largest)
     return ~(inside & (distance <= eps + slack)), distance.astype(x.dtype)
 
 

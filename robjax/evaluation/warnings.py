@@ -21,7 +21,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax.balls import L0, L1, Ball, Linf
-from robjax.checks import Bounds, check_attacked, check_bounds
+from robjax.boxes import check_box, has_arrays
+from robjax.checks import Bounds
 from robjax.evaluation import probe
 from robjax.evaluation.arguments import check_ball
 from robjax.evaluation.attack import Attack, BoundAttack, uses_gradients
@@ -91,7 +92,7 @@ def doubts(
       key: one key, or one for each sample, for a randomised model; None: that of seed
         0.
       ball: the threat model whose radius is looked at; None: none is.
-      bounds: lowest and highest pixel value.
+      bounds: as in `evaluate`.
       eot: draws over which a randomised model is averaged; None: deterministic.
 
     Returns:
@@ -100,8 +101,8 @@ def doubts(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    bounds = check_bounds(bounds)
-    images = np.asarray(check_attacked(x, bounds))
+    x, bounds = check_box(x, bounds)
+    images = np.asarray(x)
     task = Task.make(
         logits_fn,
         images,
@@ -172,6 +173,8 @@ def of_task(
     found = _of_logits(task, clean)
     if gradients:
         found += _of_slopes(task, np.flatnonzero(~clean.fooled))
+    if has_arrays(task.bounds):  # a box for each pixel says what is meant
+        return found
     unfilled = of_bounds(*_extremes(task), task.bounds)
     found += unfilled
     for ball in balls:

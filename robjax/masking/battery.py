@@ -15,7 +15,7 @@ from robjax.attacks.pgd import pgd
 from robjax.attacks.problem import Problem, check_problem
 from robjax.attacks.square import square
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count, check_labels
+from robjax.checks import Bounds, check_bounds, check_count, check_labels
 from robjax.evaluation.probe import mixed_company
 from robjax.masking import probes, thresholds
 from robjax.masking.probes import Run
@@ -128,7 +128,7 @@ def _check_problem(
     model: TracedCallable, x: jax.Array, ball: Ball, bounds: Bounds
 ) -> Problem:
     """What is attacked, in float32 or better, with ε > 0."""
-    problem = check_problem(model, x, ball, bounds)
+    problem = check_problem(model, x, ball, check_bounds(bounds))
     if np.any(np.asarray(problem.ball.eps) <= 0):
         raise ValueError(f"ball.eps must be above 0, got {ball.eps}")
     # lower precision drowns differences

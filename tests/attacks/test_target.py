@@ -35,16 +35,24 @@ def classes(images):
     return np.argmax(np.asarray(images, np.float64) @ W, axis=1)
 
 
-@pytest.mark.parametrize("norm", ["L2", "Linf"])
-def test_the_minimal_distance_to_a_class(norm):
+@pytest.mark.parametrize(
+    ("attack", "norm"),
+    [
+        (attacks.fmn, "Linf"),
+        (attacks.deepfool, "Linf"),
+        (attacks.deepfool, "L2"),
+        (attacks.ddn, "L2"),
+    ],
+)
+def test_the_minimal_distance_to_a_class(attack, norm):
     exact = to_class(W, BIAS, X, TARGET, norm)
-    nearest = functools.partial(attacks.fmn, ball={"L2": L2, "Linf": Linf}[norm](9.0))
+    nearest = functools.partial(attack, ball={"L2": L2, "Linf": Linf}[norm](9.0))
     aimed = to_target(nearest, TARGET)
     out = aimed(MODEL, X, Y)
     assert out.success.all()
     np.testing.assert_array_equal(classes(out.x_adv), TARGET)
     assert (out.distance >= exact * (1 - 1e-5)).all()
-    np.testing.assert_allclose(out.distance, exact, rtol=5e-3)
+    np.testing.assert_allclose(out.distance, exact, rtol=1e-4, atol=1e-5)
     assert uses_gradients(aimed)
 
 

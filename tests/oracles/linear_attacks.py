@@ -4,14 +4,14 @@ import numpy as np
 from scipy.optimize import linprog, minimize
 
 
-def best_gain(w, x, norm, eps) -> float:
-    """max ⟨w, δ⟩ over ‖δ‖ ≤ ε and 0 ≤ x + δ ≤ 1; w, x of any equal shape.
+def best_gain(w, x, norm, eps, low=0.0, high=1.0) -> float:
+    """max ⟨w, δ⟩ over ‖δ‖ ≤ ε and low ≤ x + δ ≤ high; w, x of any equal shape.
 
     L∞: every pixel to its end. L1: ε goes to the pixels of largest |w| first. L2:
     δ = min(t|w|, room) for the t that spends ε, by bisection.
     """
-    w, x = np.asarray(w, np.float64).ravel(), np.asarray(x, np.float64).ravel()
-    room = np.where(w > 0, 1 - x, x)
+    w, x, low, high = (np.asarray(a, np.float64).ravel() for a in (w, x, low, high))
+    room = np.where(w > 0, high - x, x - low)
     if norm == "Linf":
         move = np.minimum(room, eps)
     elif norm == "L1":
@@ -34,6 +34,18 @@ def best_margin(weights, x, y, norm, eps) -> float:
     weights, x = np.asarray(weights, np.float64), np.asarray(x, np.float64).ravel()
     gaps = [weights[:, c] - weights[:, y] for c in range(weights.shape[1]) if c != y]
     return max(float(gap @ x) + best_gain(gap, x, norm, eps) for gap in gaps)
+
+
+def least_eps(w, need, x, norm, low, high):
+    """The least ε with `best_gain` ≥ `need`, by bisection; inf if there is none."""
+    none, enough = 0.0, float(np.sum(high - low))
+    if best_gain(w, x, norm, enough, low, high) < need:
+        return np.inf
+    for _ in range(60):
+        middle = (none + enough) / 2
+        reached = best_gain(w, x, norm, middle, low, high) >= need
+        none, enough = (none, middle) if reached else (middle, enough)
+    return enough
 
 
 def to_hyperplane(w, need, x, norm):

@@ -82,7 +82,7 @@ def apgd(
       y: [B] integer labels.
       key: one key, or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number or [B].
-      bounds: lowest and highest pixel value.
+      bounds: as in `pgd`.
       steps: N ≥ 1, static.
       restarts: independent random starts, static.
       loss: (logits, labels) -> [B] to be maximised, static. For two classes

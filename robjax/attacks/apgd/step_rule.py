@@ -31,6 +31,7 @@ from jax.typing import DTypeLike
 from robjax.attacks.apgd.plan import Options, Phase, Plan
 from robjax.attacks.problem import Problem
 from robjax.balls import Ball, Linf
+from robjax.boxes import hold
 from robjax.checks import Bounds
 from robjax.samples import per_sample, select_samples
 
@@ -141,7 +142,7 @@ def noise(keys: jax.Array, problem: Problem, options: Options) -> jax.Array:
             return jax.random.uniform(key, x.shape[1:], x.dtype, -1, 1)
         return jax.random.normal(key, x.shape[1:], x.dtype)
 
-    t = jax.vmap(draw)(keys)
+    t = hold(jax.vmap(draw)(keys), problem.bounds)
     length = per_sample(ball.norm(t) + _TINY, x)
     start = x + per_sample(ball.eps, x) * (t / length)
     return clip_into(start, x, ball, problem.bounds)

@@ -34,6 +34,7 @@ from robjax.attacks.apgd.plan import Options, Phase, Plan
 from robjax.attacks.apgd.step_rule import Peak
 from robjax.attacks.problem import Problem
 from robjax.balls import with_radius
+from robjax.boxes import free_pixels
 from robjax.checks import Bounds
 from robjax.samples import flatten_samples, per_sample, select_samples
 
@@ -127,13 +128,13 @@ def begin(
     """
     x = problem.x
     batch = x.shape[0]
-    pixels = x[0].size
+    pixels = jnp.asarray(free_pixels(x, problem.bounds), x.dtype)
     return SparseClimb(
         x=start,
         peak=Peak.none(start, loss_dtype),
         step_size=jnp.broadcast_to(problem.ball.eps, (batch,)),
         density=jnp.full(batch, _FIRST_DENSITY, x.dtype),
-        support=jnp.full(batch, pixels, x.dtype),
+        support=jnp.broadcast_to(pixels, batch),
         given=given,
     )
 
@@ -172,7 +173,7 @@ def advance(
       options: of the run.
     """
     _, x, ball, bounds = problem
-    pixels = x[0].size
+    pixels = free_pixels(x, bounds)
     eps = ball.eps * row.scale
     peak = climb.peak.update(climb.x, gradient, loss, row.first)
     support_now = _support(peak.x - x)
@@ -189,7 +190,7 @@ def advance(
     support = jnp.where(checkpoint | fresh, support_now, climb.support)
 
     here, g = select_samples(sparser, (peak.x, peak.gradient), (climb.x, gradient))
-    moved = here + per_sample(step_size, x) * _sparse_sign(g, density)
+    moved = here + per_sample(step_size, x) * _sparse_sign(g, density, pixels)
     moved = jnp.where(row.hop, peak.x, moved)
     if not options.reference_quirks:
         moved = lax.cond(
@@ -210,9 +211,8 @@ def advance(
 def _maximiser(g: jax.Array, x: jax.Array, eps: jax.Array, bounds: Bounds) -> jax.Array:
     """argmax ⟨g, δ⟩ over ‖δ‖₁ ≤ ε with x + δ in the box."""
     flat = flatten_samples(g)
-    x_flat = flatten_samples(x)
-    room = jnp.where(flat > 0, bounds[1] - x_flat, x_flat - bounds[0])
-    room = jnp.where(flat == 0, 0, room)
+    room = jnp.where(g > 0, bounds[1] - x, x - bounds[0])
+    room = flatten_samples(jnp.where(g == 0, 0, room))
     budget = jnp.broadcast_to(eps, (x.shape[0],))[:, None]
     size = numerics.spend_largest(jnp.abs(flat), room, room, budget)
     return (jnp.sign(flat) * size).reshape(x.shape)
@@ -224,14 +224,15 @@ def _support(delta: jax.Array) -> jax.Array:
     return jnp.sum(nonzero, axis=1, dtype=delta.dtype)
 
 
-def _sparse_sign(g: jax.Array, density: jax.Array) -> jax.Array:
-    """sign(g) on the share `density` [B] of pixels of largest |g|, of L1 norm 1."""
+def _sparse_sign(
+    g: jax.Array, density: jax.Array, pixels: int | jax.Array
+) -> jax.Array:
+    """sign(g) on the share `density` [B] of `pixels` of largest |g|, of L1 norm 1."""
     flat = g.reshape(g.shape[0], -1)
     size = jnp.abs(flat)
-    pixels = flat.shape[1]
     index = jnp.clip((1 - density) * pixels, 0, pixels - 1).astype(jnp.int32)
     # `index` counts from the smallest, `threshold` from the largest
-    from_largest = pixels - 1 - index[:, None]
+    from_largest = (pixels - 1 - index)[:, None]
     least = numerics.threshold(size, numerics.count, from_largest)
     sign = jnp.where(size >= least, jnp.sign(flat), 0)
     count = jnp.sum(jnp.abs(sign), axis=1, keepdims=True)

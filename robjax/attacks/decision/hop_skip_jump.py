@@ -34,6 +34,7 @@ from robjax.attacks.minimal_norm.search import Search
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L2, Ball, Linf, with_radius
+from robjax.boxes import width
 from robjax.checks import Bounds, check_count
 from robjax.evaluation import gradient_free
 from robjax.model import LogitsFn
@@ -205,7 +206,7 @@ def _propose(
 def _probe(walk: Walk, problem: Problem) -> jax.Array:
     """δ [B]."""
     pixels = math.prod(problem.x.shape[1:])
-    first = _FIRST_PROBE * (problem.bounds[1] - problem.bounds[0])
+    first = _FIRST_PROBE * width(problem.bounds)
     return jnp.where(walk.round == 1, first, walk.distance / pixels)
 
 

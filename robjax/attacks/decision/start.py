@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
+from robjax.boxes import has_arrays
 from robjax.checks import Bounds, check_images
 from robjax.samples import per_sample
 
@@ -27,7 +28,8 @@ def check_starts(starts: object, x: jax.Array, bounds: Bounds) -> jax.Array:
     ValueError: starts must be images [M, *S] as x has them, [M, 3], got shape (1, 4)
 
     Args:
-      starts: [M, *S] images inside `bounds`, or None.
+      starts: [M, *S] images inside `bounds`, or None. Where every pixel has a box of
+        its own, they are moved into it.
       x: [B, *S] the images attacked.
       bounds: lowest and highest pixel value.
 
@@ -36,7 +38,8 @@ def check_starts(starts: object, x: jax.Array, bounds: Bounds) -> jax.Array:
     """
     if starts is None:
         return x[:0]
-    images = check_images(starts, bounds=bounds, name="starts")
+    fixed = None if has_arrays(bounds) else bounds
+    images = check_images(starts, bounds=fixed, name="starts")
     if images.shape[1:] != x.shape[1:]:
         wanted = ", ".join(map(str, ("M", *x.shape[1:])))
         raise ValueError(
@@ -77,4 +80,4 @@ def candidate(
     if not len(starts):
         return noise
     given = starts[jnp.clip(number - 1, 0, len(starts) - 1)][None]
-    return jnp.where(number <= len(starts), given, noise)
+    return jnp.where(number <= len(starts), jnp.clip(given, *bounds), noise)

@@ -6,6 +6,7 @@ exploration.py       looks for nearer images where a walk would not have come
 search.py            what they share: the record of the nearest image, the loop
 refinement.py        the last steps towards x, whatever the walk was
 boundary.py          a boundary between two classes, linearised at a point
+corners.py           the same towards a given class, where several boundaries meet
 hyperplanes.py       the nearest point of a hyperplane inside the box
 """
 

@@ -16,6 +16,7 @@ from jax import lax
 from robjax import lowering
 from robjax.attacks.minimal_norm import hyperplanes
 from robjax.balls import Ball
+from robjax.boxes import box_rows
 from robjax.checks import Bounds
 from robjax.model import LogitsFn
 from robjax.numerics import finite_or_zero
@@ -171,7 +172,8 @@ def shift_to(
     rows = flatten_samples(start)
     slopes = flatten_samples(w)
     excess = f + jnp.sum(slopes * flatten_samples(start - v), axis=1)
-    return hyperplanes.shift(ball, rows, slopes, excess, bounds).reshape(start.shape)
+    box = box_rows(bounds)
+    return hyperplanes.shift(ball, rows, slopes, excess, box).reshape(start.shape)
 
 
 def distance_to(

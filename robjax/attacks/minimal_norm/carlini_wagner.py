@@ -8,8 +8,8 @@ so that every u gives an image inside the box. From the u of x itself, Adam mini
 
     ‖v − x‖² / (2h)² + c max(κ − f(v), 0),    f = max_{i≠y} z_i − z_y
 
-over u. κ is the confidence: an image counts if f ≥ κ, and the nearest that counts is
-the result. A step costs one gradient.
+over u; h is here that of the pixel with the widest box. κ is the confidence: an image
+counts if f ≥ κ, and the nearest that counts is the result. A step costs one gradient.
 
 The weight c is searched for, for each sample alone, by several runs of Adam:
 
@@ -35,10 +35,11 @@ from robjax.attacks.minimal_norm.search import Found, Search, check_constants
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L2
+from robjax.boxes import width
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
 from robjax.numerics import finite_or_zero
-from robjax.samples import flatten_samples, mask_samples
+from robjax.samples import flatten_samples, mask_samples, per_sample
 
 _INSIDE = 0.999999
 _CHECKS = 10
@@ -147,7 +148,7 @@ class Chart(NamedTuple):
     Attributes:
       bounds: lowest and highest pixel value.
       middle: m.
-      half: h.
+      half: h; 0 where a pixel is held.
     """
 
     bounds: Bounds
@@ -156,16 +157,16 @@ class Chart(NamedTuple):
 
     @classmethod
     def of(cls, bounds: Bounds) -> "Chart":
-        middle = (bounds[0] + bounds[1]) / 2
-        half = (bounds[1] - bounds[0]) / 2
-        return cls(bounds, middle, half)
+        low, high = bounds
+        return cls(bounds, (low + high) / 2, (high - low) / 2)
 
     def image(self, u: jax.Array) -> jax.Array:
         return jnp.clip(self.middle + self.half * jnp.tanh(u), *self.bounds)
 
     def variable(self, v: jax.Array) -> jax.Array:
         """The u of images v, which are drawn in a little so that u is finite."""
-        return jnp.arctanh(_INSIDE * (v - self.middle) / self.half)
+        half = jnp.where(self.half > 0, self.half, 1)
+        return jnp.arctanh(_INSIDE * (v - self.middle) / half)
 
 
 class Weights(NamedTuple):
@@ -287,7 +288,8 @@ def _descend(
     def total(u):
         v = chart.image(u)
         logits = logits_fn(v)
-        size = jnp.sum(flatten_samples((v - x) / (2 * chart.half)) ** 2, axis=1)
+        unit = per_sample(width(chart.bounds), x)
+        size = jnp.sum(flatten_samples((v - x) / unit) ** 2, axis=1)
         missing = search.confidence - losses.margin(logits, search.y)
         missing = jnp.maximum(missing, 0)
         objective = size + weight * missing.astype(x.dtype)

@@ -29,6 +29,7 @@ from robjax.attacks.minimal_norm.search import Search, check_constants, cosine
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L2
+from robjax.boxes import width
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
 from robjax.numerics import finite_or_zero
@@ -77,7 +78,7 @@ def ddn(
       ball: L2(ε); ε a number or [B].
       steps: k ≥ 1, static.
       gamma: γ ≥ 0, by how much the norm changes in a step.
-      init_norm: ρ_0 ≥ 0, in units of the width of `bounds`.
+      init_norm: ρ_0 ≥ 0, in units of the width of `bounds`, where they are widest.
       step_size: α_0 ≥ 0, in the same units; the last one is 100 times smaller.
       early_exit: freeze a sample at its first success, and stop when all are solved.
       reference_quirks: as the authors' code, without the refinement at the end.
@@ -117,7 +118,7 @@ def _ddn(
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
     gamma, init_norm, step_size = constants
-    width = bounds[1] - bounds[0]
+    widest = width(bounds)
     search, found = Search.begin(problem, y, early_exit=early_exit, refined=refined)
     largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
 
@@ -133,7 +134,7 @@ def _ddn(
         g, logits = gradient(v)
         g = finite_or_zero(g)
         found = search.note(found, v, logits, i)
-        alpha = width * cosine(i / steps, step_size, _LAST_STEP * step_size)
+        alpha = widest * cosine(i / steps, step_size, _LAST_STEP * step_size)
         delta = v - x + per_sample(alpha, x) * ball.steepest(g, v, bounds)
         norm = norm * jnp.where(search.wrong(logits), 1 - gamma, 1 + gamma)
         norm = jnp.clip(norm, 0, largest)
@@ -141,7 +142,7 @@ def _ddn(
         scale = norm / jnp.where(length > 0, length, 1)
         return i + 1, jnp.clip(x + per_sample(scale, x) * delta, *bounds), norm, found
 
-    norm = jnp.broadcast_to(width * init_norm, y.shape)
+    norm = jnp.broadcast_to(widest * init_norm, y.shape)
     found = search.repeat(steps, step, x, norm, found)[-1]
     if refined:
         found = refine(search, found, steps=steps)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from robjax import losses, lowering
 from robjax.attacks.minimal_norm.search import Found, Search
 from robjax.balls import L0, L2, Ball, Linf, with_radius
+from robjax.boxes import width
 from robjax.model import loss_gradient
 from robjax.samples import fold_keys, mask_samples, per_sample
 
@@ -51,8 +52,8 @@ def explore(
     gradient = loss_gradient(
         logits_fn, lambda logits: losses.margin(logits, search.y), eot=None
     )
-    width = bounds[1] - bounds[0]
-    box: Ball = Linf(width)
+    widest = width(bounds)
+    box: Ball = Linf(widest)
     # in L1 one step may change all pixels, too: projections make it sparse
     slope: Ball = Linf(1.0) if isinstance(ball, Linf) else L2(1.0)
 
@@ -70,7 +71,7 @@ def explore(
         found, v = carry
         known, near = reach(found)
         g, _ = gradient(v, keys)
-        size = jnp.where(known, near.eps, width) * (1 - t / _STEPS) / 2
+        size = jnp.where(known, near.eps, widest) * (1 - t / _STEPS) / 2
         way = jnp.where(
             mask_samples(known, x),
             slope.steepest(g, v, bounds),
@@ -87,7 +88,7 @@ def explore(
         known, near = reach(found)
         own = fold_keys(keys, i)
         shift = jnp.where(
-            mask_samples(known, x), near.sample(own, x), box.sample(own, x)
+            mask_samples(known, x), near.sample(own, x, bounds), box.sample(own, x)
         )
         v = inside(known, near, x + shift)
         return lax.fori_loop(0, _STEPS, step, (found, v))[0]

@@ -44,6 +44,7 @@ from robjax.attacks.minimal_norm.search import Search, check_constants
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L1, L2, Ball, Linf
+from robjax.boxes import has_arrays, hold
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
 from robjax.samples import (
@@ -243,8 +244,9 @@ def approach(
     # both projections at once: half as many passes over the pixels
     twice = functools.partial(jnp.tile, reps=(2,) + (1,) * (x.ndim - 1))
     points = jnp.concatenate([v, x])
+    box = jax.tree.map(twice, bounds) if has_arrays(bounds) else bounds
     shifts = shift_to(
-        jnp.tile(boundary.f, 2), twice(boundary.w), twice(v), points, ball, bounds
+        jnp.tile(boundary.f, 2), twice(boundary.w), twice(v), points, ball, box
     )
     lengths = jnp.maximum(ball.norm(shifts), _SMALLEST_SHIFT)
     alpha = lengths[:batch] / (lengths[:batch] + lengths[batch:])
@@ -273,7 +275,8 @@ def _start(
     draw = jax.random.normal
     if isinstance(ball, Linf):
         draw = functools.partial(jax.random.uniform, minval=-1)
-    noise = jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys)
-    length = per_sample(0.5 * ball.eps / ball.norm(noise), x)
+    noise = hold(jax.vmap(lambda key: draw(key, x.shape[1:], x.dtype))(keys), bounds)
+    size = ball.norm(noise)
+    length = per_sample(0.5 * ball.eps / jnp.where(size > 0, size, 1), x)
     moved = jnp.clip(x + length * noise, *bounds)
     return jnp.where(run % restarts == 0, x, moved)

@@ -37,6 +37,7 @@ from robjax.attacks.minimal_norm.search import Search, check_constants, cosine
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L0, L1, L2, Ball, Linf, with_radius
+from robjax.boxes import width
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn
 from robjax.numerics import finite_or_zero
@@ -89,8 +90,8 @@ def fmn(
       ball: Linf(ε), L2(ε), L1(ε) or L0(ε); ε a number or [B].
       steps: k ≥ 1, static.
       gamma: γ_0 ≥ 0, by how much the radius changes in the first steps.
-      step_size: α_0 ≥ 0, in units of the width of `bounds`; the last one is 100 times
-        smaller.
+      step_size: α_0 ≥ 0, in units of the width of `bounds`, where they are widest; the
+        last one is 100 times smaller.
       early_exit: freeze a sample at its first success, and stop when all are solved.
       reference_quirks: as the authors' code, without the refinement at the end.
 
@@ -130,7 +131,7 @@ def _fmn(
     problem = lax.stop_gradient(problem)
     logits_fn, x, ball, bounds = problem
     first_gamma, first_step = constants
-    width = bounds[1] - bounds[0]
+    widest = width(bounds)
     search, found = Search.begin(problem, y, early_exit=early_exit, refined=refined)
     largest = ball.norm(jnp.maximum(x - bounds[0], bounds[1] - x))
 
@@ -156,7 +157,7 @@ def _fmn(
         smaller = jnp.minimum(smaller, found.distance)
         radius = jnp.where(search.wrong(logits), smaller, larger)
         radius = jnp.clip(radius, isinstance(ball, L0), largest)
-        alpha = width * cosine(i / steps, first_step, _LAST_STEP * first_step)
+        alpha = widest * cosine(i / steps, first_step, _LAST_STEP * first_step)
         moved = v + per_sample(alpha, x) * L2(1.0).steepest(w, v, bounds)
         v = with_radius(ball, radius).project(moved, x, bounds)
         return i + 1, v, radius, found

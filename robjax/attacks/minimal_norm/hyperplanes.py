@@ -49,7 +49,7 @@ def shift(
       t: [B, n] points inside `bounds`.
       w: [B, n] normals; entries below 1e-8 of the largest count as 0 and do not move.
       c: [B] signed excess ⟨w, t⟩ − b.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest value, two numbers or two arrays [B, n].
 
     Returns:
       [B, n], d.

@@ -23,6 +23,7 @@ from robjax.attacks.minimal_norm.search import Found, Search
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L1, L2, Ball, Linf, with_radius
+from robjax.boxes import has_arrays
 from robjax.checks import Bounds, check_count
 from robjax.model import LogitsFn, as_logits_fn
 from robjax.samples import fold_keys, sample_keys, select_samples
@@ -65,7 +66,7 @@ def minimal_distance(
       key: one key, or one for each sample.
       ball: Linf(ε), L2(ε) or L1(ε); ε only decides what counts as success, so take a
         large one for distances.
-      bounds: lowest and highest pixel value.
+      bounds: as in `pgd`.
       starts: how often it looks for a nearer image, with four climbs from random
         points each time, static.
 
@@ -82,8 +83,11 @@ def minimal_distance(
     check_count("starts", starts)
     keys = sample_keys(key, problem.x.shape[0])
     attacks = [deepfool, fmn, fab] + [ddn] * isinstance(ball, L2)
-    width = problem.bounds[1] - problem.bounds[0]
-    farthest = problem.ball.norm(jnp.full_like(problem.x[:1], width))[0]
+    low, high = problem.bounds
+    if has_arrays(problem.bounds):
+        farthest = problem.ball.norm(jnp.asarray(high - low))
+    else:
+        farthest = problem.ball.norm(jnp.full_like(problem.x[:1], high - low))[0]
     anywhere = with_radius(problem.ball, farthest)
     results = [
         attack(model, problem.x, y, ball=anywhere, bounds=problem.bounds)

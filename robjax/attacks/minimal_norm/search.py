@@ -15,9 +15,10 @@ from jax.typing import ArrayLike
 from robjax import losses, lowering
 from robjax.attacks.problem import Problem
 from robjax.attacks.result import AttackResult
+from robjax.boxes import has_arrays
 from robjax.checks import check_number
 from robjax.numerics import finite_or_zero
-from robjax.samples import mask_samples
+from robjax.samples import flatten_samples, mask_samples, per_sample
 
 Constants = TypeVar("Constants", bound=NamedTuple)
 
@@ -202,14 +203,21 @@ def _measure_rounding(problem: Problem, y: jax.Array) -> jax.Array:
     of the range of the margins of a few such images, and at least one rounding of
     theirs.
     """
-    logits_fn, x, _, (low, high) = problem
+    logits_fn, x, _, bounds = problem
     judge = lowering.exact(logits_fn)
     rounding = jnp.finfo(x.dtype).eps
+    low, high = bounds
+    size = high - low
+    if has_arrays(bounds):
+        # held pixels are rounded, too, and the width of a box says nothing of that
+        size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        low = per_sample(jnp.min(flatten_samples(low), axis=1), x)
+        high = per_sample(jnp.max(flatten_samples(high), axis=1), x)
 
     def near(number: jax.Array) -> jax.Array:
         # the same for all samples, so that no result depends on the batch
         signs = jax.random.rademacher(jax.random.key(number), x.shape[1:], x.dtype)
-        v = jnp.clip(x + rounding * (high - low) * signs[None], low, high)
+        v = jnp.clip(x + rounding * size * signs[None], low, high)
         return losses.margin(judge(v), y).astype(x.dtype)
 
     margins = lax.map(near, jnp.arange(_COPIES))

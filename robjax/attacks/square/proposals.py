@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from robjax.balls import L1, Ball, Linf
+from robjax.boxes import hold
 from robjax.checks import Bounds
 from robjax.samples import per_sample
 
@@ -245,7 +246,7 @@ def propose(
     change = v - x
     bump = _bump_at(ball, side, window.corner, draws.turned, x.shape, x.dtype)
     old = jnp.where(window.first, change, 0)
-    new = bump * sign + old / (_length(ball, old, (1, 2)) + _TINY)
+    new = hold(bump * sign, bounds) + old / (_length(ball, old, (1, 2)) + _TINY)
     size = _length(ball, new, (1, 2))
     opposite = size < _OPPOSITE
     new = jnp.where(opposite, 0, new / jnp.where(opposite, 1, size))
@@ -279,6 +280,7 @@ def _amount(ball: Ball, change: jax.Array, windows: jax.Array) -> jax.Array:
 
 def _fill(change: jax.Array, x: jax.Array, ball: Ball, bounds: Bounds) -> jax.Array:
     """L2: scaled to length ε, then the box. L1: projected onto ball ∩ box."""
+    change = hold(change, bounds)
     if isinstance(ball, L1):
         return ball.project(x + change, x, bounds)
     change = change / (_length(ball, change, (1, 2, 3)) + _TINY)

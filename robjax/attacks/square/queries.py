@@ -189,11 +189,9 @@ def _compact(
     size = 1 << (len(rows) - 1).bit_length()
     kept = np.pad(rows, (0, size - len(rows)), constant_values=rows[0])
     take = functools.partial(
-        jax.tree.map, lambda leaf: leaf[kept] if leaf.ndim else leaf
+        jax.tree.map, lambda leaf: leaf[kept] if np.ndim(leaf) else leaf
     )
-    ball = take(space.ball)
-    space = space._replace(x=space.x[kept], keys=space.keys[kept], ball=ball)
-    return space, take(state)
+    return take(space._replace(sides=0))._replace(sides=space.sides), take(state)
 
 
 def _store(done: Best, state: SearchState, index: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from jax import lax
 from robjax.attacks.result import Best
 from robjax.attacks.square import proposals
 from robjax.balls import Ball, Linf
+from robjax.boxes import has_arrays
 from robjax.checks import Bounds, check_count
 from robjax.samples import fold_keys, mask_samples
 
@@ -31,7 +32,7 @@ class SearchSpace(NamedTuple):
       x: [B, H, W, C] images, made by `as_image`.
       keys: [B], where each sample's draws come from.
       ball: Linf(ε), L2(ε) or L1(ε).
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers or two arrays [B, H, W, C].
       sides: [Q, 2] height and width of the window of each of Q proposals.
     """
 
@@ -125,6 +126,8 @@ def search_space(
       reference_quirks: as in `square`.
     """
     x = as_image(x, ball)
+    if has_arrays(bounds):
+        bounds = bounds[0].reshape(x.shape), bounds[1].reshape(x.shape)
     sides = proposals.window_sides(ball, x.shape, queries, p_init, reference_quirks)
     return SearchSpace(
         x=x, keys=keys, ball=ball, bounds=bounds, sides=jnp.asarray(sides)

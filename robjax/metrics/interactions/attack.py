@@ -29,7 +29,7 @@ from robjax.attacks.problem import (
     check_step_size,
 )
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count, check_labels, check_number
+from robjax.checks import Bounds, check_bounds, check_count, check_labels, check_number
 from robjax.model import LogitsFn
 from robjax.samples import is_concrete, per_sample, select_samples
 
@@ -120,7 +120,7 @@ def utility_attack(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    problem = check_problem(logits_fn, x, ball, bounds)
+    problem = check_problem(logits_fn, x, ball, check_bounds(bounds))
     y, num_classes = check_classes(problem, y)
     count = len(y)
     if target is not None:
