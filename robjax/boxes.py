@@ -66,12 +66,18 @@ def limits(
     if eps is not None:
         size = _fitted("eps", eps, x).astype(dtype)
         if not _holds(jnp.isfinite(size) & (size >= 0)):
-            raise ValueError(f"eps must be finite and at least 0, got {eps}")
+            raise ValueError(
+                "eps must be finite and at least 0, got values from "
+                f"{size.min():.6g} to {size.max():.6g}"
+            )
         low, high = jnp.maximum(low, x - size), jnp.minimum(high, x + size)
     if mask is not None:
         free = _fitted("mask", mask, x)
         if not _holds((free == 0) | (free == 1)):
-            raise ValueError(f"mask must be bool, or hold 0 and 1 alone, got {mask}")
+            raise ValueError(
+                "mask must be bool, or hold 0 and 1 alone, got values from "
+                f"{free.min()} to {free.max()}: give, for example, mask > 0.5"
+            )
         low, high = jnp.where(free, low, x), jnp.where(free, high, x)
     return low, high
 

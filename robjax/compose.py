@@ -95,8 +95,8 @@ def ensemble(
     """
     if not isinstance(models, list | tuple) or not models:
         raise ValueError(
-            f"models must be a list of at least one model, got {models!r}: write "
-            "ensemble([first, second])"
+            "models must be a list of at least one model, got "
+            f"{type(models).__name__}: write ensemble([first, second])"
         )
     count = len(models)
     shares = jnp.asarray(np.ones(count, np.float32) if weights is None else weights)

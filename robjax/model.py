@@ -129,7 +129,7 @@ def _one_hot_of(
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"{name} must be integers, got {labels.dtype}: number the classes "
-                "from 0"
+                "from 0, and give predict, not predict_proba"
             )
         if labels.shape != shown.shape[:1]:
             raise ValueError(

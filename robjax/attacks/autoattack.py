@@ -162,7 +162,8 @@ def suite(
             "apgd-dlr": bind(apgd, loss=losses.dlr, eot=draws),
         }
     raise ValueError(
-        "version must be 'standard', 'plus', 'rand', 'individual' or 'custom', got "
+        "version must be 'standard', 'plus', 'rand', 'individual' or 'fast' (for "
+        "autoattack with attacks= 'custom'), got "
         f"{version!r}"
     )
 

@@ -54,6 +54,7 @@ from robjax.traced import TracedCallable
 
 _CLEAN = 2**32 - 2  # what the keys of the clean image fold in; no restart has it
 _NEAREST = (carlini_wagner, ddn, deepfool, fab, fmn, minimal_distance)
+_NO_TARGET = ("autoattack", "kl_pgd", "square_queries")
 _AS_IT_IS = ("early_exit", "reference_quirks", "confidence")
 Target = ArrayLike | Callable[[jax.Array, jax.Array], jax.Array]
 """A class, one for each sample [B], or (clean logits [B, K], labels [B]) -> [B]."""
@@ -80,7 +81,8 @@ def to_target(attack: Attack, target: Target) -> Attack:
     """Makes an attack one that counts a single class as success.
 
     It is an attack like any other, and `evaluate` takes it. The robust accuracy is then
-    the share of samples that do not reach the target. All classes in turn:
+    the share of samples that do not reach the target; how often the attack succeeds is
+    ``success_rate(name, among=labels != t)`` of the evaluation. All classes in turn:
     ``{f"to {c}": to_target(attack, c) for c in range(K)}``.
 
     >>> from robjax import attacks
@@ -107,12 +109,19 @@ def to_target(attack: Attack, target: Target) -> Attack:
       nothing to reach: no success, and an infinite distance.
 
     Raises:
-      ValueError: the attack is not callable, or the target holds no integers or (when
-        called) no classes.
+      ValueError: the attack is not callable or one of these, or the target holds no
+        integers or (when called) no classes.
     """
     if not callable(attack):
         raise ValueError(f"attack must be callable, got {attack!r}")
     bound = functools.partial(attack)
+    name = getattr(bound.func, "__name__", "")
+    if name in _NO_TARGET:
+        raise ValueError(
+            f"attack must be one that climbs or searches by itself, got {name}: of a "
+            "suite, write {n: to_target(a, t) for n, a in suite('standard', ball)"
+            ".items()}"
+        )
     inner = functools.partial(bound.func, *bound.args)
     # an array is traced, so that another class compiles nothing
     aim = target if callable(target) else np.asarray(target)

@@ -222,8 +222,8 @@ def _sure(kind: Kind, facts: _Facts, lenses: Mapping[str, Lens]) -> list[str]:
     proof = lenses.get("proof", Lens()).numbers.get("proven")
     if proof is not None and proof.value > 0:
         sentences.append(
-            f"Whatever the attack, {round(proof.value * proof.images)} of "
-            f"{proof.images} images are proven robust."
+            f"Proofs were tried on {proof.images} images: "
+            f"{round(proof.value * proof.images)} are robust whatever the attack."
         )
     return sentences + list(facts.warnings)
 

@@ -76,6 +76,11 @@ def check_data(data: object, bounds: Bounds) -> Data:
         raise ValueError(
             f"data must be a Dataset or a tuple (images, labels), got {found}"
         )
+    if any(isinstance(part, jax.core.Tracer) for part in data):
+        raise ValueError(
+            "data must be concrete, got tracers: evaluations work on the host, so call "
+            "them outside jit"
+        )
     images, bounds = check_box(data[0], bounds, name="data images")
     return Data(np.asarray(images), data[1], None, bounds)
 
@@ -182,6 +187,13 @@ def check_bound(label: str, attack: object, count: int) -> None:
         raise ValueError(
             f"{label} must not have bounds of its own, got {options['bounds']!r}: give "
             "bounds= to the evaluation"
+        )
+    target = options.get("target")
+    if not callable(target) and np.ndim(target) > 0:
+        raise ValueError(
+            f"{label} must have a class as target, or a function (logits, labels) -> "
+            "[B] such as attacks.likeliest, since evaluations choose and reorder "
+            f"images, got an array of shape {np.shape(target)}"
         )
     if options.get("ball") is not None:  # None is the box alone
         check_ball(f"{label} ball", options["ball"], count)

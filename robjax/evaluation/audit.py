@@ -128,7 +128,10 @@ class Audit(NamedTuple):
             f"{int((self.audited & ~self.robust).sum())} fell",
         ]
         if not self.trusted:
-            lines.append("  the cheap suite is not to be trusted on this model")
+            lines.append(
+                "  the cheap suite is not to be trusted on this model: it missed more "
+                "than tolerated, or has warnings"
+            )
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
 
@@ -187,6 +190,12 @@ def audited(
     Raises:
       ValueError: an argument is malformed, or `run_dir` holds another run.
     """
+    for name, suite in {"cheap": cheap, "full": full}.items():
+        if not isinstance(suite, Mapping):
+            raise ValueError(
+                f"{name} must be a mapping from names to attacks, as "
+                f"attacks.suite('fast', ball) is, got {type(suite).__name__}"
+            )
     _check_share("confidence", confidence)
     check_number("half_width", half_width, minimum=0)
     check_number("tolerated", tolerated, minimum=0)

@@ -80,6 +80,8 @@ class CorruptionTable(NamedTuple):
     def normalised_error(self, baseline: "CorruptionTable") -> float:
         """The mean corruption error mCE of the paper, over that of another model.
 
+        A fraction: papers print 100 times this number.
+
             mCE = 1/R Σ_kind ( Σ_s error(kind, s) / Σ_s baseline error(kind, s) )
 
         Args:

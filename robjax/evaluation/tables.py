@@ -111,6 +111,20 @@ class Evaluation(NamedTuple):
         robust = self.robust if attack is None else self.attacks[attack].robust
         return proportion(robust)
 
+    def success_rate(
+        self, attack: str | None = None, *, among: np.ndarray | None = None
+    ) -> Estimate:
+        """How often an attack fools an image that is classified correctly.
+
+        Args:
+          attack: its name; None: any of them.
+          among: [N] bool, the images that count. Of an attack on one target t
+            (`attacks.to_target`) those of other labels, ``labels != t``.
+        """
+        counts = self.correct if among is None else self.correct & among
+        robust = self.robust if attack is None else self.attacks[attack].robust
+        return proportion(~robust[counts])
+
     def table(self) -> str:
         """Returns accuracies (mean ± standard error) and warnings as plain text."""
         rows = {"clean": self.accuracy}

@@ -40,7 +40,7 @@ _SAME_ELSEWHERE = 1e-2
 # Share of samples that only attacks without gradients fooled.
 _GRADIENT_FREE = 2e-3
 # Share of the bounds that the images span.
-_SPANNED = 0.05
+_SPANNED = 0.125
 # A radius as a share of the box. Published ones are above 1e-3; 8/255 where the bounds
 # are (0, 255) is 1.2e-4.
 _SMALL_RADIUS = 2.5e-4

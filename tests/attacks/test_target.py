@@ -126,3 +126,27 @@ def test_arguments():
         to_target(fgsm, 4)(MODEL, X, Y)
     with pytest.raises(ValueError, match=r"target must have shape \(8,\), one label"):
         to_target(fgsm, TARGET[:3])(MODEL, X, Y)
+
+
+def test_how_often_a_target_is_reached_in_an_evaluation():
+    """Among the images of other classes, by the exact distances to class 2."""
+    exact = to_class(W, BIAS, X, np.full(8, 2), "Linf")
+    eps = float(np.median(exact[Y != 2]))
+    aimed = to_target(functools.partial(attacks.pgd, ball=Linf(eps), steps=20), 2)
+    found = evaluate(MODEL, (X, Y), {"to 2": aimed}, key=KEY)
+    rate = found.success_rate("to 2", among=Y != 2)
+    assert rate.mean == np.mean(exact[Y != 2] <= eps)
+    assert found.success_rate().mean == np.mean((exact <= eps) & (Y != 2))
+
+
+def test_what_cannot_aim_says_what_can():
+    with pytest.raises(ValueError, match=r"got autoattack: of a suite, write"):
+        to_target(functools.partial(attacks.autoattack, ball=Linf(0.1)), 1)
+    of_each = to_target(functools.partial(attacks.pgd, ball=Linf(0.1)), TARGET)
+    with pytest.raises(ValueError, match=r"class as target, or a function .* \(8,\)"):
+        evaluate(MODEL, (X, Y), {"each": of_each}, key=KEY)
+
+
+def test_an_evaluation_inside_jit_says_where_it_belongs():
+    with pytest.raises(ValueError, match="call them outside jit"):
+        jax.jit(lambda x: evaluate(MODEL, (x, Y), {}, key=KEY).robust)(X)
