@@ -191,7 +191,7 @@ def audited(
     check_number("tolerated", tolerated, minimum=0)
     most = None if most is None else check_count("most", most, minimum=0)
     bounds = check_bounds(bounds)
-    images, labels, scale = check_data(data, bounds)
+    images, labels, scale, _ = check_data(data, bounds)
     labels = np.asarray(labels)
     keys = sample_keys(key, len(images))
 

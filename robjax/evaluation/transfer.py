@@ -155,7 +155,7 @@ def transfer(
             f"{models!r}"
         )
     bounds = check_bounds(bounds)
-    images, labels, scale = check_data(data, bounds)
+    images, labels, scale, _ = check_data(data, bounds)
     tasks = [
         Task.make(
             model,
