@@ -133,7 +133,7 @@ def _best(
             return Kept(end.weights, memory, np.array(False)), {"best_epoch": end.epoch}
         waited = patience is not None and end.epoch - before["epoch"] >= patience
         kept = kept._replace(stop=np.array(waited))
-    elif not known and end.epoch > 0:
+    elif not known and "loss" in end.record:  # which the start of a run has not
         names = ", ".join(sorted(end.record))
         raise ValueError(f"metric must be one of {names}, got {metric!r}")
     return kept, {"best_epoch": int(before["epoch"])} if known else {}

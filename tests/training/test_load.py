@@ -229,6 +229,13 @@ def test_milestones_are_epochs_with_another_batch_size(first, tmp_path):
     assert rates == [(3, pytest.approx(0.1)), (4, pytest.approx(0.01))]
 
 
+def test_a_run_that_goes_on_keeps_its_best_weights(first):
+    config = dataclasses.replace(CONFIG, epochs=3)
+    state = fit(config=config, extends=first[0], callbacks=[callbacks.best("accuracy")])
+    assert int(state.callbacks[0].memory["epoch"]) == 3
+    assert_equal(state.weights, state.ema)
+
+
 def test_what_cannot_go_on_is_said(first, tmp_path):
     folder, state = first
     longer = dataclasses.replace(CONFIG, epochs=3)
