@@ -233,6 +233,19 @@ def box_rows(bounds: Bounds) -> Bounds:
     return flatten_samples(bounds[0]), flatten_samples(bounds[1])
 
 
+def boxes_of(bounds: Bounds, index: np.ndarray) -> Bounds:
+    """The bounds of some of N images; numbers stay as they are.
+
+    >>> boxes_of((0.0, 1.0), np.array([3]))
+    (0.0, 1.0)
+
+    Args:
+      bounds: two numbers or two arrays [N, *S].
+      index: [n] which images.
+    """
+    return (bounds[0][index], bounds[1][index]) if has_arrays(bounds) else bounds
+
+
 def extent(bounds: Bounds) -> tuple[float, float]:
     """The lowest and the highest value that any pixel may have, as numbers.
 

@@ -3,10 +3,13 @@
 A block of text after a block of code shows what the code prints, but for numbers.
 """
 
+import functools
 import pathlib
 import re
 
 import pytest
+
+import robjax
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ELSEWHERE = ROOT / "docs/models-from-elsewhere.md"  # has tests of its own
@@ -55,3 +58,13 @@ def test_links_lead_to_files():
             there = path.parent / link
             generated = there.parent == ROOT / "docs/api"
             assert generated or there.exists(), f"{path.name}: {link}"
+
+
+def test_names_in_the_text_exist():
+    parts = "|".join(set(robjax.__all__) - {"model", "data"})  # often variables
+    pattern = re.compile(rf"`(?:robjax\.)?((?:{parts})(?:\.\w+)+)")
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+        for name in pattern.findall(prose):
+            if not name.endswith((".py", ".jsonl")):
+                functools.reduce(getattr, name.split("."), robjax)

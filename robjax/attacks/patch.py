@@ -121,7 +121,7 @@ def patch(
       y: [N] integer labels.
       key: one key, or one for each image, whose places it draws.
       size: (h, w) of the patch in pixels, static.
-      bounds: lowest and highest pixel value, of the patch, too.
+      bounds: lowest and highest pixel value, two numbers, of the patch, too.
       target: the class to be reached; None: any wrong one.
       scale: smallest and largest factor of the size; drawn uniformly.
       rotation: largest angle in degrees, either way; drawn uniformly.
@@ -343,7 +343,7 @@ def patched(
             f"patch must be [h, w, {x.shape[3]}] for images {x.shape}, got "
             f"{patch.shape}"
         )
-    check_images(patch[None], bounds=check_bounds(bounds), name="patch")
+    check_images(patch[None], bounds=bounds, name="patch")
     transform = _check_transform(patch.shape[:2], x.shape[1:3], scale, rotation)
     return _patched(problem, y, sample_keys(key, len(y)), patch, transform)
 

@@ -93,7 +93,7 @@ def universal(
       y: [N] integer labels.
       key: one key, or one for each image: of the order of the images.
       ball: Linf(ε), L2(ε) or L1(ε); ε a number.
-      bounds: lowest and highest pixel value.
+      bounds: lowest and highest pixel value, two numbers.
       target: the class to be reached; None: any wrong one.
       steps: T ≥ 1, static.
       batch_size: images a step, static; at most all.
@@ -177,7 +177,9 @@ def perturbed(
     AttackResult(1 of 2 fooled at a median distance of 0.1)
 
     Args:
-      logits_fn, x, y, bounds: as in `universal`.
+      logits_fn, x, y: as in `universal`.
+      bounds: lowest and highest pixel value; also a box for each pixel, as
+        `attacks.limits` makes it.
       key: not used.
       ball: the threat model; images are projected onto it.
       delta: [*S], as `UniversalResult.delta`.
@@ -189,7 +191,7 @@ def perturbed(
       ValueError: an argument is malformed; the message names it.
     """
     del key
-    problem = check_problem(logits_fn, x, ball, check_bounds(bounds))
+    problem = check_problem(logits_fn, x, ball, bounds)
     y, _ = check_classes(problem, y)
     delta = jnp.asarray(delta, problem.x.dtype)
     if delta.shape != problem.x.shape[1:]:

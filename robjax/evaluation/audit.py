@@ -22,7 +22,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import stats
 
-from robjax.checks import Bounds, check_bounds, check_count, check_number
+from robjax.boxes import boxes_of
+from robjax.checks import Bounds, check_count, check_number
 from robjax.data import Dataset
 from robjax.evaluation.arguments import check_data
 from robjax.evaluation.attack import Attack
@@ -190,8 +191,7 @@ def audited(
     check_number("half_width", half_width, minimum=0)
     check_number("tolerated", tolerated, minimum=0)
     most = None if most is None else check_count("most", most, minimum=0)
-    bounds = check_bounds(bounds)
-    images, labels, scale, _ = check_data(data, bounds)
+    images, labels, scale, bounds = check_data(data, bounds)
     labels = np.asarray(labels)
     keys = sample_keys(key, len(images))
 
@@ -204,7 +204,7 @@ def audited(
             key=keys[rows],
             cascade=True,
             batch_size=batch_size,
-            bounds=bounds,
+            bounds=boxes_of(bounds, rows),
             eot=eot,
             devices=devices,
             run_dir=folder,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
-from robjax.boxes import has_arrays
+from robjax.boxes import boxes_of, has_arrays
 from robjax.checks import Bounds, check_count, check_labels
 from robjax.data import to_float
 from robjax.evaluation import sharding
@@ -128,10 +128,7 @@ class Task(NamedTuple):
 
     def bounds_of(self, index: np.ndarray) -> Bounds:
         """Returns the bounds of a batch, two numbers or two arrays [B, *S]."""
-        if not has_arrays(self.bounds):
-            return self.bounds
-        low, high = self.bounds
-        return low[index], high[index]
+        return boxes_of(self.bounds, index)
 
     def batches(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """Splits an index into batches of few different sizes.

@@ -181,8 +181,7 @@ def corruption_table(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    bounds = (0.0, 1.0)
-    images, labels, scale, _ = check_data(data, bounds)
+    images, labels, scale, bounds = check_data(data, (0.0, 1.0))
     if not isinstance(kinds, Mapping) or not kinds:
         raise ValueError(
             "kinds must be a mapping from names to corruptions, as {'fog': "

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.checks import Bounds, check_bounds
+from robjax.checks import Bounds
 from robjax.data import Dataset
 from robjax.evaluation.arguments import check_data
 from robjax.evaluation.attack import Attack
@@ -154,8 +154,7 @@ def transfer(
             "models must be a mapping from names to models, as {'cnn': …}, got "
             f"{models!r}"
         )
-    bounds = check_bounds(bounds)
-    images, labels, scale, _ = check_data(data, bounds)
+    images, labels, scale, bounds = check_data(data, bounds)
     tasks = [
         Task.make(
             model,

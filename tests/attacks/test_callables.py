@@ -174,7 +174,7 @@ def assert_same(result, wanted):
 def test_no_attack_is_forgotten():
     names = {name for name in attacks.__all__ if name.islower()}
     no_attacks = {"gradient_free", "square_queries", "success_rate", "suite"}
-    no_attacks |= {"likeliest", "to_target", "paste"}
+    no_attacks |= {"likeliest", "limits", "paste", "to_target"}
     # they find or put one change for all images
     no_attacks |= {"patch", "patched", "perturbed", "universal"}
     made_of_others = {"minimal_distance"}

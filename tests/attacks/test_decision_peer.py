@@ -57,3 +57,28 @@ def test_at_least_as_close_as_foolbox(name):
         model, X, y, key=jax.random.key(0), ball=norm(9.0), queries=shown[0]
     ).distance
     assert np.exp(np.log(np.asarray(ours) / theirs).mean()) <= 1
+
+
+def test_targeted_carlini_wagner_is_at_least_as_close_and_as_often_there():
+    """Equal searches and steps; Foolbox's may stop early as ours may."""
+    foolbox = pytest.importorskip("foolbox")
+    y = logits(X).argmax(axis=1)
+    target = (y + 1) % 3
+    cost = {"steps": 300, "init_weight": 1e-2}
+    peer = foolbox.models.JAXModel(model, bounds=(0, 1), data_format=None)
+    carlini_wagner = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=5, initial_const=cost["init_weight"], steps=cost["steps"]
+    )
+    wanted = foolbox.criteria.TargetedMisclassification(jnp.asarray(target))
+    _, found, there = carlini_wagner(peer, jnp.asarray(X), wanted, epsilons=9.0)
+    aimed = attacks.to_target(
+        lambda *a, **k: attacks.carlini_wagner(*a, searches=5, **cost, **k), target
+    )
+    ours = aimed(model, X, y, key=jax.random.key(0), ball=L2(9.0))
+    there, success = np.asarray(there), np.asarray(ours.success)
+    theirs = np.linalg.norm(np.asarray(found) - X, axis=1)
+    assert (success | ~there).all()
+    both = success & there
+    assert both.sum() > 10
+    ratio = np.log(np.asarray(ours.distance)[both] / theirs[both])
+    assert np.exp(ratio.mean()) <= 1

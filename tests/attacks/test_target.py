@@ -56,6 +56,22 @@ def test_the_minimal_distance_to_a_class(attack, norm):
     assert uses_gradients(aimed)
 
 
+def test_the_minimal_distance_to_a_class_under_a_mask():
+    """The held pixels are a bias of each sample."""
+    free = np.arange(12) % 3 > 0
+    biases = X[:, ~free] @ W[~free]
+    exact = np.concatenate(
+        [
+            to_class(W[free], biases[i], X[[i]][:, free], TARGET[[i]], "L2")
+            for i in range(8)
+        ]
+    )
+    aimed = to_target(functools.partial(attacks.ddn, ball=L2(9.0)), TARGET)
+    out = aimed(MODEL, X, Y, bounds=attacks.limits(X, mask=free))
+    np.testing.assert_array_equal(out.x_adv[:, ~free], X[:, ~free])
+    np.testing.assert_allclose(out.distance, exact, rtol=1e-4, atol=1e-5)
+
+
 def test_verdicts_of_apgd_are_exact_and_failures_give_back_x():
     exact = to_class(W, BIAS, X, TARGET, "Linf")
     eps = exact * np.where(np.arange(8) % 2, 0.99, 1.01)

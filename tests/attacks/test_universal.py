@@ -115,6 +115,7 @@ def test_a_target_is_reached_and_nothing_compiles_anew():
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"ball": Linf(jnp.full(20, 0.1))}, "ball.eps must have shape [()]"),
         ({"steps": 0}, "steps must be a whole number"),
+        ({"bounds": (0 * X, 0 * X + 1)}, "bounds must be two numbers"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -122,6 +123,17 @@ def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError) as caught:
         attacks.universal(Partial(linear, W), X, jnp.zeros(20, int), **given)
     assert message in str(caught.value)
+
+
+def test_a_given_perturbation_spares_pixels_that_are_held():
+    ball = Linf(0.05)
+    low, high = attacks.limits(X, mask=jnp.arange(6) < 2)
+    moved = attacks.perturbed(
+        Partial(linear, W), X, jnp.zeros(20, int),
+        ball=ball, bounds=(low, high), delta=jnp.full(6, 0.05),
+    ).x_adv  # fmt: skip
+    np.testing.assert_array_equal(moved[:, 2:], X[:, 2:])
+    np.testing.assert_allclose(moved[:, :2], X[:, :2] + 0.05, atol=1e-6)
 
 
 def test_a_perturbation_of_another_shape_is_refused():

@@ -106,6 +106,13 @@ def _true():
     return np.abs(X[:, 0] - X[:, 1]) > 2 * EPS
 
 
+def test_each_image_keeps_its_box():
+    """Pixel 0 may not move: the first two must differ by more than ε alone."""
+    box = attacks.limits(jnp.asarray(X), mask=np.array([0, 1, 1]))
+    found = audit(0.07, half_width=0.0, bounds=box)
+    np.testing.assert_array_equal(found.robust, np.abs(X[:, 0] - X[:, 1]) > EPS)
+
+
 def test_a_suite_that_misses_much_is_not_trusted():
     found = audit(0.02, half_width=0.2, tolerated=0.02)
     assert not found.trusted and "not to be trusted" in str(found)

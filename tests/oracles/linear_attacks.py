@@ -101,6 +101,8 @@ def shortest(weights, bias, x, y, norm, margin=0.0):
 def to_class(weights, bias, x, targets, norm):
     """[B] least ‖δ‖, L2 or L∞, for which class t has the largest logit, in the box.
 
+    inf where the box holds no such image.
+
     L∞ by linear programming, L2 by sequential quadratic programming.
     """
     weights, bias = (np.asarray(a, np.float64) for a in (weights, bias))
@@ -122,7 +124,8 @@ def to_class(weights, bias, x, targets, norm):
                 method="SLSQP",
                 options=options,
             )
-            found.append(np.sqrt(solved.fun))
+            reached = (gaps @ solved.x >= need - 1e-6).all()
+            found.append(np.sqrt(solved.fun) if reached else np.inf)
             continue
         ones = np.ones((n, 1))
         solved = linprog(
@@ -137,5 +140,5 @@ def to_class(weights, bias, x, targets, norm):
             b_ub=np.r_[np.zeros(2 * n), -need],
             bounds=[*box, (0, None)],
         )
-        found.append(solved.fun)
+        found.append(solved.fun if solved.status == 0 else np.inf)
     return np.array(found)
