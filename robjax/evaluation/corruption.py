@@ -228,7 +228,9 @@ def corruption_table(
         for kind, of_kind in attacks.items():
             bar.set_description(kind)
             for attack in of_kind:
-                found.append(~attack_all(task, attack, everyone).fooled[:count])
+                # not `fooled`: an image that became NaN is outside, and not right
+                predicted = attack_all(task, attack, everyone).predicted[:count]
+                found.append(predicted == task.labels)
                 bar.update()
     right = np.stack(found).reshape(len(kinds), len(severities), -1)
     return CorruptionTable(

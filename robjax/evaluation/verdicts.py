@@ -444,8 +444,9 @@ def measure(
       without a ball.
     """
     flat = x_adv.reshape(len(x), -1)
+    # a number stays one: of an array NumPy would take the float64, no float32 equals it
     low, high = (
-        np.reshape(end, (-1, flat.shape[1]) if np.ndim(end) else ()) for end in bounds
+        np.reshape(end, (-1, flat.shape[1])) if np.ndim(end) else end for end in bounds
     )
     inside = np.all((flat >= low) & (flat <= high), axis=1)  # NaN fails too
     if ball is None:

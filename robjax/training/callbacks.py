@@ -98,8 +98,8 @@ def best(
     Args:
       metric: a name in the record of an epoch: a mean that training logs, as
         "accuracy", a scalar of `on_epoch` or of a callback before this one.
-      patience: epochs without a better value after which training stops; None: it goes
-        on to the end.
+      patience: epochs without a better value after which training stops, at one that
+        has the metric; None: it goes on to the end.
       mode: whether more or less is better.
 
     Raises:
@@ -123,6 +123,7 @@ def _best(
     kept: Kept, end: EpochEnd, *, metric: str, patience: int | None, mode: str
 ) -> tuple[Kept, Mapping[str, Any]]:
     before = kept.memory
+    known = before["epoch"] >= 0
     if metric in end.record:
         value = float(end.record[metric])
         sign = 1 if mode == "max" else -1
@@ -130,13 +131,12 @@ def _best(
         if first or sign * value > sign * before["value"]:
             memory = {"value": np.array(value), "epoch": np.array(end.epoch)}
             return Kept(end.weights, memory, np.array(False)), {"best_epoch": end.epoch}
-    elif before["epoch"] < 0 < end.epoch:
-        known = ", ".join(sorted(end.record))
-        raise ValueError(f"metric must be one of {known}, got {metric!r}")
-    since = end.epoch - int(before["epoch"])
-    stop = patience is not None and before["epoch"] >= 0 and since >= patience
-    scalars = {"best_epoch": int(before["epoch"])} if before["epoch"] >= 0 else {}
-    return kept._replace(stop=np.array(stop)), scalars
+        waited = patience is not None and end.epoch - before["epoch"] >= patience
+        kept = kept._replace(stop=np.array(waited))
+    elif not known and "loss" in end.record:  # which the start of a run has not
+        names = ", ".join(sorted(end.record))
+        raise ValueError(f"metric must be one of {names}, got {metric!r}")
+    return kept, {"best_epoch": int(before["epoch"])} if known else {}
 
 
 def evaluate(

@@ -25,7 +25,13 @@ from robjax.training.loop import Loop, Meter, OnEpoch
 from robjax.training.objectives import Objective
 from robjax.training.objectives.network import takes_groups
 from robjax.training.rates import RateFn, rate_reader
-from robjax.training.state import TrainState, copies, create_state, make_optimizer
+from robjax.training.state import (
+    TrainState,
+    copies,
+    create_state,
+    make_optimizer,
+    scheduled,
+)
 from robjax.training.step import StepFn, make_step
 from robjax.training.trainable import Model, Trainable, Variables, trainable
 
@@ -74,7 +80,8 @@ def fit(
         None: drawn from the seed, or those of the NNX module.
       extends: folder of an earlier run to go on from, from its last state, with any
         other options that fit its weights. Its epochs count in ``config.epochs``. The
-        optimizer's state goes on where it has the same structure, callbacks begin anew.
+        optimizer's state goes on where it has the same structure, the schedule of
+        `config` where its epochs stand, callbacks begin anew.
         Each checkpoint of this run says where it came from.
       run_dir: folder for metrics.jsonl, checkpoints/ and tensorboard/; None: no files.
       resume: go on from the last checkpoint in `run_dir`, bit for bit on the same
@@ -169,6 +176,9 @@ def _start(
     )
     if origin is not None:
         state = origin.continued(state, loop.steps_per_epoch)
+        if optimizer is None:  # milestones are epochs, whatever the batch size was
+            updates = int(state.step) * loop.config.replays
+            state = state._replace(opt_state=scheduled(state.opt_state, updates))
     kept = [callback.init(copies(state.weights)) for callback in loop.callbacks]
     return state._replace(callbacks=tuple(kept))
 

@@ -118,6 +118,25 @@ def make_optimizer(
     return optax.chain(clip, decay, optax.sgd(rate, momentum=config.momentum))
 
 
+def scheduled(opt_state: Any, updates: int) -> Any:
+    """A state of `make_optimizer` whose schedule stands at a number of updates.
+
+    >>> weights = jnp.ones(2)
+    >>> optimizer = make_optimizer(FitConfig(), steps_per_epoch=10)
+    >>> state = scheduled(optimizer.init(weights), 30)
+    >>> [int(count) for _, count in optax.tree.get_all_with_path(state, "count")]
+    [30]
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def move(node: Any) -> Any:
+        return node._replace(count=jnp.int32(updates)) if is_schedule(node) else node
+
+    return jax.tree.map(move, opt_state, is_leaf=is_schedule)
+
+
 def split_seed(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys for the initial weights and for everything drawn in training.
 

@@ -51,6 +51,18 @@ def test_every_image_is_shown_and_draws_from_its_own_key(table):
     assert (table.right & ~table.clean).any()
 
 
+def test_an_image_that_became_nan_is_not_right():
+    def broken(x, *, key, severity):
+        return jnp.where(x == 1, jnp.nan, x)  # as the bright images have it
+
+    table = evaluation.corruption_table(
+        brightness, (X, Y), {"broken": broken}, key=KEY, severities=(1,)
+    )
+    hit = (X == 1).any(axis=(1, 2, 3))
+    assert 0 < hit.sum() < 13 and (table.clean & hit).any()
+    np.testing.assert_array_equal(table.right[0, 0], table.clean & ~hit)
+
+
 def test_severities_compile_nothing_anew(table):
     """What is left is the trace that checks the kind, once for all severities."""
     before = len(TRACES)

@@ -145,6 +145,18 @@ def test_the_box_has_no_slack():
     np.testing.assert_array_equal(outside, [False, True, True, True])
 
 
+@pytest.mark.parametrize("bounds", [(0.0, 0.1), (0.7, 1.0), (-2.1179, 2.64)])
+def test_an_image_at_the_rounded_bounds_is_inside(bounds):
+    """float32(0.1) > 0.1 and float32(0.7) < 0.7."""
+    x = np.array([[bounds[0]], [bounds[1]]], np.float32)
+    for box in (bounds, tuple(np.full_like(x, end) for end in bounds)):
+        outside, _ = verdicts.measure(x, x, Linf(1.0), box)
+        np.testing.assert_array_equal(outside, [False, False])
+    beyond = np.nextafter(x, np.float32([[-9], [9]]))
+    outside, _ = verdicts.measure(beyond, x, Linf(1.0), bounds)
+    np.testing.assert_array_equal(outside, [True, True])
+
+
 def nan_above_half(label, x):
     """z_y − z_i is 0.6 − pixel 0, until that pixel is above ½."""
     pixel = x.reshape(len(x), -1)[:, :1]

@@ -59,6 +59,7 @@ def scripted(values, seen=None):
         ("min", [0.5, 0.3, 0.2, 0.3, 0.4, 0.1, 0.0], 2, 4),
         ("max", [None, 0.1, None, 0.2, 0.3, 0.4, 0.5], 6, 6),
         ("max", [0.9, float("nan"), 0.2, 0.1, 0.1, 0.1, 0.1], 0, 2),
+        ("max", [0.1, None, None, None, 0.2, None, 0.1], 4, 6),
     ],
 )
 def test_the_best_weights_and_the_end_of_the_training(mode, values, chosen, stopped):

@@ -213,10 +213,27 @@ def test_a_changed_run_goes_on_from_the_weights(first):
     )
     assert [epoch for epoch, _ in seen] == [2, 3]
     assert_equal(seen[0][1], first[1].variables)
-    # four steps of the third epoch, of an optimizer that is new
+    # four steps of the third epoch, of an optimizer that is new, late in the schedule
     assert int(state.step) == 12
     counts = optax.tree.get_all_with_path(state.opt_state, "count")
-    assert counts and all(int(count) == 4 for _, count in counts)
+    assert sorted(int(count) for _, count in counts) == [4, 12]
+
+
+def test_milestones_are_epochs_with_another_batch_size(first, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, epochs=4, batch_size=8, schedule="steps", milestones=(3,)
+    )
+    fit(tmp_path, config=config, extends=first[0])
+    found = files.load_json_lines(tmp_path / "metrics.jsonl")[1:]
+    rates = [(record["epoch"], record["learning_rate"]) for record in found]
+    assert rates == [(3, pytest.approx(0.1)), (4, pytest.approx(0.01))]
+
+
+def test_a_run_that_goes_on_keeps_its_best_weights(first):
+    config = dataclasses.replace(CONFIG, epochs=3)
+    state = fit(config=config, extends=first[0], callbacks=[callbacks.best("accuracy")])
+    assert int(state.callbacks[0].memory["epoch"]) == 3
+    assert_equal(state.weights, state.ema)
 
 
 def test_what_cannot_go_on_is_said(first, tmp_path):
