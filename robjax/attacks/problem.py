@@ -86,7 +86,7 @@ def check_problem(
 
     Warns:
       UserWarning: ε is concrete and larger than the distance of any two images; or
-        the images are concrete, and span less than 1/8 of the bounds.
+        the images are concrete, and span less than 5 % of the bounds.
     """
     model = as_logits_fn(logits_fn)
     x, bounds = check_box(x, bounds)

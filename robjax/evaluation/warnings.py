@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.balls import L0, L1, Ball, Linf
+from robjax.balls import L0, L1, L2, Ball, Linf
 from robjax.boxes import check_box, has_arrays
 from robjax.checks import Bounds
 from robjax.evaluation import probe
@@ -40,7 +40,7 @@ _SAME_ELSEWHERE = 1e-2
 # Share of samples that only attacks without gradients fooled.
 _GRADIENT_FREE = 2e-3
 # Share of the bounds that the images span.
-_SPANNED = 0.125
+_SPANNED = 0.05
 # A radius as a share of the box. Published ones are above 1e-3; 8/255 where the bounds
 # are (0, 255) is 1.2e-4.
 _SMALL_RADIUS = 2.5e-4
@@ -175,12 +175,26 @@ def of_task(
         found += _of_slopes(task, np.flatnonzero(~clean.fooled))
     if has_arrays(task.bounds):  # a box for each pixel says what is meant
         return found
-    unfilled = of_bounds(*_extremes(task), task.bounds)
+    low, high = _extremes(task)
+    unfilled = of_bounds(low, high, task.bounds)
     found += unfilled
     for ball in balls:
         doubted = [] if ball is None else of_radius(ball, task, fits=not unfilled)
+        if not (doubted or unfilled) and _covers(ball, high - low, task):
+            doubted = [
+                f"{type(ball).__name__}({float(np.max(ball.eps)):.4g}) lets any image "
+                f"become any other, as all lie between {low:.3g} and {high:.3g}: scale "
+                "the images, or give the radius in their unit"
+            ]
         found += [text for text in doubted if text not in found]  # attacks share balls
     return found
+
+
+def _covers(ball: Ball | L0 | None, span: float, task: Task) -> bool:
+    """Whether the ball of an image holds all images whose pixels span so much."""
+    count = task.images[0].size
+    farthest = {Linf: span, L2: float(np.sqrt(count)) * span, L1: count * span}
+    return type(ball) in farthest and float(np.max(ball.eps)) >= farthest[type(ball)]
 
 
 def of_bounds(low: float, high: float, bounds: Bounds) -> list[str]:

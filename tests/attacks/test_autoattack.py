@@ -349,7 +349,7 @@ def test_verdicts_are_those_of_the_reference():
 
 
 BAD = {
-    "version": ({"version": "fast"}, "version must be 'standard'"),
+    "version": ({"version": "quick"}, "version must be 'standard'"),
     "quirks": (
         {"version": "custom", "attacks": {"a": apgd}, "reference_quirks": True},
         "reference_quirks must be False for version 'custom'",

@@ -113,6 +113,12 @@ def test_each_image_keeps_its_box():
     np.testing.assert_array_equal(found.robust, np.abs(X[:, 0] - X[:, 1]) > EPS)
 
 
+def test_the_fast_suite_is_exact_on_a_linear_model():
+    fast = attacks.suite("fast", Linf(EPS))
+    found = evaluation.evaluate(Partial(linear, W), (X, Y), fast, key=KEY, cascade=True)
+    np.testing.assert_array_equal(found.robust, _true())
+
+
 def test_a_suite_that_misses_much_is_not_trusted():
     found = audit(0.02, half_width=0.2, tolerated=0.02)
     assert not found.trusted and "not to be trusted" in str(found)

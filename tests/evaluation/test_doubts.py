@@ -377,3 +377,12 @@ def test_clean_verdicts_of_many_batches_are_those_of_one():
     many = attack_all(made(8), None, np.arange(COUNT))
     np.testing.assert_array_equal(one.predicted, many.predicted)
     np.testing.assert_allclose(one.margin, many.margin, atol=1e-5)
+
+
+def test_a_radius_that_covers_the_images_but_not_the_bounds():
+    """As where digits from 0 to 16 are divided by 255."""
+    x = (X - X.min()) / (X.max() - X.min()) * 0.0625
+    y = np.asarray(jnp.argmax(honest(x), axis=1))
+    (warning,) = found(honest, x, y, ball=Linf(0.1))
+    assert "Linf(0.1) lets any image become any other, as all lie between 0" in warning
+    assert found(honest, x, y, ball=Linf(0.03)) == ()
