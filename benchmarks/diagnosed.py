@@ -67,6 +67,7 @@ def main() -> None:
     ]
     split = backgrounds.make("in_domain", correlation=1.0, amplitude=0.7, classes=4)
     x = np.asarray(data.to_float(split.images, 255.0))
+    assert split.masks is not None
     hole = split.masks[..., None]
     scenery = [
         ((1 - hole) * x)[split.labels == k].sum(0)

@@ -122,7 +122,7 @@ def from_labels(predict: Callable[[Any], Any], num_classes: int) -> LogitsFn:
 def _one_hot_of(
     predict: Callable[[Any], Any], num_classes: int, x: jax.Array
 ) -> jax.Array:
-    def ask(images: jax.Array) -> np.ndarray:
+    def ask(images: jax.Array | np.ndarray) -> np.ndarray:
         shown = np.array(images)  # a copy, so that predict may write to it
         labels = np.asarray(predict(shown))
         name = "the labels of predict"

@@ -156,7 +156,7 @@ def _reach(
     num_classes = count_classes(model, x, keys)
     y = check_labels(y, len(x), num_classes=num_classes)
     if callable(target):
-        clean_keys = None if keys is None else fold_keys(keys, _CLEAN)
+        clean_keys: Any = None if keys is None else fold_keys(keys, _CLEAN)
         target = target(mean_logits(model, x, clean_keys, eot), y)
     target = jnp.broadcast_to(target, y.shape) if jnp.ndim(target) == 0 else target
     target = check_labels(target, len(x), num_classes=num_classes, name="target")

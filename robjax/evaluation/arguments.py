@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import numpy as np
 
 from robjax.balls import L0, L1, L2, Linf
@@ -188,7 +189,7 @@ def check_bound(label: str, attack: object, count: int) -> None:
             f"{label} must not have bounds of its own, got {options['bounds']!r}: give "
             "bounds= to the evaluation"
         )
-    target = options.get("target")
+    target: Any = options.get("target")
     if not callable(target) and np.ndim(target) > 0:
         raise ValueError(
             f"{label} must have a class as target, or a function (logits, labels) -> "

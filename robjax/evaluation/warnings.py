@@ -179,7 +179,9 @@ def of_task(
     unfilled = of_bounds(low, high, task.bounds)
     found += unfilled
     for ball in balls:
-        doubted = [] if ball is None else of_radius(ball, task, fits=not unfilled)
+        if ball is None:
+            continue
+        doubted = of_radius(ball, task, fits=not unfilled)
         if not (doubted or unfilled) and _covers(ball, high - low, task):
             doubted = [
                 f"{type(ball).__name__}({float(np.max(ball.eps)):.4g}) lets any image "
@@ -190,7 +192,7 @@ def of_task(
     return found
 
 
-def _covers(ball: Ball | L0 | None, span: float, task: Task) -> bool:
+def _covers(ball: Ball | L0, span: float, task: Task) -> bool:
     """Whether the ball of an image holds all images whose pixels span so much."""
     count = task.images[0].size
     farthest = {Linf: span, L2: float(np.sqrt(count)) * span, L1: count * span}
