@@ -54,6 +54,9 @@ def test_a_report_is_a_record(tmp_path, monkeypatch):
         common.Claim("A holds", "1 | 2", common.HELD),
         common.Claim("B holds", "3", common.FAILED),
     ]
+    monkeypatch.setattr(
+        "sys.orig_argv", ["python", "-m", "study", "--dataset", "mnist"]
+    )
     for data, chosen in {"digits": claims, "mnist": claims[1:]}.items():
         common.write_report(
             tmp_path / data,
@@ -72,7 +75,9 @@ def test_a_report_is_a_record(tmp_path, monkeypatch):
     assert "| A holds | **held**: 1 \\| 2 |  |" in page
     assert "| B holds | **did not hold**: 3 | **did not hold**: 3 |" in page
     assert "Of 3 verdicts 1 are that" in page
-    assert "pytest" in page  # the command that made the records
+    assert (
+        "python -m study --dataset mnist" in page
+    )  # the command that made the records
 
 
 def test_a_study_under_no_heading_is_an_error(tmp_path, monkeypatch):
