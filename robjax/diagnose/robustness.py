@@ -17,6 +17,7 @@ from robjax.metrics import strong_robustness
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Radii of the curve, as shares of ε."""
+_CHEAP_PROOFS = ("ibp", "crown_ibp")
 SAMPLES = 24
 """Images that a report shows."""
 
@@ -75,6 +76,7 @@ def proven(subject: Subject, budget: Budget, found: Found) -> Lens:
             jnp.asarray(y),
             ball=subject.ball,
             bounds=subject.bounds,
+            method="auto" if budget.starts else _CHEAP_PROOFS,
         )
     except ValueError as error:  # a primitive without a rule, a batch that is mixed
         return Lens(notes=(f"left out: {error}",))

@@ -58,7 +58,7 @@ class Budget(NamedTuple):
       curve_steps: of Auto-PGD, for each radius of the curve.
       masked: images that the masking battery sees.
       nearest: images whose minimal distance is searched for.
-      starts: of that search, over several attacks; 0: FMN alone.
+      starts: of that search, over several attacks; 0: FMN alone, and cheap proofs.
       proven: images whose robustness is to be proven.
       compared: images whose pairs are compared by the KL divergence.
       played: images whose parts play a game.

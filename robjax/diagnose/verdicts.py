@@ -330,7 +330,10 @@ def _next(kind: Kind, facts: _Facts, relies: bool) -> list[str]:
             "with objectives.adversarial or objectives.trades.",
             "Look at the classes and samples that fall first (below).",
         ],
-        "partly robust": ["Look at the classes and samples that fall (below)."],
+        "partly robust": [
+            "Look at the classes and samples that fall (below).",
+            "Train against attacks longer, or with a larger radius.",
+        ],
         "robust": [
             "Try a larger radius. Attacks cannot prove robustness; a certificate can."
         ],
