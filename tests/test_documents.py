@@ -63,8 +63,14 @@ def test_links_lead_to_files():
 def test_names_in_the_text_exist():
     parts = "|".join(set(robjax.__all__) - {"model", "data"})  # often variables
     pattern = re.compile(rf"`(?:robjax\.)?((?:{parts})(?:\.\w+)+)")
+    unknown, seen = [], 0
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
         for name in pattern.findall(prose):
             if not name.endswith((".py", ".jsonl")):
-                functools.reduce(getattr, name.split("."), robjax)
+                seen += 1
+                try:
+                    functools.reduce(getattr, name.split("."), robjax)
+                except AttributeError:
+                    unknown.append((path.name, name))
+    assert seen and not unknown

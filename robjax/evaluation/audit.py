@@ -225,36 +225,54 @@ def audited(
     survivors = np.flatnonzero(table.robust)
     order = jax.random.permutation(jax.random.fold_in(key, _ORDER), len(survivors))
     survivors = survivors[np.asarray(order)]
-    left = len(survivors)
-    limit = left if most is None else min(most, left)
-    total, sampled = len(images), 0
-    broken = np.zeros(total, bool)
-    found: list[str] = list(table.warnings)
-    trusted = not found
-    low, high = 0, left
-    while sampled < limit and (
-        not trusted or half_width == 0 or (high - low) / total > 2 * half_width
+    limit = len(survivors) if most is None else min(most, len(survivors))
+    found = _begun(table, confidence)
+    while int(found.audited.sum()) < limit and (
+        not found.trusted or half_width == 0 or found.high - found.low > 2 * half_width
     ):
-        rows = np.sort(survivors[sampled : min(sampled + _BLOCK, limit)])
-        block = run(full, rows, f"full-{sampled:07d}")
-        sampled += len(rows)
-        broken[rows] = ~block.robust
-        found += [text for text in block.warnings if text not in found]
-        low, high = broken_among(
-            left, sampled, int(broken.sum()), confidence=confidence
-        )
-        trusted = trusted and low / total <= tolerated
-    seen = np.zeros(total, bool)
-    seen[survivors[:sampled]] = True
+        done = int(found.audited.sum())
+        rows = np.sort(survivors[done : min(done + _BLOCK, limit)])
+        block = run(full, rows, f"full-{done:07d}")
+        found = _gone_on(found, rows, block, tolerated)
+    return found
+
+
+def _begun(table: Evaluation, confidence: float) -> Audit:
+    """What the cheap suite says, before anything is audited."""
+    robust = table.robust
     return Audit(
         cheap=table,
-        audited=seen,
-        robust=table.robust & ~broken,
+        audited=np.zeros(len(robust), bool),
+        robust=robust,
+        low=0.0,
+        high=float(np.mean(robust)),
+        confidence=confidence,
+        trusted=not table.warnings,
+        warnings=table.warnings,
+    )
+
+
+def _gone_on(
+    found: Audit, rows: np.ndarray, block: Evaluation, tolerated: float
+) -> Audit:
+    """What is known with one more block of survivors."""
+    audited, robust = found.audited.copy(), found.robust.copy()
+    audited[rows], robust[rows] = True, block.robust
+    total, left = len(robust), int(found.cheap.robust.sum())
+    low, high = broken_among(
+        left,
+        int(audited.sum()),
+        int(np.count_nonzero(audited & ~robust)),
+        confidence=found.confidence,
+    )
+    new = tuple(text for text in block.warnings if text not in found.warnings)
+    return found._replace(
+        audited=audited,
+        robust=robust,
         low=(left - high) / total,
         high=(left - low) / total,
-        confidence=confidence,
-        trusted=trusted,
-        warnings=tuple(found),
+        trusted=found.trusted and low / total <= tolerated,
+        warnings=found.warnings + new,
     )
 
 
