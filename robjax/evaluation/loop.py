@@ -22,6 +22,7 @@ from robjax.evaluation.batches import Task, to_images
 from robjax.evaluation.store import Store
 from robjax.evaluation.verdicts import Verdicts, attack_and_judge, check_attack
 from robjax.evaluation.warnings import find_warnings
+from robjax.runs import preemption
 from robjax.runs.files import PathLike
 
 _IMAGES_AT_ONCE = 1024
@@ -94,10 +95,25 @@ def run_attacks(
     Raises:
       ValueError: an attack or one of its options is malformed; `folder` holds a run and
         `resume` is False, or it holds another run.
+      Preempted: SIGTERM came; every batch that was done is in `folder`.
     """
     for name, attack in attacks.items():
         check_attack(f"attacks[{name!r}]", attack, task)
-    store = Store.open(folder, task, attacks, cascade=cascade, resume=resume)
+    with preemption.watch(folder) as notice:
+        store = Store.open(folder, task, attacks, cascade=cascade, resume=resume)
+        return _attack_all(task, attacks, store, notice, cascade, keep_images, progress)
+
+
+def _attack_all(
+    task: Task,
+    attacks: Mapping[str, Attack],
+    store: Store,
+    notice: preemption.Notice,
+    cascade: bool,
+    keep_images: bool,
+    progress: bool,
+) -> Outcome:
+    """Goes through attacks and batches, and leaves before a batch if told to."""
     x_adv = _clean_images(task) if keep_images else None
     record: dict[str, Verdicts] = {}
     robust = np.ones(len(task.labels), bool)
@@ -113,6 +129,7 @@ def run_attacks(
         for batch, (padded, real) in enumerate(task.batches(todo)):
             index = padded[:real]
             done = store.load(label, batch, index)
+            notice.leave()
             if done is None:
                 judged, images = attack_and_judge(task, attack, padded, salt)
                 done = (judged.first(real), images[:real])

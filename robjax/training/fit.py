@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import optax
 
 from robjax.data import Dataset, to_float
+from robjax.runs import preemption
 from robjax.runs.files import PathLike
 from robjax.training import arguments, objectives, parallel
 from robjax.training.callbacks import Callback
@@ -102,6 +103,7 @@ def fit(
       ValueError: an argument is out of range, or `run_dir` holds another run.
       FloatingPointError: the loss, a metric or the gradient is not finite; the
         message names the step. Nothing of that step is saved.
+      Preempted: SIGTERM came, and the state after the step in hand is in `run_dir`.
     """
     adapted = trainable(model)
     arguments.check_options(objective, config, optimizer, on_epoch, callbacks)
@@ -120,7 +122,7 @@ def fit(
         variables=variables,
         callbacks=callbacks,
         extends=None if origin is None else origin.words,
-    )
+    ) | {"devices": len(devices)}
     about = describe_model(model, data, steps_per_epoch, origin)
     journal = Journal(run_dir, description, resume=resume, about=about)
     step, rate = _compiled_step(
@@ -148,7 +150,7 @@ def fit(
         grouped=takes_groups(objective),
         progress=progress,
     )
-    with contextlib.closing(journal):
+    with preemption.watch(run_dir) as notice, contextlib.closing(journal):
         state, stored = journal.open(_start(loop, optimizer, variables, origin))
         if not stored:
             known = {} if origin is None else {"extends": origin.folder}
@@ -156,7 +158,7 @@ def fit(
         # rebound, so that nothing keeps the first copies in memory
         variables = origin = None
         state = loop.placed(state)
-        return loop.run(state, Meter(**stored))
+        return loop.run(state, Meter(**stored), notice)
 
 
 def _start(

@@ -40,7 +40,7 @@ from robjax.metrics.interactions.design import (
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
 from robjax.metrics.interactions.exact import play, without_rounding
 from robjax.metrics.interactions.games import ImageGame, ValueFn
-from robjax.runs import files, provenance
+from robjax.runs import files, preemption, provenance
 from robjax.samples import fold_keys, is_concrete, sample_keys
 
 # Sets played at a time: their masks take n bytes each, their values 8.
@@ -190,6 +190,7 @@ def sampled(
     Raises:
       ValueError: an argument is malformed; the message names it. `run_dir` holds a run
         and `resume` is False, or it holds another run.
+      Preempted: SIGTERM came; every part that was done is in `run_dir`.
     """
     n = check_count("n", n, minimum=2)
     blocks = check_count("blocks", blocks)
@@ -201,14 +202,15 @@ def sampled(
     # contexts draw from the keys folded with orders, which are below n
     drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))
     plan = _Plan(value_fn, n, keys, drawn, contexts)
-    folder = provenance.open_run(
-        run_dir,
-        functools.partial(_description, plan),
-        parts="order-*/*.npz",
-        resume=resume,
-    )
-    with tqdm(total=len(orders) * blocks, disable=not progress, unit="block") as bar:
-        parts = [_play_order(plan, order, folder, bar) for order in orders]
+    bar = tqdm(total=len(orders) * blocks, disable=not progress, unit="block")
+    with preemption.watch(run_dir) as notice, bar:
+        folder = provenance.open_run(
+            run_dir,
+            functools.partial(_description, plan),
+            parts="order-*/*.npz",
+            resume=resume,
+        )
+        parts = [_play_order(plan, order, folder, bar, notice) for order in orders]
     return SampledInteractions(
         orders=np.asarray(orders),
         pairs=drawn.pairs,
@@ -279,15 +281,21 @@ class _Part(NamedTuple):
 
 
 def _play_order(
-    plan: _Plan, order: int, folder: pathlib.Path | None, bar: tqdm
+    plan: _Plan,
+    order: int,
+    folder: pathlib.Path | None,
+    bar: tqdm,
+    notice: preemption.Notice,
 ) -> _Part:
     """All blocks at one order; what `folder` has is not played again."""
     bar.set_postfix_str(f"order {order}")
     parts = []
     for number, span in enumerate(plan.spans(order)):
+        notice.leave()
         path = folder and folder / f"order-{order:04d}" / f"{number:06d}.npz"
-        if path and path.exists():
-            part = _Part(**files.load_npz(path))
+        done = path and files.load_part(path, _Part._fields)
+        if done:
+            part = _Part(**{name: done[name] for name in _Part._fields})
         else:
             part = _play_span(plan, order, span)
             if path:
