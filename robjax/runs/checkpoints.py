@@ -163,13 +163,13 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
     path = pathlib.Path(path)
     try:
         manifest = load_json(path / "manifest.json")
-        seal = manifest.pop("sha256", None)
+        sealed = manifest.pop("sha256", None)
         expected = manifest["files"]
         found = _checksums(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {path} has no readable manifest") from error
     damaged = [name for name in expected if found.get(name) != expected[name]]
-    if seal not in (None, seal(manifest)):  # older manifests have none
+    if sealed not in (None, seal(manifest)):  # older manifests have none
         damaged.append("manifest.json")
     if damaged:
         raise ValueError(

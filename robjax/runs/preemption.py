@@ -65,7 +65,7 @@ class Notice:
     def __init__(self, folder: PathLike | None) -> None:
         self.folder = folder
         self.came = False
-        self.before: Any = signal.SIG_DFL  # what SIGTERM does else
+        self.before: Any = None  # what SIGTERM did, once it is a notice
 
     def asked(self) -> bool:
         """Whether to save and `leave` now.
@@ -149,12 +149,18 @@ def _handler(notice: Notice) -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+    notice.before = before
+
     def told(number, frame):
+        if os.getpid() != owner:  # told while it was forked
+            _forget()
+            os.kill(os.getpid(), number)
+            return
         notice.came = True
         if callable(before):
             before(number, frame)
 
-    notice.before = before
     # Handlers wait until a compiled function returns. A thread does not.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -163,7 +169,6 @@ def _handler(notice: Notice) -> Iterator[None]:
     thread = threading.Thread(target=_exit_at_second, args=(reader, wakeup))
     thread.daemon = True
     thread.start()
-    owner = os.getpid()
     try:
         yield
     finally:
@@ -190,10 +195,10 @@ def _exit_at_second(reader: int, wakeup: int) -> None:
 def _forget() -> None:
     """In a forked process SIGTERM does what it always does: the run is its parent's."""
     global _current
-    if _current is not None:
+    if _current is not None and _current.before is not None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, _current.before)
-        _current = None
+    _current = None
 
 
 os.register_at_fork(after_in_child=_forget)
