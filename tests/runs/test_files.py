@@ -149,18 +149,13 @@ def test_npz_round_trip_is_exact(tmp_path):
 
 
 def test_no_flipped_bit_of_an_npz_file_passes_for_its_arrays(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {
-        "index": np.arange(8),
-        "x": rng.random((8, 12), np.float32),
-        "fooled": rng.random(8) < 0.5,
-    }
+    arrays = {"means": np.zeros((3, 300))}
     file = tmp_path / "000000.npz"
     files.save_npz(file, arrays)
     content = file.read_bytes()
     outcomes = collections.Counter()
-    # NumPy alone takes one flip near bit 1170, and gives another index
-    for bit in [*range(1100, 1250), *range(0, 8 * len(content), 37)]:
+    # NumPy alone takes two of them for other zeros
+    for bit in range(8 * 50, 8 * (len(content) - 80)):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << (bit % 8)
         file.write_bytes(changed)
@@ -169,9 +164,9 @@ def test_no_flipped_bit_of_an_npz_file_passes_for_its_arrays(tmp_path):
             found = files.load_part(file, arrays)
         outcomes[found is None] += 1
         assert bool(told) == (found is None)
-        for name in arrays if found else ():
-            np.testing.assert_array_equal(found[name], arrays[name], strict=True)
-    assert outcomes[True] > 150
+        if found:
+            np.testing.assert_array_equal(found["means"], arrays["means"], strict=True)
+    assert outcomes[True] > 500
     (tmp_path / "000001.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"000001\.npz is not a readable .* again"):
         assert files.load_part(tmp_path / "000001.npz", arrays) is None

@@ -113,8 +113,10 @@ with preemption.watch("run"):
     os.read(reader, 1)
     os.kill(worker, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
-    forever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: x, x))
-    forever(1.0).block_until_ready()
+    minutes = jax.jit(
+        lambda x: jax.lax.fori_loop(0, 2**31 - 1, lambda i, x: jax.numpy.sin(x), x)
+    )
+    minutes(1.0).block_until_ready()
 """
 
 
