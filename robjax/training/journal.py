@@ -142,7 +142,7 @@ class Journal:
         self._tensorboard: Any = None
         self._latest: pathlib.Path | None = None
         self._manifest: dict[str, Any] = {}
-        self._records: list[Mapping[str, Any]] = []
+        self._records: list[dict[str, Any]] = []
         if self._folder is None:
             if resume:
                 raise ValueError("run_dir must be given with resume=True, got None")
@@ -198,7 +198,7 @@ class Journal:
         """Appends the record of one epoch; its numbers go to TensorBoard too."""
         if not self._writes:
             return
-        self._records.append(record)
+        self._records.append(dict(record))
         files.append_json_line(self._metrics_file(), record)
         for name, value in record.items():
             known = name in ("epoch", "step") or isinstance(value, str)
@@ -246,7 +246,7 @@ class Journal:
                 "name another folder"
             )
 
-    def _holds(self, records: list[Mapping[str, Any]]) -> bool:
+    def _holds(self, records: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the file of records begins with these."""
         file = self._metrics_file()
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
