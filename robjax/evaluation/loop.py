@@ -7,12 +7,15 @@ their results off its record.
 Batches have few sizes (`Task.batches`), so an attack compiles a few times only. The
 draws of a sample depend on its own key alone.
 
+Several processes share the batches of each attack, and exchange verdicts and images
+before the next one (`robjax.runs.processes`).
+
 With a folder, every batch is a file (`Store`). A run that was killed skips the batches
 that have a file. Its result is that of a run that was never killed, bit for bit.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +25,9 @@ from robjax.evaluation.batches import Task, to_images
 from robjax.evaluation.store import Store
 from robjax.evaluation.verdicts import Verdicts, attack_and_judge, check_attack
 from robjax.evaluation.warnings import find_warnings
+from robjax.runs import provenance
 from robjax.runs.files import PathLike
+from robjax.runs.processes import Group, joined
 
 _IMAGES_AT_ONCE = 1024
 
@@ -94,10 +99,36 @@ def run_attacks(
     Raises:
       ValueError: an attack or one of its options is malformed; `folder` holds a run and
         `resume` is False, or it holds another run.
+      RuntimeError: another process has failed.
     """
     for name, attack in attacks.items():
         check_attack(f"attacks[{name!r}]", attack, task)
-    store = Store.open(folder, task, attacks, cascade=cascade, resume=resume)
+
+    def about() -> dict[str, Any]:
+        kinds = provenance.identify(tuple(attacks.items()))
+        options = {"cascade": cascade, "keep_images": keep_images, "resume": resume}
+        return {**task.facts(), **options, "attacks": kinds, "run_dir": folder is None}
+
+    with joined("evaluation", about) as group:
+        store = Store.open(
+            folder, task, attacks, cascade=cascade, resume=resume, group=group
+        )
+        record, x_adv = _run(
+            task, attacks, store, group, cascade, keep_images, progress
+        )
+    return Outcome(record, x_adv, find_warnings(task, attacks, record))
+
+
+def _run(
+    task: Task,
+    attacks: Mapping[str, Attack],
+    store: Store,
+    group: Group,
+    cascade: bool,
+    keep_images: bool,
+    progress: bool,
+) -> tuple[dict[str, Verdicts], np.ndarray | None]:
+    """The verdicts by name, and the images if they are kept; see `run_attacks`."""
     x_adv = _clean_images(task) if keep_images else None
     record: dict[str, Verdicts] = {}
     robust = np.ones(len(task.labels), bool)
@@ -107,10 +138,15 @@ def run_attacks(
         salt = number if cascade else None
         correct = ~record["clean"].fooled if record else robust
         todo = np.flatnonzero(robust if cascade else correct)
+        before = robust.copy()
         record[name] = Verdicts.empty(len(task.labels))
-        bar = tqdm(total=len(todo), desc=name, disable=not progress, unit="image")
+        batches = group.mine(enumerate(task.batches(todo)))
+        total = sum(real for _, (_, real) in batches)
+        hidden = not progress or group.index > 0
+        bar = tqdm(total=total, desc=name, disable=hidden, unit="image")
         bar.set_postfix_str(_percent(robust))
-        for batch, (padded, real) in enumerate(task.batches(todo)):
+        for batch, (padded, real) in batches:
+            group.check()
             index = padded[:real]
             done = store.load(label, batch, index)
             if done is None:
@@ -126,7 +162,33 @@ def run_attacks(
             bar.set_postfix_str(_percent(robust), refresh=False)
             bar.update(real)
         bar.close()
-    return Outcome(record, x_adv, find_warnings(task, attacks, record))
+        if group.count > 1:
+            _share(group, batches, record[name], before, robust, x_adv)
+    return record, x_adv
+
+
+def _share(
+    group: Group,
+    batches: list[tuple[int, tuple[np.ndarray, int]]],
+    verdicts: Verdicts,
+    before: np.ndarray,
+    robust: np.ndarray,
+    x_adv: np.ndarray | None,
+) -> None:
+    """Writes what the other processes found to `verdicts`, `robust` and `x_adv`.
+
+    batches: numbered, of this process.
+    before: [N] `robust` before the attack.
+    """
+    index = np.concatenate([np.arange(0), *(padded[:n] for _, (padded, n) in batches)])
+    won = index[before[index] & ~robust[index]]
+    images = None if x_adv is None else x_adv[won]
+    own = (index, Verdicts(*(values[index] for values in verdicts)), won, images)
+    for index, found, won, images in group.exchange(own):
+        verdicts.put(index, found)
+        robust[won] = False
+        if x_adv is not None:
+            x_adv[won] = images
 
 
 def _clean_images(task: Task) -> np.ndarray:

@@ -5,8 +5,8 @@
     <run_dir>/tensorboard/    the same scalars
 
 A record is written before the checkpoint at its step. A run that is taken up at step
-s drops the records after s, so the file ends up as if nothing had happened. With
-several hosts process 0 writes and all read.
+s drops the records after s, so the file ends up as if nothing had happened. Of several
+processes the first writes and all read.
 """
 
 import functools
@@ -119,6 +119,7 @@ class Journal:
       description: made by `describe_run`; that of a run taken up must be the same.
       resume: a folder that holds a run already is taken up, not refused.
       about: further facts that each checkpoint names and nothing compares.
+      writes: whether this process does; of several only one should.
 
     Raises:
       ValueError: the folder is not writable; it holds a run and `resume` is False; its
@@ -132,11 +133,12 @@ class Journal:
         *,
         resume: bool,
         about: Mapping[str, Any] | None = None,
+        writes: bool = True,
     ) -> None:
         self._description = description
         self._about = about
         self._folder = None if run_dir is None else files.as_path(run_dir, "run_dir")
-        self._writes = self._folder is not None and jax.process_index() == 0
+        self._writes = self._folder is not None and writes
         self._tensorboard: Any = None
         self._latest: pathlib.Path | None = None
         self._manifest: dict[str, Any] = {}
@@ -175,6 +177,11 @@ class Journal:
                 self._description,
                 versions_then=self._manifest["versions"],
             )
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The name of the checkpoint to go on from, if there is one."""
+        return None if self._latest is None else self._latest.name
 
     def open(self, start: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
         """Returns the state to go on from, and what was stored beside it.
