@@ -205,10 +205,11 @@ class Group:
             except JaxRuntimeError:
                 return  # process 0 is gone, and JAX is about to end this one
             ended = [name for name in bad if name.startswith(f"{_BAD}exit")]
-            for name in [name for name in (_BAD + self._name, *ended) if name in bad]:
-                self._failure = bad[name]
+            told = [bad[name] for name in (_BAD + self._name, *ended) if name in bad]
+            if told:
+                self._failure = told[0]
                 if not left.wait(GRACE_SECONDS):
-                    _end(self._failure)
+                    _end(told[0])
                 return
 
 
