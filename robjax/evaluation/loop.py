@@ -25,7 +25,7 @@ from robjax.evaluation.batches import Task, to_images
 from robjax.evaluation.store import Store
 from robjax.evaluation.verdicts import Verdicts, attack_and_judge, check_attack
 from robjax.evaluation.warnings import find_warnings
-from robjax.runs import provenance
+from robjax.runs import preemption, provenance
 from robjax.runs.files import PathLike
 from robjax.runs.processes import Group, joined
 
@@ -100,6 +100,7 @@ def run_attacks(
       ValueError: an attack or one of its options is malformed; `folder` holds a run and
         `resume` is False, or it holds another run.
       RuntimeError: another process has failed.
+      Preempted: SIGTERM came; every batch that was done is in `folder`.
     """
     for name, attack in attacks.items():
         check_attack(f"attacks[{name!r}]", attack, task)
@@ -109,26 +110,26 @@ def run_attacks(
         options = {"cascade": cascade, "keep_images": keep_images, "resume": resume}
         return {**task.facts(), **options, "attacks": kinds, "run_dir": folder is None}
 
-    with joined("evaluation", about) as group:
+    with joined("evaluation", about) as group, preemption.watch(folder) as notice:
         store = Store.open(
             folder, task, attacks, cascade=cascade, resume=resume, group=group
         )
-        record, x_adv = _run(
-            task, attacks, store, group, cascade, keep_images, progress
+        return _attack_all(
+            task, attacks, store, group, notice, cascade, keep_images, progress
         )
-    return Outcome(record, x_adv, find_warnings(task, attacks, record))
 
 
-def _run(
+def _attack_all(
     task: Task,
     attacks: Mapping[str, Attack],
     store: Store,
     group: Group,
+    notice: preemption.Notice,
     cascade: bool,
     keep_images: bool,
     progress: bool,
-) -> tuple[dict[str, Verdicts], np.ndarray | None]:
-    """The verdicts by name, and the images if they are kept; see `run_attacks`."""
+) -> Outcome:
+    """Goes through attacks and batches, and leaves before a batch if told to."""
     x_adv = _clean_images(task) if keep_images else None
     record: dict[str, Verdicts] = {}
     robust = np.ones(len(task.labels), bool)
@@ -140,36 +141,38 @@ def _run(
         todo = np.flatnonzero(robust if cascade else correct)
         before = robust.copy()
         record[name] = Verdicts.empty(len(task.labels))
-        batches = group.mine(enumerate(task.batches(todo)))
-        total = sum(real for _, (_, real) in batches)
+        batches = list(enumerate(task.batches(todo)))
+        own = [padded[:real] for _, (padded, real) in group.mine(batches)]
+        total = sum(map(len, own))
         hidden = not progress or group.index > 0
         bar = tqdm(total=total, desc=name, disable=hidden, unit="image")
         bar.set_postfix_str(_percent(robust))
-        for batch, (padded, real) in batches:
-            group.check()
-            index = padded[:real]
-            done = store.load(label, batch, index)
-            if done is None:
-                judged, images = attack_and_judge(task, attack, padded, salt)
-                done = (judged.first(real), images[:real])
-                store.save(label, batch, index, *done)
-            verdicts, images = done
-            record[name].put(index, verdicts)
-            won = verdicts.fooled & robust[index]
-            if x_adv is not None:
-                x_adv[index[won]] = images[won]
-            robust[index[won]] = False
-            bar.set_postfix_str(_percent(robust), refresh=False)
-            bar.update(real)
+        for turn in group.turns(batches):
+            notice.leave()
+            for batch, (padded, real) in turn:
+                index = padded[:real]
+                done = store.load(label, batch, index)
+                if done is None:
+                    judged, images = attack_and_judge(task, attack, padded, salt)
+                    done = (judged.first(real), images[:real])
+                    store.save(label, batch, index, *done)
+                verdicts, images = done
+                record[name].put(index, verdicts)
+                won = verdicts.fooled & robust[index]
+                if x_adv is not None:
+                    x_adv[index[won]] = images[won]
+                robust[index[won]] = False
+                bar.set_postfix_str(_percent(robust), refresh=False)
+                bar.update(real)
         bar.close()
         if group.count > 1:
-            _share(group, batches, record[name], before, robust, x_adv)
-    return record, x_adv
+            _share(group, own, record[name], before, robust, x_adv)
+    return Outcome(record, x_adv, find_warnings(task, attacks, record))
 
 
 def _share(
     group: Group,
-    batches: list[tuple[int, tuple[np.ndarray, int]]],
+    own: list[np.ndarray],
     verdicts: Verdicts,
     before: np.ndarray,
     robust: np.ndarray,
@@ -177,14 +180,14 @@ def _share(
 ) -> None:
     """Writes what the other processes found to `verdicts`, `robust` and `x_adv`.
 
-    batches: numbered, of this process.
+    own: [b] samples of each batch of this process.
     before: [N] `robust` before the attack.
     """
-    index = np.concatenate([np.arange(0), *(padded[:n] for _, (padded, n) in batches)])
+    index = np.concatenate([np.arange(0), *own])
     won = index[before[index] & ~robust[index]]
     images = None if x_adv is None else x_adv[won]
-    own = (index, Verdicts(*(values[index] for values in verdicts)), won, images)
-    for index, found, won, images in group.exchange(own):
+    share = (index, Verdicts(*(values[index] for values in verdicts)), won, images)
+    for index, found, won, images in group.exchange(share):
         verdicts.put(index, found)
         robust[won] = False
         if x_adv is not None:

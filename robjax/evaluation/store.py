@@ -3,12 +3,14 @@
     <run_dir>/run.json                      what the run is, and the versions used
     <run_dir>/<number>-<attack>/<batch>.npz verdicts and images of a batch
 
-Every file is written when its batch is done, whole or not at all.
+Every file is written when its batch is done, whole or not at all. Which samples a batch
+has does not depend on the number of devices, so a run may go on with more or fewer.
 """
 
 import functools
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -78,21 +80,20 @@ class Store(NamedTuple):
           batch: number of the batch.
           index: [b] samples of the batch.
 
-        Raises:
-          ValueError: the file is damaged or holds other samples.
+        Warns:
+          UserWarning: the file is damaged or holds other samples.
         """
         path = self._path(attack, batch)
-        if path is None or not path.exists():
+        if path is None:
             return None
-        found = files.load_npz(path)
-        if found.keys() != {"index", "x_adv", *Verdicts._fields}:
-            raise ValueError(
-                f"{path} does not hold verdicts: delete it, and its batch is done again"
-            )
-        if not np.array_equal(found.pop("index"), index):
-            raise ValueError(f"{path} holds other samples than this run expects")
-        images = found.pop("x_adv")
-        return Verdicts(**found), images
+        found = files.load_part(path, ("index", "x_adv", *Verdicts._fields))
+        if found is None:
+            return None
+        if not np.array_equal(found["index"], index):
+            warnings.warn(f"{path} is of other samples: done again", stacklevel=2)
+            return None
+        verdicts = Verdicts(**{name: found[name] for name in Verdicts._fields})
+        return verdicts, found["x_adv"]
 
     def save(
         self,
@@ -120,6 +121,7 @@ def _description(
 ) -> dict[str, Any]:
     """What decides the result of a run, so that two runs can be compared."""
     return describe_task(task) | {
+        "devices": task.mesh.size,
         "cascade": cascade,
         "attacks": provenance.identify(tuple(attacks.items())),
     }

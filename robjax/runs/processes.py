@@ -64,6 +64,7 @@ Result = TypeVar("Result")
 
 _names = itertools.count()
 _inside: list["Group"] = []
+_silent = False  # whether this process exits without a word, see `leave_together`
 
 
 class Group:
@@ -92,19 +93,36 @@ class Group:
         """The items that this process does: every P-th, from its own number on."""
         return list(items)[self.index :: self.count]
 
+    def turns(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """As many turns in every process; in each it does one of its items, or none.
+
+        Raises:
+          RuntimeError: another process has failed.
+        """
+        every = list(items)
+        mine = self.mine(every)
+        for turn in range(-(-len(every) // self.count)):
+            self.check()
+            yield mine[turn : turn + 1]
+
     def check(self) -> None:
         """Raises RuntimeError if another process has failed."""
         if self._failure is not None:
             raise RuntimeError(self._failure)
 
     def map(
-        self, function: Callable[[Item], Result], items: Iterable[Item]
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        each_turn: Callable[[], None] = lambda: None,
     ) -> list[Result]:
         """Applies a function to items, each in one of the processes.
 
         Args:
           function: gives what can be pickled, with NumPy arrays.
           items: the same in all processes.
+          each_turn: called before each turn, as often in every process.
 
         Returns:
           The results in the order of the items, in every process.
@@ -114,9 +132,9 @@ class Group:
         """
         every = list(items)
         done = []
-        for item in self.mine(every):
-            self.check()
-            done.append(function(item))
+        for turn in self.turns(every):
+            each_turn()
+            done += map(function, turn)
         results: list[Any] = [None] * len(every)
         for index, share in enumerate(self.exchange(done)):
             results[index :: self.count] = share
@@ -237,7 +255,7 @@ def joined(
     Raises:
       RuntimeError: another process has failed, has not come, or does something else.
     """
-    if jax.process_count() == 1 or (_inside and _inside[-1].count == 1):
+    if count() == 1:
         yield Group()
         return
     if devices is not None and len({one.process_index for one in devices}) == 1:
@@ -255,7 +273,8 @@ def joined(
         yield group
         group.exchange(None)  # no process leaves before all are done
     except BaseException as error:
-        group._report(error)
+        if not isinstance(error, SystemExit):
+            group._report(error)
         raise
     finally:
         _inside.pop()
@@ -277,6 +296,24 @@ def alone() -> Iterator[Group]:
         yield group
     finally:
         _inside.pop()
+
+
+def count() -> int:
+    """How many processes work together here; 1 inside `alone`.
+
+    >>> count()
+    1
+    """
+    return _inside[-1].count if _inside else jax.process_count()
+
+
+def leave_together() -> None:
+    """Says that all processes are about to exit, so that none takes it for an error.
+
+    >>> leave_together()
+    """
+    global _silent
+    _silent = True
 
 
 def _client() -> Any:
@@ -335,7 +372,7 @@ def _end(failure: str) -> None:
 def _say_goodbye() -> None:
     """Tells the others that this process exits, lest they wait for it."""
     state = distributed.global_state
-    if state.client is not None and state.num_processes > 1:
+    if state.client is not None and state.num_processes > 1 and not _silent:
         error = getattr(sys, "last_value", None)
         with contextlib.suppress(JaxRuntimeError):
             name = f"{_BAD}exit{state.process_id}"

@@ -16,6 +16,7 @@ from typing import Any
 import optax
 
 from robjax.data import Dataset, to_float
+from robjax.runs import preemption
 from robjax.runs.files import PathLike
 from robjax.runs.processes import joined
 from robjax.training import arguments, objectives, parallel
@@ -105,6 +106,7 @@ def fit(
       FloatingPointError: the loss, a metric or the gradient is not finite; the
         message names the step. Nothing of that step is saved.
       RuntimeError: another process has failed, see `robjax.runs.processes`.
+      Preempted: SIGTERM came, and the state after the step in hand is in `run_dir`.
     """
     adapted = trainable(model)
     arguments.check_options(objective, config, optimizer, on_epoch, callbacks)
@@ -123,7 +125,7 @@ def fit(
         variables=variables,
         callbacks=callbacks,
         extends=None if origin is None else origin.words,
-    )
+    ) | {"devices": len(devices)}
     about = describe_model(model, data, steps_per_epoch, origin)
     step, rate = _compiled_step(
         parallel.join_batch_norm(adapted),
@@ -140,7 +142,7 @@ def fit(
 
     def same() -> dict[str, Any]:
         chosen = {k: value for k, value in description.items() if not callable(value)}
-        return {**chosen, "devices": [one.id for one in devices], "resume": resume}
+        return {**chosen, "resume": resume}
 
     with joined("training", same, devices=devices) as group:
         journal = Journal(
@@ -170,7 +172,7 @@ def fit(
             progress=progress,
             group=group,
         )
-        with contextlib.closing(journal):
+        with preemption.watch(run_dir) as notice, contextlib.closing(journal):
             state, stored = journal.open(_start(loop, optimizer, variables, origin))
             if not stored:
                 known = {} if origin is None else {"extends": origin.folder}
@@ -178,7 +180,7 @@ def fit(
             # rebound, so that nothing keeps the first copies in memory
             variables = origin = None
             state = loop.placed(state)
-            return loop.run(state, Meter(**stored))
+            return loop.run(state, Meter(**stored), notice)
 
 
 def _start(

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robjax.data import Dataset, balanced_indices, batch_indices
+from robjax.runs import preemption
 from robjax.runs.processes import Group
 from robjax.training import parallel
 from robjax.training.callbacks import Callback, EpochEnd
@@ -119,10 +120,12 @@ class Loop:
     def steps_per_epoch(self) -> int:
         return len(self.data.labels) // self.config.batch_size
 
-    def run(self, state: TrainState, meter: Meter) -> TrainState:
+    def run(
+        self, state: TrainState, meter: Meter, notice: preemption.Notice
+    ) -> TrainState:
         """Goes on from a placed state to the end; returns the last one on one device.
 
-        `meter` has the steps of its epoch.
+        `meter` has the steps of its epoch. Leaves after a step, once `notice` comes.
         """
         done = int(state.step)
         first = done // self.steps_per_epoch + 1
@@ -130,10 +133,11 @@ class Loop:
             for epoch in range(first, self.config.epochs + 1):
                 if self.group.exchange(any(kept.stop for kept in state.callbacks))[0]:
                     break
-                state, means = self.run_epoch(epoch, state, meter, bar)
+                state, means = self.run_epoch(epoch, state, meter, bar, notice)
                 state = self.record(epoch, state, means)
                 meter = Meter()
                 self.journal.save(state, meter.saved())
+                notice.leave()
         bare = parallel.one_copy(state._replace(callbacks=()))
         return bare._replace(callbacks=state.callbacks)
 
@@ -143,7 +147,12 @@ class Loop:
         return bare._replace(callbacks=state.callbacks)
 
     def run_epoch(
-        self, epoch: int, state: TrainState, meter: Meter, bar: tqdm
+        self,
+        epoch: int,
+        state: TrainState,
+        meter: Meter,
+        bar: tqdm,
+        notice: preemption.Notice,
     ) -> tuple[TrainState, dict[str, float]]:
         """Takes the steps of epoch 1, 2, … that are left; returns what to record."""
         batches = self.batches(epoch)
@@ -161,15 +170,17 @@ class Loop:
             meter.pending.append(metrics)
             waited = time.perf_counter() - fetched
             # the end of an epoch has a checkpoint in any case, see `run`
-            save = taken < total and self.checkpoint_due(epoch, taken)
+            asked = notice.asked()
+            save = taken < total and (asked or self.checkpoint_due(epoch, taken))
             if save or taken == total or waited > _SECONDS_BETWEEN_FETCHES:
                 bar.update(meter.fetch(epoch) * self.config.batch_size)
                 bar.set_postfix(loss=f"{meter.means()['loss']:.4g}", refresh=False)
                 fetched = time.perf_counter()
             if save:
                 self.journal.save(state, meter.saved())
+                notice.leave()
         images = (total - first) * self.config.batch_size
-        speed = images / (time.perf_counter() - start)
+        speed = images / max(time.perf_counter() - start, 1e-9)  # clocks may stand
         return state, {**meter.means(), "images_per_second": speed, **settings}
 
     def batches(self, epoch: int) -> np.ndarray:

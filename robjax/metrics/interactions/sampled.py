@@ -43,7 +43,7 @@ from robjax.metrics.interactions.design import (
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
 from robjax.metrics.interactions.exact import play, without_rounding
 from robjax.metrics.interactions.games import ImageGame, ValueFn
-from robjax.runs import files, provenance
+from robjax.runs import files, preemption, provenance
 from robjax.runs.processes import Group, joined
 from robjax.samples import fold_keys, is_concrete, sample_keys
 
@@ -195,6 +195,7 @@ def sampled(
       ValueError: an argument is malformed; the message names it. `run_dir` holds a run
         and `resume` is False, or it holds another run.
       RuntimeError: another process has failed.
+      Preempted: SIGTERM came; every part that was done is in `run_dir`.
     """
     n = check_count("n", n, minimum=2)
     blocks = check_count("blocks", blocks)
@@ -207,11 +208,14 @@ def sampled(
     drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))
     plan = _Plan(value_fn, n, keys, drawn, contexts)
     about = functools.partial(_description, plan)
-    with joined("interactions", lambda: {**about(), "orders": orders}) as group:
+    with (
+        joined("interactions", lambda: {**about(), "orders": orders}) as group,
+        preemption.watch(run_dir) as notice,
+    ):
         folder = provenance.open_run(
             run_dir, about, parts="order-*/*.npz", resume=resume, group=group
         )
-        parts = _play_orders(plan, orders, folder, group, progress=progress)
+        parts = _play_orders(plan, orders, folder, group, notice, progress=progress)
     return SampledInteractions(
         orders=np.asarray(orders),
         pairs=drawn.pairs,
@@ -286,6 +290,7 @@ def _play_orders(
     orders: Sequence[int],
     folder: pathlib.Path | None,
     group: Group,
+    notice: preemption.Notice,
     *,
     progress: bool,
 ) -> list[_Part]:
@@ -304,8 +309,9 @@ def _play_orders(
             order, number, span = job
             bar.set_postfix_str(f"order {order}")
             path = folder and folder / f"order-{order:04d}" / f"{number:06d}.npz"
-            if path and path.exists():
-                part = _Part(**files.load_npz(path))
+            done = path and files.load_part(path, _Part._fields)
+            if done:
+                part = _Part(**{name: done[name] for name in _Part._fields})
             else:
                 part = _play_span(plan, order, span)
                 if path:
@@ -314,7 +320,7 @@ def _play_orders(
             bar.update(part.means.shape[-2])
             return part
 
-        parts = group.map(play_part, jobs)
+        parts = group.map(play_part, jobs, each_turn=notice.leave)
     by_order = {order: [] for order in orders}
     for (order, _, _), part in zip(jobs, parts, strict=True):
         by_order[order].append(part)
