@@ -77,10 +77,7 @@ class Notice:
         >>> Notice(None).asked()
         False
         """
-        synced = _several_processes() and jax.config.read(
-            "jax_enable_preemption_service"
-        )
-        if self.folder is not None and synced:
+        if self.folder is not None and _several_processes() and _has_service():
             step = next(self._steps)
             self.came |= multihost_utils.reached_preemption_sync_point(step)
         return self.came
@@ -209,3 +206,8 @@ os.register_at_fork(after_in_child=_forget)
 
 def _several_processes() -> bool:
     return processes.count() > 1
+
+
+def _has_service() -> bool:
+    """Whether JAX, which tells type checkers nothing of it, passes notices on."""
+    return getattr(jax.config, "jax_enable_preemption_service", False)

@@ -1,4 +1,4 @@
-"""Devices and hosts: everything training knows about them is in this file.
+"""Devices and processes: everything training knows about them is in this file.
 
 N devices do what one does on the whole batch. The state is replicated, and the batch is
 split over the devices. Gradients and metrics are averaged over the axis `AXIS`, and

@@ -2,11 +2,13 @@
 
 It runs the program of docs/guides/many-machines.md and keeps what came out. With the
 fault "errors" process 1 then fails in many ways. With "kill" all there is to do is a
-training, in which process 1 is killed.
+training, in which process 1 is killed; with "stop" an evaluation, in which it is told
+to stop.
 """
 
 import os
 import pathlib
+import signal
 import sys
 import time
 from unittest import mock
@@ -23,7 +25,11 @@ def main(number, count, port, folder, fault):
     if fault == "kill":
         address = f"localhost:{port}"
         jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=10)
-        train_until(number, lambda: os.kill(os.getpid(), 9))
+        train_until(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        return
+    if fault == "stop":
+        jax.distributed.initialize(f"localhost:{port}", count, number)
+        evaluate_until(number, lambda: os.kill(os.getpid(), signal.SIGTERM))
         return
     os.environ |= {"COORDINATOR": f"localhost:{port}", "PROCESSES": str(count)}
     os.environ["PROCESS"] = str(number)
@@ -90,6 +96,33 @@ def fail_in_many_ways(number, count, names):
         assert "process 1 has another key than process 0" in str(error)
     else:
         raise AssertionError("other keys were accepted")
+
+
+def evaluate_until(number, stop):
+    """Evaluates twelve batches; calls `stop` in process 1 after its second one."""
+    from robjax.evaluation.store import Store
+
+    save, saved = Store.save, []
+
+    def then_stop(self, *batch):
+        save(self, *batch)
+        saved.append(batch)
+        if len(saved) == 2 and number == 1:
+            stop()
+        time.sleep(0.5)
+
+    with mock.patch.object(Store, "save", then_stop):
+        twelve_batches("stopped")
+
+
+def twelve_batches(run_dir, *, resume=False):
+    """The run that process 1 is told to stop."""
+    from robjax.evaluation import evaluate
+
+    x = np.random.default_rng(0).random((96, 4), np.float32)
+    key = jax.random.key(0)
+    options = {"batch_size": 8, "run_dir": run_dir, "resume": resume}
+    return evaluate(jax.numpy.tanh, (x, np.arange(96) % 4), {}, key=key, **options)
 
 
 def train_until(number, stop):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.runs.several import twelve_batches
 from tests.test_documents import PAGES
 from tests.training.test_parallel import batch_norm_run
 
@@ -131,6 +132,19 @@ def test_four_processes_are_like_one(tmp_path, monkeypatch):
     codes, said, _ = run_processes(4, tmp_path, "none")
     assert codes == [0] * 4, said
     assert_like_one(4, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_processes_stop_together_if_one_is_told_to(tmp_path):
+    codes, said, _ = run_processes(2, tmp_path, "stop")
+    assert codes == [75, 75], said
+    assert 4 <= len(list(tmp_path.glob("stopped/*/*.npz"))) < 12
+    with pytest.warns(UserWarning, match="resuming with different device, processes"):
+        resumed = twelve_batches(tmp_path / "stopped", resume=True)
+    whole = twelve_batches(tmp_path / "whole")
+    np.testing.assert_array_equal(resumed.fooled_by, whole.fooled_by)
+    np.testing.assert_array_equal(resumed.predictions, whole.predictions)
 
 
 @pytest.mark.slow
