@@ -26,6 +26,7 @@ from robjax.evaluation.warnings import of_radius
 from robjax.metrics.spurious.swap import check_masks
 from robjax.model import LogitsFn
 from robjax.runs import files, preemption, provenance
+from robjax.runs.processes import Group, joined
 from robjax.samples import sample_keys
 
 BUDGETS: dict[str, Budget] = {
@@ -115,12 +116,21 @@ def diagnose(
 
     bar = tqdm(
         total=sum(cost for _, _, cost in LENSES.values()) * len(models),
-        disable=not progress,
+        disable=not progress or jax.process_index() > 0,
         bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left",
     )
-    with preemption.watch(folder) as notice, bar:
+    with (
+        joined("diagnosis", description) as group,
+        preemption.watch(folder) as notice,
+        bar,
+    ):
         path = provenance.open_run(
-            folder, description, parts="*/*.npz", resume=resume, name="folder"
+            folder,
+            description,
+            parts="*/*.npz",
+            resume=resume,
+            name="folder",
+            group=group,
         )
         reports = {}
         for place, (name, model) in enumerate(models.items()):
@@ -138,12 +148,12 @@ def diagnose(
             lenses: dict[str, Lens] = {}
             for lens, (title, _, cost) in LENSES.items():
                 bar.set_description(f"{name}: {title}" if len(models) > 1 else title)
-                lenses[lens] = _looked(lens, subject, sizes, lenses, notice)
+                lenses[lens] = _looked(lens, subject, sizes, lenses, group, notice)
                 bar.update(cost)
             reports[name] = ModelReport(judge(lenses, ball), lenses)
     command = {"command": shlex.join(sys.orig_argv)}
     report = Report(reports, settings, provenance.versions() | command)
-    if path is not None:
+    if path is not None and group.index == 0:
         report.save(path)
     return report
 
@@ -214,6 +224,7 @@ def _looked(
     subject: Subject,
     sizes: Budget,
     found: Found,
+    group: Group,
     notice: preemption.Notice,
 ) -> Lens:
     """Looks through a lens, unless its file tells what it found."""
@@ -221,14 +232,17 @@ def _looked(
     if subject.folder is None:
         return look(subject, sizes, found)
     path = pathlib.Path(subject.folder) / f"{lens}.npz"
-    if (done := load_lens(path)) is not None:
+    done = load_lens(path)
+    # what one process does not find, all look for together
+    if all(group.exchange(done is not None)) and done is not None:
         return done
     notice.leave()
     path.parent.mkdir(exist_ok=True)
     # the lens on attacks keeps its batches as it goes, in a folder of its own
     parts = path.parent / lens
     result = look(subject._replace(folder=parts), sizes, found)
-    save_lens(path, result)
+    if group.index == 0:
+        save_lens(path, result)
     return result
 
 

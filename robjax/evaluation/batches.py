@@ -1,7 +1,7 @@
 """What an evaluation attacks: a model and N images, and the batches they make up."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from robjax.checks import Bounds, check_count, check_labels
 from robjax.data import to_float
 from robjax.evaluation import sharding
 from robjax.model import LogitsFn, as_logits_fn, count_classes, rounded_to
+from robjax.runs import provenance
 from robjax.samples import sample_keys
 from robjax.traced import TracedCallable
 
@@ -118,6 +119,22 @@ class Task(NamedTuple):
             batch_size=batch_size,
             mesh=mesh,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What the model and the samples are, so that two tasks can be compared."""
+        low_and_high = self.bounds
+        if has_arrays(low_and_high):
+            low_and_high = provenance.checksum(low_and_high)
+        images = provenance.checksum((self.images, self.labels))
+        return {
+            "model": provenance.identify(self.attacked),
+            "data": f"{list(self.images.shape)} {images}",
+            "scale": self.scale,
+            "key": provenance.checksum(self.keys),
+            "bounds": low_and_high,
+            "eot": self.eot,
+            "batch_size": self.batch_size,
+        }
 
     def take(self, index: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns floating images, labels and keys of a batch."""

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robjax.boxes import has_arrays
-from robjax.checks import Bounds
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SPLIT, place
 from robjax.evaluation.verdicts import Verdicts, judge
 from robjax.runs import files, provenance
+from robjax.runs.processes import Group
 
 _BATCHES = "[0-9][0-9]*-*/[0-9]*.npz"
 _PROBED = 8  # images whose logits are part of the description of a run
@@ -49,12 +48,14 @@ class Store(NamedTuple):
         *,
         cascade: bool,
         resume: bool,
+        group: Group | None = None,
     ) -> "Store":
         """Begins a run in `folder`, or goes on with the one that is there.
 
         Args:
           folder: `run_dir`; None: the store keeps nothing.
           task, attacks, cascade, resume: as in `run_attacks`.
+          group: the processes whose run it is; None: this one's.
 
         Raises:
           ValueError: `folder` holds a run and `resume` is False; it holds another run,
@@ -65,6 +66,7 @@ class Store(NamedTuple):
             functools.partial(_description, task, attacks, cascade),
             parts=_BATCHES,
             resume=resume,
+            group=group,
         )
         return cls(path)
 
@@ -136,21 +138,7 @@ def describe_task(task: Task) -> dict[str, Any]:
     >>> sorted(describe_task(task))[:3]
     ['batch_size', 'bounds', 'data']
     """
-    images = provenance.checksum((task.images, task.labels))
-    return {
-        "model": provenance.identify(task.attacked),
-        "model_outputs": _outputs(task),
-        "data": f"{list(task.images.shape)} {images}",
-        "scale": task.scale,
-        "key": provenance.checksum(task.keys),
-        "bounds": _described(task.bounds),
-        "eot": task.eot,
-        "batch_size": task.batch_size,
-    }
-
-
-def _described(bounds: Bounds) -> Any:
-    return provenance.checksum(bounds) if has_arrays(bounds) else bounds
+    return task.facts() | {"model_outputs": _outputs(task)}
 
 
 def _outputs(task: Task) -> np.ndarray:

@@ -4,7 +4,7 @@ A checkpoint is a folder `step_<number>`. It is written beside its destination a
 renamed, so it is either whole or not there. Its manifest holds the config, the versions
 and the SHA-256 of every file, its own among them.
 
-One process writes: with several hosts call `save_checkpoint` in process 0 only. The
+One process writes: of several, call `save_checkpoint` in process 0 only. The
 training state is replicated, so that process holds all of it.
 """
 

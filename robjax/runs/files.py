@@ -3,7 +3,7 @@
 Everything is written beside its destination, flushed to disk and renamed. A reader
 therefore sees the old content or the new one, never half of it.
 
-One process writes: with several hosts call the saving functions in process 0 only.
+One process writes: of several, call the saving functions in process 0 only.
 """
 
 import contextlib

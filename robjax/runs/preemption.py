@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from robjax.runs import processes
 from robjax.runs.files import PathLike
 
 EXIT_CODE = 75
@@ -90,6 +91,8 @@ class Notice:
             assert self.folder is not None
             error = Preempted(self.folder)
             print(f"robjax: {error}", file=sys.stderr, flush=True)
+            if _several_processes():
+                processes.leave_together()
             raise error
 
 
@@ -202,7 +205,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _several_processes() -> bool:
-    return jax.process_count() > 1
+    return processes.count() > 1
 
 
 def _has_service() -> bool:

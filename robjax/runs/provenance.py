@@ -30,6 +30,7 @@ from robjax.runs.files import (
     writable_folder,
 )
 from robjax.runs.identity import Identity, checksum, describe, identify
+from robjax.runs.processes import Group
 
 __all__ = [
     "Identity",
@@ -76,8 +77,11 @@ def open_run(
     parts: str,
     resume: bool,
     name: str = "run_dir",
+    group: Group | None = None,
 ) -> pathlib.Path | None:
     """Begins a run in a folder, or goes on with the one that is there.
+
+    Of several processes the first begins it, and the others go on with it.
 
     >>> open_run(None, dict, parts="*.npz", resume=False) is None
     True
@@ -88,20 +92,31 @@ def open_run(
       parts: the files that the run leaves, as a pattern below the folder.
       resume: a folder that holds a run already is taken up, not refused.
       name: what the caller calls `folder`, for messages.
+      group: the processes whose run it is; None: this one's.
 
     Returns:
       The folder as a path, or None.
 
     Raises:
       ValueError: `folder` holds a run and `resume` is False; it holds another run, or
-        parts without a description; or there is no folder to resume from.
+        parts without a description; there is no folder to resume from; or the
+        processes do not share it.
     """
+    group = group or Group()
     if folder is None:
         if resume:
             raise ValueError(f"{name} must be given with resume=True, got None")
         return None
     path = writable_folder(folder, name)
     file = path / "run.json"
+    if group.index > 0:
+        group.exchange(None)  # by now process 0 has begun it
+        if not file.exists():
+            raise ValueError(
+                f"{name}={str(folder)!r} must be a folder that all processes share, "
+                f"but process {group.index} does not find the run.json of process 0"
+            )
+        resume = True
     if not file.exists():
         if any(path.glob(parts)):
             raise ValueError(
@@ -110,6 +125,7 @@ def open_run(
             )
         begun = {"run": description(), "versions": versions()}
         save_json(file, begun | {"sha256": seal(begun)})
+        group.exchange(None)  # now the others go on with it
         return path
     if not resume:
         raise ValueError(
@@ -124,6 +140,8 @@ def open_run(
         versions_then=then["versions"],
         name=name,
     )
+    if group.index == 0:
+        group.exchange(None)
     return path
 
 

@@ -6,7 +6,7 @@
 
 A record is written before the checkpoint at its step, which holds all records up to
 then. A run that is taken up at step s writes the records up to s anew, so the file ends
-up as if nothing had happened, whatever became of it. With several hosts process 0
+up as if nothing had happened, whatever became of it. Of several processes the first
 writes and all read.
 """
 
@@ -121,6 +121,7 @@ class Journal:
       description: made by `describe_run`; that of a run taken up must be the same.
       resume: a folder that holds a run already is taken up, not refused.
       about: further facts that each checkpoint names and nothing compares.
+      writes: whether this process does; of several only one should.
 
     Raises:
       ValueError: the folder is not writable; it holds a run and `resume` is False; its
@@ -134,11 +135,12 @@ class Journal:
         *,
         resume: bool,
         about: Mapping[str, Any] | None = None,
+        writes: bool = True,
     ) -> None:
         self._description = description
         self._about = about
         self._folder = None if run_dir is None else files.as_path(run_dir, "run_dir")
-        self._writes = self._folder is not None and jax.process_index() == 0
+        self._writes = self._folder is not None and writes
         self._tensorboard: Any = None
         self._latest: pathlib.Path | None = None
         self._manifest: dict[str, Any] = {}
@@ -178,6 +180,11 @@ class Journal:
                 self._description,
                 versions_then=self._manifest["versions"],
             )
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The name of the checkpoint to go on from, if there is one."""
+        return None if self._latest is None else self._latest.name
 
     def open(self, start: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
         """Returns the state to go on from, and what was stored beside it.

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from robjax.data import Dataset, balanced_indices, batch_indices
 from robjax.runs import preemption
+from robjax.runs.processes import Group
 from robjax.training import parallel
 from robjax.training.callbacks import Callback, EpochEnd
 from robjax.training.config import FitConfig
@@ -99,6 +100,7 @@ class Loop:
       rate: the learning rate of the next update.
       grouped: the objective takes the groups of the data.
       progress: show a bar or, where there is no terminal, a line for each epoch.
+      group: the processes that train together.
     """
 
     step: StepFn
@@ -112,6 +114,7 @@ class Loop:
     rate: RateFn
     grouped: bool
     progress: bool
+    group: Group
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,7 +131,7 @@ class Loop:
         first = done // self.steps_per_epoch + 1
         with self.progress_bar(done) as bar:
             for epoch in range(first, self.config.epochs + 1):
-                if any(kept.stop for kept in state.callbacks):
+                if self.group.exchange(any(kept.stop for kept in state.callbacks))[0]:
                     break
                 state, means = self.run_epoch(epoch, state, meter, bar, notice)
                 state = self.record(epoch, state, means)
@@ -233,6 +236,7 @@ class Loop:
                 "on_epoch must return a mapping from names to scalars, {} if it has "
                 f"none, got {measured!r}"
             )
+        measured = self.group.exchange(dict(measured))[0]  # say, seconds, not the same
         step = epoch * self.steps_per_epoch
         record = {"epoch": epoch, "step": step, **scalars, **measured}
         kept = []
@@ -248,8 +252,7 @@ class Loop:
 
     def show(self, record: Mapping[str, Any], *, stopped: bool) -> None:
         """Writes a line about an epoch where there is no terminal for a bar."""
-        shown = self.progress and not sys.stderr.isatty()
-        if not shown or jax.process_index() > 0:
+        if not self.progress or sys.stderr.isatty() or self.group.index > 0:
             return
         hidden = ("epoch", "step")
         words = [f"epoch {record['epoch']}/{self.config.epochs}"]
@@ -268,5 +271,5 @@ class Loop:
             initial=done * batch_size,
             unit=" images",
             unit_scale=True,
-            disable=None if self.progress else True,
+            disable=None if self.progress and self.group.index == 0 else True,
         )
