@@ -78,7 +78,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(
             f"checkpoint {target} could not be written ({_reason(error)}); the earlier "
-            "checkpoints are as they were: make room, then go on with resume=True"
+            "checkpoints are as they were: mend that, then go on with resume=True"
         ) from None
     manifest = {
         "step": step,
