@@ -10,6 +10,7 @@ often what happened; it exits with 1 if a result differs or an error is not in w
 
 import collections
 import functools
+import itertools
 import os
 import pathlib
 import random
@@ -153,8 +154,9 @@ def kill(kind: str, times: int, place: pathlib.Path, seed: int) -> bool:
     whole = files.load_npz(place / "whole.npz")
     print(f"{kind}: takes {lasts:.2f} s", flush=True)
     found = collections.Counter()
+    names = map(str, itertools.count())
     while found["killed"] < times:
-        folder = place / f"{found.total()}"
+        folder = place / next(names)
         process = run_child(kind, folder, place / "cut.npz")
         while not folder.exists():
             time.sleep(0.0005)
