@@ -9,7 +9,7 @@ import numpy as np
 
 from robjax.checks import check_count
 from robjax.data.dataset import Dataset
-from robjax.data.decoder import measure
+from robjax.data.decoder import MODES, measure
 from robjax.data.scenes import Scenes
 from robjax.data.stored import StoredImages, make_form
 from robjax.data.tfds import NotPreparedError
@@ -177,22 +177,23 @@ class Listing(NamedTuple):
 
 def _measured(
     paths: Sequence[str], *, any_size: bool, channels: int | None
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int | None]:
     """Height, width and channels of all files, which must not differ but as allowed."""
-    first = measure(paths[0])
+    height, width, mode = measure(paths[0])
+    known = {name: depth for depth, name in MODES.items()}
     for path in paths:
         found = measure(path)
-        if found[:2] != first[:2] and not any_size:
+        if found[:2] != (height, width) and not any_size:
             raise ValueError(
-                f"images must have one size, but {paths[0]} is {first[0]}×{first[1]} "
-                f"and {path} is {found[0]}×{found[1]}: give size=(height, width)"
+                f"images must have one size, but {paths[0]} is {height}×{width} and "
+                f"{path} is {found[0]}×{found[1]}: give size=(height, width)"
             )
-        if found[2] != first[2] and channels is None:
+        if channels is None and (found[2] != mode or mode not in known):
             raise ValueError(
-                f"images must all be grey or all in colour, but {paths[0]} has "
-                f"{first[2]} channels and {path} has {found[2]}: give channels=3"
+                f"images must all be one of {', '.join(known)}, but {paths[0]} is "
+                f"{mode} and {path} is {found[2]}: give channels=3 to make all RGB"
             )
-    return first
+    return height, width, known.get(mode)
 
 
 def _decode(path: pathlib.Path, mode: str) -> np.ndarray:

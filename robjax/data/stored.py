@@ -195,6 +195,7 @@ class StoredImages:
 
 
 Images: TypeAlias = np.ndarray | StoredImages
+"""Images in memory or on the disk."""
 
 
 class Batches(Iterator[np.ndarray]):

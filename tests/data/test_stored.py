@@ -127,7 +127,10 @@ def test_channels_are_converted_where_they_are_given(tmp_path):
     save(tmp_path / "a" / "0.png", pixels[0])
     save(tmp_path / "b" / "0.png", pixels[1], "L")
     listing = data.folders(tmp_path)
-    with pytest.raises(ValueError, match=r"grey or all in colour.*a/0.png has 3.*b/0"):
+    with pytest.raises(
+        ValueError,
+        match=r"one of L, RGB, RGBA, but .*a/0.png is RGB and .*b/0.png is L: give",
+    ):
         listing.stream()
     grey = listing.stream(channels=1, workers=0).images
     assert grey.shape == (2, 4, 4, 1)
@@ -135,11 +138,12 @@ def test_channels_are_converted_where_they_are_given(tmp_path):
     np.testing.assert_allclose(grey[:][..., 0], luma, atol=1)
     colour = listing.stream(channels=3, workers=0).images[1]
     assert (colour == grey[1]).all()
-    for mode, wrong in [("P", "is P: give channels"), ("I;16", "is I;16")]:
+    for mode, wrong in [("P", "is P: give channels=3"), ("I;16", "is I;16")]:
         image = Image.new(mode, (4, 4))
         image.save(tmp_path / "b" / "0.png")
         with pytest.raises(ValueError, match=f"b/0.png {wrong}"):
             listing.stream()
+    assert listing.stream(channels=3).images.shape == (2, 4, 4, 3)
     with pytest.raises(ValueError, match=r"8 bits a channel, .*b/0.png has more"):
         listing.stream(channels=3, workers=0).images[1]
 
