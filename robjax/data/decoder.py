@@ -174,24 +174,25 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
         shift += 7
 
 
-def answer(items: Sequence[str | bytes], form: Form) -> bytes:
+def answer(items: Sequence[str | bytes], form: Form) -> list[bytes]:
     """The header and the pixels of a batch, or the text that says what is wrong."""
     try:
-        pixels = b"".join(decode(item, form) for item in items)
-        return HEADER.pack(len(pixels)) + pixels
+        parts = [decode(item, form) for item in items]
+        return [HEADER.pack(sum(map(len, parts))), *parts]
     except ValueError as error:
         text = str(error).encode()
-        return HEADER.pack(-len(text)) + text
+        return [HEADER.pack(-len(text)), text]
 
 
 def main() -> None:
     """Answers requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the process that asks
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            items, form = pickle.load(sys.stdin.buffer)
-            sys.stdout.buffer.write(answer(items, Form(*form)))
-            sys.stdout.buffer.flush()
+            items, form = pickle.load(requests)
+            answers.writelines(answer(items, Form(*form)))
+            answers.flush()
         except (EOFError, BrokenPipeError):  # the process that asks has ended
             return
 
