@@ -46,6 +46,11 @@ class Form(NamedTuple):
 def decode(item: str | bytes, form: Form) -> bytes:
     """Decodes one image.
 
+    >>> decode("/no/such/image.png", Form(4, 4, 3, resize=False, convert=False))
+    Traceback (most recent call last):
+      ...
+    ValueError: looked for an image at /no/such/image.png: no such file
+
     Args:
       item: the path of a file, or an example (tf.train.Example) that holds the image.
       form: what to bring it to.
@@ -111,6 +116,11 @@ def _shaped(image: Any, where: str, form: Form) -> Any:
 def measure(path: str) -> tuple[int, int, str]:
     """Height, width and mode (as in `MODES`) of a file, read off its first bytes.
 
+    >>> measure("/no/such/image.png")
+    Traceback (most recent call last):
+      ...
+    ValueError: looked for an image at /no/such/image.png: no such file
+
     Raises:
       ValueError: it is no image.
     """
@@ -174,7 +184,7 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
         shift += 7
 
 
-def answer(items: Sequence[str | bytes], form: Form) -> list[bytes]:
+def _answer(items: Sequence[str | bytes], form: Form) -> list[bytes]:
     """The header and the pixels of a batch, or the text that says what is wrong."""
     try:
         parts = [decode(item, form) for item in items]
@@ -191,7 +201,7 @@ def main() -> None:
     while True:
         try:
             items, form = pickle.load(requests)
-            answers.writelines(answer(items, Form(*form)))
+            answers.writelines(_answer(items, Form(*form)))
             answers.flush()
         except (EOFError, BrokenPipeError):  # the process that asks has ended
             return

@@ -86,6 +86,14 @@ class StoredImages:
     Made by `robjax.data.load` and `robjax.data.listing.Listing.stream`. Indexing
     decodes in this process; `numpy.asarray` decodes all.
 
+    >>> form = make_form((32, 32, 3))
+    >>> images = StoredImages(
+    ...     lambda rows: [f"{row}.png" for row in rows], form, rows=np.arange(9),
+    ...     source="nine", workers=0,
+    ... )
+    >>> images.select(np.array([8, 0]))
+    StoredImages([2, 32, 32, 3], 0 workers)
+
     Args:
       read: rows -> what is to be decoded, called by several threads.
       form: of the decoded images.
