@@ -14,7 +14,7 @@ from tests.certification.test_certify import exact_margin, mlp, random_problem
 
 def test_it_decides_every_image_as_the_exact_answer_does():
     """Twelve ReLUs; new weights, labels and radii compile nothing."""
-    traces, linear, halved, decided = [], 0, 0, 0
+    traces, calls, linear, halved, decided = [], 0, 0, 0, 0
 
     def network(layers, x):
         traces.append(1)
