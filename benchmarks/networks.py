@@ -87,6 +87,7 @@ class Network(NamedTuple):
 
 _WIDE = {"blocks": ((32, 32), (64, 64)), "kernel": 3, "hidden": 200}
 BUILDERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "mlp": (lambda: models.MLP(10), (28, 28, 1)),
     "flax_cnn": (UserNet, (28, 28, 1)),
     "cnn": (lambda: models.CNN(10), (28, 28, 1)),
     "cnn_3x3": (lambda: models.CNN(10, **_WIDE), (28, 28, 1)),

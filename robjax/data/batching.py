@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax.checks import check_count
+from robjax.data.stored import Images, StoredImages
 
 
 def random_order(size: int, *, seed: int, stream: int = 0) -> np.ndarray:
@@ -149,7 +150,7 @@ def balanced_indices(
     return np.concatenate(drawn)[positions]
 
 
-def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
+def to_float(images: jax.Array | Images, scale: float) -> jax.Array:
     """Turns images of a data set into float32 in [0, 1], on the device.
 
     >>> to_float(np.array([[0, 255]], np.uint8), scale=255).tolist()
@@ -162,4 +163,5 @@ def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
     Returns:
       float32 [B, *S].
     """
-    return jnp.asarray(images).astype(jnp.float32) / scale
+    pixels = np.asarray(images) if isinstance(images, StoredImages) else images
+    return jnp.asarray(pixels).astype(jnp.float32) / scale
