@@ -66,6 +66,7 @@ class Notice:
     def __init__(self, folder: PathLike | None) -> None:
         self.folder = folder
         self.came = False
+        self.held = False  # whether to leave now would lose what is not saved yet
         self.before: Any = None  # what SIGTERM did, once it is a notice
 
     def asked(self) -> bool:
@@ -77,6 +78,8 @@ class Notice:
         >>> Notice(None).asked()
         False
         """
+        if self.held:  # in all processes alike
+            return False
         if self.folder is not None and _several_processes() and _has_service():
             step = next(self._steps)
             self.came |= multihost_utils.reached_preemption_sync_point(step)

@@ -185,9 +185,12 @@ class Loop:
                 if self.group.exchange(any(kept.stop for kept in state.callbacks))[0]:
                     break
                 state, means = self.run_epoch(epoch, state, meter, bar, images, notice)
+                # runs inside on_epoch share the notice and would leave too early
+                held, notice.held = notice.held, True
                 state = self.record(epoch, state, means)
                 meter = Meter()
                 self.journal.save(state, meter.saved())
+                notice.held = held
                 notice.leave()
         bare = parallel.one_copy(state._replace(callbacks=()))
         return bare._replace(callbacks=state.callbacks)

@@ -67,6 +67,17 @@ def test_a_run_inside_a_run_shares_its_notice(mine, tmp_path):
     assert len(mine) == 1
 
 
+def test_a_run_inside_what_is_not_saved_yet_does_not_leave(mine, tmp_path):
+    with pytest.raises(preemption.Preempted), preemption.watch(tmp_path) as outer:
+        outer.held = True
+        with preemption.watch("b") as inner:
+            terminate()
+            inner.leave()
+        outer.held = False
+        outer.leave()
+        pytest.fail("the notice is lost")
+
+
 def test_what_is_not_watched_keeps_its_handler(mine, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     seen = []
