@@ -99,7 +99,9 @@ def check_data(
             f"{config.batch_size}"
         )
     check_ball(objective)
-    check_labels(data.labels, count, num_classes=data.num_classes, name="labels")
+    check_labels(
+        data.labels, len(data.images), num_classes=data.num_classes, name="labels"
+    )
     logits = check_passes(rounded(model, config.dtype), data.images.shape[1:])
     if logits.shape[1] < data.num_classes:
         raise ValueError(
