@@ -107,8 +107,9 @@ def _shaped(image: Any, where: str, form: Form) -> Any:
     box = None
     if form.crop is not None:
         zoom = form.crop * min(image.width / form.width, image.height / form.height)
-        left = (image.width - zoom * form.width) / 2
-        top = (image.height - zoom * form.height) / 2
+        # max: rounding may leave −1e-14, which Pillow refuses
+        left = max(0.0, (image.width - zoom * form.width) / 2)
+        top = max(0.0, (image.height - zoom * form.height) / 2)
         box = (left, top, image.width - left, image.height - top)
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
 
@@ -196,7 +197,8 @@ def _answer(items: Sequence[str | bytes], form: Form) -> list[bytes]:
 
 def main() -> None:
     """Answers requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the process that asks
+    for number in (signal.SIGINT, signal.SIGTERM):  # are for the process that asks,
+        signal.signal(number, signal.SIG_IGN)  # and often sent to all of a job
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:

@@ -132,7 +132,16 @@ class StoredImages:
         return f"StoredImages({list(self.shape)}, {self.workers} workers)"
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """The images of some rows, or of one, decoded in this process."""
+        """The images of some rows, or of one, decoded in this process.
+
+        Raises:
+          IndexError: `rows` index more than the first axis.
+        """
+        if isinstance(rows, tuple):  # NumPy would take images[..., 0] for a row
+            raise IndexError(
+                f"images on the disk are indexed by rows alone, got {rows}: index what "
+                "comes out, as in images[:8][..., 0]"
+            )
         return self._decoded(rows, None)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -144,17 +153,26 @@ class StoredImages:
 
     def min(self, initial: int = 255) -> int:
         """The lowest pixel; decodes all images, once."""
-        return min(initial, self._extremes[0])
+        return min(initial, self._all_read[0])
 
     def max(self, initial: int = 0) -> int:
         """The highest pixel; decodes all images, once."""
-        return max(initial, self._extremes[1])
+        return max(initial, self._all_read[1])
+
+    @property
+    def contents(self) -> str:
+        """A checksum of all pixels; decodes all images, once."""
+        return self._all_read[2]
 
     @functools.cached_property
-    def _extremes(self) -> tuple[int, int]:
-        parts = (self[rows] for rows in self._chunks())
-        found = [(part.min(), part.max()) for part in parts]
-        return int(min(low for low, _ in found)), int(max(high for _, high in found))
+    def _all_read(self) -> tuple[int, int, str]:
+        """The lowest and the highest pixel, and a checksum of all."""
+        low, high, seen = 255, 0, hashlib.sha256()
+        for rows in self._chunks():
+            part = self[rows]
+            low, high = min(low, int(part.min())), max(high, int(part.max()))
+            seen.update(part)
+        return low, high, seen.hexdigest()
 
     @property
     def fingerprint(self) -> np.ndarray:

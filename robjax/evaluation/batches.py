@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from robjax.boxes import boxes_of, has_arrays
 from robjax.checks import Bounds, check_count, check_labels
-from robjax.data import Images, to_float
+from robjax.data import Images, StoredImages, to_float
 from robjax.evaluation import sharding
 from robjax.model import LogitsFn, as_logits_fn, count_classes, rounded_to
 from robjax.runs import provenance
@@ -126,6 +126,8 @@ class Task(NamedTuple):
         if has_arrays(low_and_high):
             low_and_high = provenance.checksum(low_and_high)
         images = provenance.checksum((self.images, self.labels))
+        if isinstance(self.images, StoredImages):  # whose files may keep their sizes
+            images += f" {self.images.contents}"
         return {
             "model": provenance.identify(self.attacked),
             "data": f"{list(self.images.shape)} {images}",

@@ -57,6 +57,8 @@ def test_folder_reads_as_an_array(photos):
         pixels[:, 0, 0, 0] > 9,
     ):
         np.testing.assert_array_equal(images[rows], pixels[rows])
+    with pytest.raises(IndexError, match="by rows alone"):
+        images[..., 0]  # of an array this is a channel
     np.testing.assert_array_equal(np.asarray(images), pixels)
     assert (images.min(), images.max()) == (pixels.min(), pixels.max())
     np.testing.assert_array_equal(data.to_float(images, 5), data.to_float(pixels, 5))
@@ -120,6 +122,14 @@ def test_resizing_and_cropping(tmp_path):
     np.testing.assert_array_equal(half, [wide[1:3, 5:7], tall[3:5, 1:3]])
     stretched = listing.stream(size=(5, 7), workers=0).images
     np.testing.assert_array_equal(stretched, listing.read(size=(5, 7)).images)
+
+
+def test_the_central_part_never_leaves_the_image(tmp_path):
+    # (29 / 224) 224 is above 29
+    save(tmp_path / "a" / "0.png", np.full((29, 29), 7, np.uint8))
+    save(tmp_path / "b" / "0.png", np.full((29, 29), 7, np.uint8))
+    whole = data.folders(tmp_path).stream(size=(224, 224), crop=1.0, workers=0).images
+    assert (np.asarray(whole) == 7).all()
 
 
 def test_channels_are_converted_where_they_are_given(tmp_path):
@@ -194,6 +204,14 @@ def test_a_broken_image_is_named_when_its_batch_is_due(tmp_path, workers):
         images[1]
 
 
+def test_processes_leave_sigterm_to_the_one_that_asks(photos):
+    images = data.folders(photos[0]).stream(workers=1).images
+    with images.batches(np.zeros((50, 2), int)) as batches:
+        next(batches)
+        os.kill(children()[0], signal.SIGTERM)  # as schedulers do to all of a job
+        assert len(list(batches)) == 49
+
+
 def test_a_process_that_ends_is_an_error(photos):
     images = data.folders(photos[0]).stream(workers=1).images
     with images.batches(np.zeros((50, 2), int)) as batches:
@@ -217,7 +235,9 @@ def test_identity_is_that_of_the_files_not_of_the_place(photos, tmp_path):
     ):
         assert checksum(changed) != checksum(images)
         assert describe(changed) != describe(images)
+    assert images.contents == copied.contents
     save(other / "Ant" / "00.png", np.zeros_like(pixels[0]))
+    assert data.folders(other).stream().images.contents != copied.contents
     assert checksum(data.folders(other).stream().images) != checksum(images)
 
 
