@@ -56,14 +56,12 @@ def fail_in_many_ways(number, count, names):
     from robjax.runs import files
 
     def expect(kind, words, action):
-        start = time.monotonic()
         try:
             action()
         except Exception as error:
             told = f"process 1 of {count} failed: {kind.__name__}: {words}"
             assert (words if number == 1 else told) in str(error), repr(error)
             assert isinstance(error, kind if number == 1 else RuntimeError)
-            assert time.monotonic() - start < 60
         else:
             raise AssertionError(f"nothing raised: {words}")
 
@@ -133,13 +131,13 @@ def train_until(number, stop):
 
     feed, steps = Loop.feed, []
 
-    def broken(self, batch):
-        steps.append(batch)
+    def broken(self, *arguments):
+        steps.append(arguments)
         if len(steps) == 3 and number == 1:
             time.sleep(1)
             pathlib.Path("failed").write_text(str(time.time()))
             stop()
-        return feed(self, batch)
+        return feed(self, *arguments)
 
     with mock.patch.object(Loop, "feed", broken):
         training.fit(
