@@ -43,12 +43,15 @@ TITLES = {
     "standard": "standard",
     "madry": "adversarial (Madry)",
     "fisher": "Fisher-regularised",
+    "ibp": "IBP",
+    "crown_ibp": "CROWN-IBP",
 }
 _NARROW = ((16,), (32,), (64,))
 MODELS: dict[str, Callable[..., Any]] = {
     "linear": models.Linear,
     "small_cnn": functools.partial(models.CNN, kernel=3),
     "cnn": models.CNN,
+    "strided_cnn": models.StridedCNN,
     "vgg4": functools.partial(models.VGG, blocks=_NARROW),
     "resnet8": functools.partial(models.ResNet, blocks_per_group=1),
     "resnet8x2": functools.partial(models.ResNet, blocks_per_group=1, width=2),
@@ -266,6 +269,8 @@ def make_objective(recipe: Recipe) -> objectives.Objective:
         "standard": objectives.standard,
         "madry": functools.partial(objectives.adversarial, **attack),
         "fisher": functools.partial(objectives.trades, beta=recipe.beta, **attack),
+        "ibp": functools.partial(objectives.ibp, ball=Linf(recipe.eps)),
+        "crown_ibp": functools.partial(objectives.crown_ibp, ball=Linf(recipe.eps)),
     }
     if recipe.objective not in known:
         names = ", ".join(known)

@@ -303,17 +303,12 @@ def _differences(
     rules: tuple[tuple[str, Rule], ...],
 ) -> jax.Array:
     """The compiled part: bounds of z_y − z_i, [B, K]; inf at i = y."""
-    found = lower_differences(
-        model,
-        x,
-        y,
-        eps,
-        kind=kind,
-        bounds=box or bounds,
-        method=method,
-        steps=steps,
-        rules=dict(rules),
+    bound = functools.partial(
+        lower_differences, kind=kind, method=method, steps=steps, rules=dict(rules)
     )
+    found = lowering.fast(
+        lambda x, y, eps, box: bound(model, x, y, eps, bounds=box or bounds)
+    )(x, y, eps, box)
     own = jnp.arange(found.shape[1])[None] == y[:, None]
     return jnp.where(own, jnp.inf, found)
 
@@ -366,7 +361,7 @@ def lower_differences(
             rows=rows_at_once(graph, len(x)),
         )
 
-    found = lowering.fast(jax.vmap(one))(x, y, eps, bounds if boxed else ())
+    found = jax.vmap(one)(x, y, eps, bounds if boxed else ())
     return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
 

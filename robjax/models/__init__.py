@@ -16,7 +16,7 @@ changes, inside its bounds; their normalisation (`mean`, `std`) is part of the m
 """
 
 from robjax.models import bridges, converters, taps
-from robjax.models.cnn import CNN
+from robjax.models.cnn import CNN, StridedCNN
 from robjax.models.linear import Linear
 from robjax.models.mlp import MLP
 from robjax.models.preact_resnet import PreActResNet, preact_resnet18
@@ -31,6 +31,7 @@ __all__ = [
     "Linear",
     "PreActResNet",
     "ResNet",
+    "StridedCNN",
     "WideResNet",
     "bridges",
     "converters",

@@ -175,7 +175,7 @@ def test_longer_runs_aim_at_the_class_that_is_likeliest_at_the_best_point():
         for r in (1, 2, 3, 4)
     ]
     aimed = np.stack(alone)[rank - 1, np.arange(8)]
-    np.testing.assert_allclose(both.loss, np.maximum(short.loss, aimed), rtol=1e-6)
+    np.testing.assert_allclose(both.loss, np.maximum(short.loss, aimed), rtol=1e-5)
 
 
 def test_model_calls_are_counted_and_stop_at_success():

@@ -131,13 +131,13 @@ def train_until(number, stop):
 
     feed, steps = Loop.feed, []
 
-    def broken(self, batch):
-        steps.append(batch)
+    def broken(self, *arguments):
+        steps.append(arguments)
         if len(steps) == 3 and number == 1:
             time.sleep(1)
             pathlib.Path("failed").write_text(str(time.time()))
             stop()
-        return feed(self, batch)
+        return feed(self, *arguments)
 
     with mock.patch.object(Loop, "feed", broken):
         training.fit(

@@ -120,8 +120,13 @@ def _certified(
 
     least = bound("ibp")
     if method == "crown_ibp":
-        share = 1 - (1 - beta) * strength
-        least = share * bound("crown_ibp") + (1 - share) * least
+        share = jnp.asarray(1 - (1 - beta) * strength)
+
+        def mixed() -> jax.Array:
+            return share * bound("crown_ibp") + (1 - share) * least
+
+        # after the warm-up, with β_end = 0, nothing walks back
+        least = jax.lax.cond(share > 0, mixed, lambda: least)
     weight = 1 - (1 - kappa) * strength
     clean = losses.cross_entropy(natural, labels)
     worst = losses.cross_entropy(-least, labels)
