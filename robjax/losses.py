@@ -3,11 +3,15 @@
 z = logits, y = label, t = target; z_(1) ≥ z_(2) ≥ … the sorted logits.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from robjax.arrays import check_array, on_host
+from robjax.checks import check_range
 from robjax.numerics import kl_from_logits as kl
 
 __all__ = [
@@ -26,6 +30,28 @@ Loss = Callable[..., jax.Array]
 """(logits [B, K], labels [B]) -> losses [B]; targeted losses take targets [B], too."""
 
 _TINY = 1e-12
+_FLOATING = (jnp.floating,)
+_WHOLE = (jnp.integer,)
+
+
+def _check(
+    logits: Any, labels: Any, *, least: int = 2, name: str = "labels"
+) -> tuple[Any, Any]:
+    """Checks logits [B, K], K ≥ `least`, and labels [B] below K; NaN logits are known.
+
+    Labels on another device than the CPU are not fetched.
+    """
+    shape = "[B, K]"
+    logits = check_array("logits", logits, shape, kinds=_FLOATING, finite=False)
+    batch_size, classes = logits.shape
+    if classes < least:
+        raise ValueError(f"logits must have at least {least} classes, got {classes}")
+    top = classes - 1 if on_host(labels) else math.inf
+    low = 0 if on_host(labels) else -math.inf
+    labels = check_array(
+        name, labels, f"[{batch_size}]", kinds=_WHOLE, finite=False, low=low, high=top
+    )
+    return logits, labels
 
 
 def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -66,6 +92,8 @@ def smoothed_cross_entropy(
       labels: [B].
       amount: a, from 0 to 1.
     """
+    logits, labels = _check(logits, labels)
+    check_range("amount", amount, 0, 1)
     every = -jnp.mean(jax.nn.log_softmax(logits), axis=1)
     return (1 - amount) * cross_entropy(logits, labels) + amount * every
 
@@ -78,6 +106,7 @@ def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> log_odds(jnp.array([[5.0, 2.0]]), jnp.array([0])).tolist()
     [-3.0]
     """
+    logits, labels = _check(logits, labels)
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=1)
     return others - _at(logits, labels)
@@ -92,6 +121,7 @@ def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> misclassified(z, jnp.array([0, 0])).tolist()
     [False, True]
     """
+    logits, labels = _check(logits, labels)
     # of logits with NaN, argmax is the first NaN, which may be at the label
     known = (logits < jnp.inf).all(axis=1)
     return ~known | (jnp.argmax(logits, axis=1) != labels)
@@ -108,6 +138,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> margin(jnp.array([[5.0, 2.0, 1.0]]), jnp.array([0])).tolist()
     [-3.0]
     """
+    logits, labels = _check(logits, labels)
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)
     return others - _at(logits, labels)
@@ -124,8 +155,7 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Raises:
       ValueError: fewer than 3 classes.
     """
-    if logits.shape[1] < 3:
-        raise ValueError(f"dlr needs at least 3 classes, got {logits.shape[1]}")
+    logits, labels = _check(logits, labels, least=3)
     top = jax.lax.top_k(logits, 3)[0]
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
 
@@ -142,10 +172,8 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
     Raises:
       ValueError: fewer than 4 classes.
     """
-    if logits.shape[1] < 4:
-        raise ValueError(
-            f"targeted_dlr needs at least 4 classes, got {logits.shape[1]}"
-        )
+    logits, labels = _check(logits, labels, least=4)
+    logits, targets = _check(logits, targets, least=4, name="targets")
     top = jax.lax.top_k(logits, 4)[0]
     spread = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _TINY
     return (_at(logits, targets) - _at(logits, labels)) / spread

@@ -122,6 +122,10 @@ def certify(
       ValueError: an argument is malformed, or `logits_fn` uses a primitive without a
         rule; the message names it.
     """
+    if not isinstance(rules, Mapping):
+        raise ValueError(
+            f"rules must be a mapping from primitives to rules, as RULES, got {rules!r}"
+        )
     model = as_logits_fn(logits_fn)
     x, bounds = check_box(x, bounds)
     boxed = has_arrays(bounds)

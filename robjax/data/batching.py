@@ -5,11 +5,15 @@ Orders come from sorting the raw output of the counter-based Philox generator
 and JAX carry no such promise.
 """
 
+from typing import Any
+
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.checks import check_count
+from robjax.arrays import check_array
+from robjax.checks import check_count, check_labels, check_number
 
 
 def random_order(size: int, *, seed: int, stream: int = 0) -> np.ndarray:
@@ -135,6 +139,7 @@ def balanced_indices(
     Raises:
       ValueError: as `batch_indices`.
     """
+    labels = np.asarray(check_labels(labels, np.size(labels), name="labels"))
     positions = batch_indices(len(labels), batch_size, seed=seed, epoch=epoch)
     classes = np.unique(labels)
     size, more = divmod(len(labels), len(classes))
@@ -149,6 +154,18 @@ def balanced_indices(
     return np.concatenate(drawn)[positions]
 
 
+def check_scale(scale: Any) -> Any:
+    """Checks the value of a white pixel, which is positive.
+
+    >>> check_scale(255)
+    255
+    """
+    check_number("scale", scale)
+    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale!r}")
+    return scale
+
+
 def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
     """Turns images of a data set into float32 in [0, 1], on the device.
 
@@ -161,5 +178,9 @@ def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
 
     Returns:
       float32 [B, *S].
+
+    Raises:
+      ValueError: `images` holds no numbers, or `scale` is not positive.
     """
-    return jnp.asarray(images).astype(jnp.float32) / scale
+    images = check_array("images", images, "[B, …]", finite=False)
+    return jnp.asarray(images).astype(jnp.float32) / check_scale(scale)

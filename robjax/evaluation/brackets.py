@@ -80,6 +80,10 @@ def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
       ValueError: they are of different numbers of images, or an image is both proven
         and broken: then one of the two is of another model, ball or data set, or wrong.
     """
+    if not hasattr(evaluation, "robust"):
+        raise ValueError(f"evaluation must be an Evaluation, got {evaluation!r}")
+    if not hasattr(certificate, "proven"):
+        raise ValueError(f"certificate must be a Certificate, got {certificate!r}")
     robust = np.asarray(evaluation.robust)
     proven = np.asarray(certificate.proven)
     for name, array in (("evaluation.robust", robust), ("certificate.proven", proven)):

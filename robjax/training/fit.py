@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import optax
 
+from robjax.checks import check_flags
 from robjax.data import Dataset, to_float
 from robjax.runs.files import PathLike
 from robjax.training import arguments, objectives, parallel
@@ -103,6 +104,7 @@ def fit(
       FloatingPointError: the loss, a metric or the gradient is not finite; the
         message names the step. Nothing of that step is saved.
     """
+    check_flags(resume=resume, progress=progress)
     adapted = trainable(model)
     arguments.check_options(objective, config, optimizer, on_epoch, callbacks)
     devices = parallel.check_devices(devices, config.batch_size)

@@ -8,11 +8,11 @@ nearer to x than x_adv is? For robust networks it is, for standard networks not.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from robjax import attacks
+from robjax.attacks.problem import check_problem
 from robjax.balls import Ball
 from robjax.checks import Bounds
 from robjax.model import LogitsFn
@@ -84,6 +84,9 @@ def recoverability(
     Raises:
       ValueError: as in `robjax.attacks.pgd`.
     """
+    if step_size is None:
+        problem = check_problem(logits_fn, x, ball, bounds)
+        step_size = problem.ball.eps / 8
 
     def attack(start: jax.Array, targeted: bool) -> attacks.AttackResult:
         return attacks.pgd(
@@ -93,7 +96,7 @@ def recoverability(
             ball=ball,
             bounds=bounds,
             steps=steps,
-            step_size=jnp.asarray(ball.eps) / 8 if step_size is None else step_size,
+            step_size=step_size,
             random_start=False,
             keep_best=False,
             targeted=targeted,

@@ -13,12 +13,19 @@ distance relative to ‖g₁(x)‖₂.
 import jax
 
 from robjax import attacks, losses
-from robjax.balls import Ball, with_radius
+from robjax.balls import Ball
 from robjax.checks import check_number
 from robjax.numerics import safe_norm
 from robjax.samples import flatten_samples
 from robjax.training.objectives.adversarial import AUTHORS_BALL
-from robjax.training.objectives.network import AttackMode, Network, Outcome, correct
+from robjax.training.objectives.network import (
+    AttackMode,
+    Network,
+    Outcome,
+    check_call,
+    correct,
+    scaled,
+)
 
 
 def siamese(
@@ -60,6 +67,7 @@ def siamese(
     Raises:
       ValueError: the model has no such layer, σ or the weight is negative.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
     check_number("weight", weight, minimum=0)
     moved = noisy(images, keys, strength, sigma)
     return _held_together(network, images, moved, labels, weight, layer)
@@ -109,13 +117,15 @@ def feature_matching(
     Raises:
       ValueError: the model has no such layer, or the weight is negative.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("step_size", step_size, minimum=0)
     check_number("weight", weight, minimum=0)
     moved = attacks.pgd(
         network.logits_fn(attack_mode),
         images,
         labels,
         key=keys,
-        ball=with_radius(ball, ball.eps * strength),
+        ball=scaled(ball, strength, len(images)),
         steps=steps,
         step_size=step_size * strength,
         keep_best=False,
