@@ -144,6 +144,30 @@ def on_host(value: Any) -> bool:
     return isinstance(array, np.ndarray) or is_on_cpu(array)
 
 
+def check_classes(name: str, value: Any, batch_size: int, classes: int) -> Any:
+    """Checks a class for each sample, [B] whole numbers below K.
+
+    Unlike those of `robjax.checks.check_labels`, which are checked once for an attack,
+    numbers on another device than the CPU are not fetched.
+
+    >>> check_classes("labels", [0, 2], batch_size=2, classes=3).tolist()
+    [0, 2]
+
+    Raises:
+      ValueError: `value` is something else.
+    """
+    known = on_host(value)
+    return check_array(
+        name,
+        value,
+        f"[{batch_size}]",
+        kinds=(jnp.integer,),
+        finite=False,
+        low=0 if known else -math.inf,
+        high=classes - 1 if known else math.inf,
+    )
+
+
 def as_array(value: Any) -> Any:
     """The value as an array if it is one, or a number, or lists of them; else None.
 

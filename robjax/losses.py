@@ -3,14 +3,13 @@
 z = logits, y = label, t = target; z_(1) ≥ z_(2) ≥ … the sorted logits.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from robjax.arrays import check_array, on_host
+from robjax.arrays import check_array, check_classes
 from robjax.checks import check_range
 from robjax.numerics import kl_from_logits as kl
 
@@ -30,28 +29,18 @@ Loss = Callable[..., jax.Array]
 """(logits [B, K], labels [B]) -> losses [B]; targeted losses take targets [B], too."""
 
 _TINY = 1e-12
-_FLOATING = (jnp.floating,)
-_WHOLE = (jnp.integer,)
 
 
 def _check(
     logits: Any, labels: Any, *, least: int = 2, name: str = "labels"
 ) -> tuple[Any, Any]:
-    """Checks logits [B, K], K ≥ `least`, and labels [B] below K; NaN logits are known.
-
-    Labels on another device than the CPU are not fetched.
-    """
-    shape = "[B, K]"
-    logits = check_array("logits", logits, shape, kinds=_FLOATING, finite=False)
+    """Checks logits [B, K], K ≥ `least`, which may be NaN, and labels [B] below K."""
+    kinds = (jnp.floating,)
+    logits = check_array("logits", logits, "[B, K]", kinds=kinds, finite=False)
     batch_size, classes = logits.shape
     if classes < least:
         raise ValueError(f"logits must have at least {least} classes, got {classes}")
-    top = classes - 1 if on_host(labels) else math.inf
-    low = 0 if on_host(labels) else -math.inf
-    labels = check_array(
-        name, labels, f"[{batch_size}]", kinds=_WHOLE, finite=False, low=low, high=top
-    )
-    return logits, labels
+    return logits, check_classes(name, labels, batch_size, classes)
 
 
 def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -12,18 +12,15 @@ import pathlib
 import pkgutil
 import re
 import traceback
-import warnings
 from importlib import import_module
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-import valid_calls
-from valid_calls import CALLS, KEY, LOGITS, X, Y
 
 import robjax
-from robjax import attacks, corruptions, data, evaluation, losses, metrics
+from robjax import attacks, data, evaluation, losses, metrics, training
 from robjax.balls import Linf
 from robjax.certification import certify
 from robjax.metrics import interactions, saliency, spurious, strong_robustness
@@ -31,6 +28,8 @@ from robjax.metrics.kl import split_kl
 from robjax.runs import provenance
 from robjax.theory import feature_spaces, gaussian, linear_regression
 from robjax.training import callbacks
+from tests import valid_calls
+from tests.valid_calls import CALLS, KEY, LOGITS, X, Y
 
 ROOT = pathlib.Path(robjax.__file__).parent
 NAN = float("nan")
@@ -157,7 +156,7 @@ def cases():
             good = call.get(name, parameter.default)
             for value in bad_values(name, good, bounded="bounds" in parameters):
                 case = Case(function, name, value)
-                if not (value is None and parameter.default is None or case.is_fine):
+                if not ((value is None and parameter.default is None) or case.is_fine):
                     yield case
         yield Case(function, "nonsense", 1)
 
@@ -185,11 +184,15 @@ def is_array_of(*values):
     return lambda given: is_array(given) and given.tolist() == list(values)
 
 
+def has_radii(value):
+    return isinstance(value, Linf) and np.ndim(value.eps) > 0
+
+
 def either(*values):
     return lambda given: any(type(given) is type(v) and given == v for v in values)
 
 
-LOSSES = tuple(CALLS.keys() & {getattr(losses, name) for name in losses.__all__})
+LOSSES = tuple(f for f in CALLS if f.__module__ == "robjax.losses")
 VALUES = (
     interactions.log_odds,
     interactions.log_softmax,
@@ -212,19 +215,30 @@ ACCURACIES = (
 TABLES = (gaussian.shift_slack, gaussian.table_accuracies)
 KL = (losses.kl, split_kl)
 PAIRS = (metrics.class_pair_kl, metrics.pairwise_kl, metrics.kl_to_class_means)
+ANY_ARGUMENT = {
+    provenance.checksum,
+    provenance.describe,
+    provenance.identify,
+    provenance.versions,
+}
+"""Functions that take anything, or nothing."""
+
 FINE = (
     (NO_DRAWS, "key", anything, "not used, as they say: nothing is drawn"),
     ((attacks.apgd_targeted,), "targets", either([2]), "ranks may be listed"),
     ((attacks.to_target,), "target", either([2]), "one for each sample"),
+    ((attacks.perturbed,), "delta", is_array, "it is projected onto the ball"),
+    ((attacks.success_rate,), "first_success", is_array, "whole numbers, as many"),
+    ((attacks.suite,), "ball", has_radii, "one for each sample of data not given yet"),
     ((attacks.fab,), "targets", either([2]), "ranks may be listed"),
     (LOSSES, "logits", is_nan, "a sample with NaN logits counts as misclassified"),
     (VALUES, "logits", is_nan, "the value of a game may be NaN"),
     ((attacks.likeliest,), "logits", is_nan, "NaN is a logit of a broken model"),
-    (KL, "logits_p", is_array, "axes broadcast, and NaN gives NaN"),
-    (KL, "logits_q", is_array, "axes broadcast, and NaN gives NaN"),
-    (KL, "logits", is_array, "axes broadcast, and NaN gives NaN"),
-    (KL, "change", is_array, "axes broadcast, and NaN gives NaN"),
-    (KL, "logits_prime", is_array, "axes broadcast, and NaN gives NaN"),
+    ((losses.kl,), "logits_p", is_array, "axes broadcast, and NaN gives NaN"),
+    ((losses.kl,), "logits_q", is_array, "axes broadcast, and NaN gives NaN"),
+    ((split_kl,), "logits", is_array, "axes broadcast, and NaN gives NaN"),
+    ((split_kl,), "change", is_array, "axes broadcast, and NaN gives NaN"),
+    ((split_kl,), "logits_prime", is_array, "axes broadcast, and NaN gives NaN"),
     (KL, "axis", either(0, -1), "both are axes"),
     (PAIRS, "y", is_array_of(99, 100), "classes are compared, not counted"),
     ((interactions.auroc,), "positive", is_nan, "NaN gives NaN"),
@@ -323,3 +337,50 @@ def no_compilation():
     jax.monitoring.register_event_duration_secs_listener(refuse_to_compile)
     yield
     jax.monitoring.unregister_event_duration_listener(refuse_to_compile)
+
+
+ALL = list(cases())
+
+
+@pytest.mark.parametrize(
+    "function", CALLS, ids=lambda f: f"{f.__module__}.{f.__name__}"
+)
+def test_no_bad_argument_is_taken_or_meets_jax(function, no_compilation):
+    own = [case for case in ALL if case.function is function]
+    wrong = [f"{case}: {why}" for case in own if (why := wrong_with(case))]
+    assert own, f"{function.__name__} has no arguments"
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_public_function_has_a_call_and_many_cases():
+    packages = [robjax.__name__]
+    for module in pkgutil.walk_packages(robjax.__path__, "robjax."):
+        packages += [module.name] if not module.name.endswith("__main__") else []
+    public = {
+        value
+        for package in map(import_module, packages)
+        for name in getattr(package, "__all__", [])
+        if inspect.isfunction(value := getattr(package, name))
+    }
+    assert public - ANY_ARGUMENT == CALLS.keys()
+    assert len(ALL) > 8000
+
+
+def test_what_is_fine_is_about_arguments_that_are_there():
+    for functions, name, _, why in FINE:
+        for function in CALLS if functions is None else functions:
+            taken = name in inspect.signature(function).parameters
+            assert functions is None or taken, (function, name, why)
+
+
+@pytest.mark.slow
+def test_the_calls_are_right_as_far_as_the_first_compilation(no_compilation):
+    reached = 0
+    for function, call in CALLS.items():
+        if function is training.load:
+            continue  # there is no run to load
+        try:
+            function(**call)
+        except Compiled:
+            reached += 1
+    assert reached > 60

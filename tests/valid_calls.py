@@ -88,6 +88,7 @@ REGRESSION = {"covariance": COVARIANCE, "w_star": np.array([1.0, 0.0])}
 NOISY = REGRESSION | {"noise": 0.3, "norm": 2}
 MAPS = {"a1": np.eye(2), "a2": np.array([[1.0, 0.0]])}
 TABLE = np.array([[1.0, 1.0], [0.0, 0.0]])
+GROUP_WEIGHTS = {"groups": {"weights": np.full(2, 0.5, np.float32)}}
 OBJECTIVE = {
     "network": Network(MLP_MODEL, VARIABLES),
     "images": X,
@@ -130,7 +131,7 @@ CALLS = {
     attacks.patch: MODEL_CALL
     | {"key": KEY, "size": (2, 2), "steps": 1, "batch_size": 2, "places": 1},
     attacks.patched: MODEL_CALL
-    | {"key": KEY, "patch": np.zeros((2, 2, 1), np.float32)},
+    | {"key": KEY, "patch": np.full((2, 2, 1), 0.5, np.float32)},
     attacks.perturbed: ATTACK_CALL | {"delta": np.full((8, 8, 1), 0.05, np.float32)},
     attacks.pgd: ATTACK_CALL | {"steps": 2, "step_size": 0.1},
     attacks.square: ATTACK_CALL | {"queries": 3},
@@ -445,6 +446,7 @@ CALLS = {
         "model": MLP_MODEL,
         "data": DATASET,
         "config": training.FitConfig(epochs=1, batch_size=2),
+        "devices": jax.devices()[:1],
         "progress": False,
     },
     training.load: {"run_dir": "nowhere"},
@@ -476,7 +478,11 @@ CALLS = {
         "objective": objectives.standard,
         "augment": lambda image, key: image,
     },
-    objectives.group_dro: OBJECTIVE | {"groups": Y},
+    objectives.group_dro: OBJECTIVE
+    | {
+        "network": Network(MLP_MODEL, VARIABLES | GROUP_WEIGHTS),
+        "groups": Y,
+    },
     objectives.smoothed: {"objective": objectives.standard, "amount": 0.1},
     objectives.weighted: {
         "objective": objectives.standard,

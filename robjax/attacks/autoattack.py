@@ -20,7 +20,7 @@ from robjax.attacks.minimal_norm import fab
 from robjax.attacks.square import square
 from robjax.balls import L1, L2, Ball, Linf
 from robjax.boxes import check_box
-from robjax.checks import Bounds, check_flags
+from robjax.checks import Bounds, check_flags, check_range
 from robjax.evaluation.arguments import check_attacks, check_ball
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
@@ -120,6 +120,7 @@ def suite(
     check_flags(reference_quirks=reference_quirks)
     if not isinstance(ball, Linf | L2 | L1):
         raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
+    check_range("ball.eps", ball.eps, 0)
     if eot is not None and version in ("standard", "individual", "plus", "fast"):
         raise ValueError(
             f"eot must be None for version {version!r}, whose attacks call the model "

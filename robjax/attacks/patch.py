@@ -287,14 +287,14 @@ def paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
-    x = check_array("x", x, "[B, H, W, C]", kinds=(jnp.floating,), finite=False)
+    x = check_array("x", x, "[B, H, W, C]", kinds=(jnp.floating,))
     wanted = f"[h, w, {x.shape[3]}]"
-    patch = check_array("patch", patch, wanted, kinds=(jnp.floating,), finite=False)
+    patch = check_array("patch", patch, wanted, kinds=(jnp.floating,))
     if not isinstance(placement, Placement):
         raise ValueError(f"placement must be a Placement, got {placement!r}")
     for name, shape in _PLACES.items():
         value = getattr(placement, name)
-        check_array(f"placement.{name}", value, f"[{len(x)}{shape}]", finite=False)
+        check_array(f"placement.{name}", value, f"[{len(x)}{shape}]")
     return _paste(x, patch, placement)
 
 

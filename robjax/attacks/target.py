@@ -34,7 +34,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from robjax import losses, lowering
-from robjax.arrays import as_array, check_array
+from robjax.arrays import as_array, check_array, check_classes
 from robjax.attacks.minimal_norm.carlini_wagner import carlini_wagner
 from robjax.attacks.minimal_norm.corners import approach_class
 from robjax.attacks.minimal_norm.ddn import ddn
@@ -75,7 +75,7 @@ def likeliest(logits: jax.Array, y: jax.Array) -> jax.Array:
       [B] int32.
     """
     logits = check_array("logits", logits, "[B, K]", finite=False)
-    y = check_array("y", y, f"[{len(logits)}]", kinds=(jnp.integer,), finite=False)
+    y = check_classes("y", y, *logits.shape)
     is_label = jnp.arange(logits.shape[1])[None] == y[:, None]
     return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1).astype(jnp.int32)
 

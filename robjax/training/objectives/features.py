@@ -14,7 +14,7 @@ import jax
 
 from robjax import attacks, losses
 from robjax.balls import Ball
-from robjax.checks import check_number
+from robjax.checks import check_number, check_text
 from robjax.numerics import safe_norm
 from robjax.samples import flatten_samples
 from robjax.training.objectives.adversarial import AUTHORS_BALL
@@ -69,8 +69,10 @@ def siamese(
     """
     check_call(network, images, labels, keys=keys, strength=strength)
     check_number("weight", weight, minimum=0)
+    check_text("layer", layer)
+    first = network.train_tapped(images, layer)
     moved = noisy(images, keys, strength, sigma)
-    return _held_together(network, images, moved, labels, weight, layer)
+    return _held_together(first, moved, labels, weight, layer)
 
 
 def feature_matching(
@@ -120,6 +122,8 @@ def feature_matching(
     check_call(network, images, labels, keys=keys, strength=strength)
     check_number("step_size", step_size, minimum=0)
     check_number("weight", weight, minimum=0)
+    check_text("layer", layer)
+    first = network.train_tapped(images, layer)
     moved = attacks.pgd(
         network.logits_fn(attack_mode),
         images,
@@ -130,7 +134,7 @@ def feature_matching(
         step_size=step_size * strength,
         keep_best=False,
     ).x_adv
-    return _held_together(network, images, moved, labels, weight, layer)
+    return _held_together(first, moved, labels, weight, layer)
 
 
 def noisy(
@@ -161,15 +165,14 @@ def noisy(
 
 
 def _held_together(
-    network: Network,
-    images: jax.Array,
+    first: tuple[jax.Array, jax.Array, Network],
     moved: jax.Array,
     labels: jax.Array,
     weight: float,
     layer: str,
 ) -> Outcome:
     """CE(x, y) + weight · ‖g₁(x) − g₁(x')‖₂; each pass gives logits and features."""
-    logits, here, network = network.train_tapped(images, layer)
+    logits, here, network = first
     _, there, network = network.train_tapped(moved, layer)
     distance = safe_norm(flatten_samples(here - there), 1)
     metrics = {"accuracy": correct(logits, labels), "distance": distance}
