@@ -67,6 +67,7 @@ def recoverability(
 
     The logits are the pixels. The way back undoes the way there:
 
+    >>> import jax.numpy as jnp
     >>> from robjax.balls import Linf
     >>> x = jnp.array([[0.5, 0.5]])
     >>> recoverability(lambda x: x, x, jnp.array([0]), ball=Linf(0.25), steps=2)
