@@ -30,7 +30,7 @@ from jax.tree_util import Partial
 
 from robjax import attacks, data, evaluation, losses, metrics, models, training
 from robjax.balls import L2, Linf
-from robjax.runs import files, provenance
+from robjax.runs import files, preemption, provenance
 from robjax.training import FULL, TRACKING, FitConfig, objectives
 
 PARTS = ("fisher", "softmax", "network")
@@ -206,16 +206,18 @@ def obtain(recipe: Recipe, results: Path) -> Path:
             folder / "config.json",
             {"config": recipe, "versions": provenance.versions()},
         )
-    splits = load_splits(recipe)
-    logits_fn = train(recipe, folder, splits)
-    _, test, tracked = splits
-    if recipe.explained:
-        explain(recipe, logits_fn, tracked, folder)
-    result = evaluation.evaluate(
-        logits_fn, test, final_attacks(recipe), key=jax.random.key(1)
-    )
-    print(f"{folder.name}: {result.table()}", flush=True)
-    result.save(folder / "robustness.npz")
+    with preemption.watch(folder) as notice:
+        _, test, tracked = splits = load_splits(recipe)
+        logits_fn = train(recipe, folder, splits)
+        notice.leave()
+        if recipe.explained:
+            explain(recipe, logits_fn, tracked, folder)
+        notice.leave()
+        result = evaluation.evaluate(
+            logits_fn, test, final_attacks(recipe), key=jax.random.key(1)
+        )
+        print(f"{folder.name}: {result.table()}", flush=True)
+        result.save(folder / "robustness.npz")
     return folder
 
 

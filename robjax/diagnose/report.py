@@ -108,16 +108,16 @@ def save_lens(path: files.PathLike, found: Lens) -> None:
     files.save_npz(path, columns | arrays)
 
 
-def load_lens(path: files.PathLike) -> Lens:
-    """Reads what `save_lens` wrote, to the last bit.
+def load_lens(path: files.PathLike) -> Lens | None:
+    """Reads what `save_lens` wrote, to the last bit; None: there is none yet.
 
-    Raises:
-      ValueError: the file is damaged or something else.
+    Warns:
+      UserWarning: the file is damaged, and will be made again.
     """
-    columns = files.load_npz(path)
     fields = ("names", "labels", "values", "stderrs", "counts", "units")
-    if missing := [name for name in (*fields, "notes") if name not in columns]:
-        raise ValueError(f"{path} does not hold a lens: it has no {missing[0]}")
+    columns = files.load_part(path, (*fields, "notes"))
+    if columns is None:
+        return None
     rows = zip(*(columns[name].tolist() for name in fields), strict=True)
     numbers = {name: Number(*rest) for name, *rest in rows}
     arrays = {

@@ -25,7 +25,8 @@ from robjax.evaluation.store import describe_task
 from robjax.evaluation.warnings import of_radius
 from robjax.metrics.spurious.swap import check_masks
 from robjax.model import LogitsFn
-from robjax.runs import files, provenance
+from robjax.runs import files, preemption, provenance
+from robjax.runs.processes import Group, joined
 from robjax.samples import sample_keys
 
 BUDGETS: dict[str, Budget] = {
@@ -80,6 +81,7 @@ def diagnose(
     Raises:
       ValueError: an argument is malformed; the message names it. Or `folder` holds a
         run and `resume` is False, or it holds another run.
+      Preempted: SIGTERM came; what the lens in hand had found is in `folder`.
     """
     check_flags(resume=resume, progress=progress)
     models = _check_models(logits_fn)
@@ -113,37 +115,46 @@ def diagnose(
         }
         return settings | described | {"masks": provenance.checksum(sample.masks)}
 
-    path = provenance.open_run(
-        folder, description, parts="*/*.npz", resume=resume, name="folder"
-    )
     bar = tqdm(
         total=sum(cost for _, _, cost in LENSES.values()) * len(models),
-        disable=not progress,
+        disable=not progress or jax.process_index() > 0,
         bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left",
     )
-    reports = {}
-    for place, (name, model) in enumerate(models.items()):
-        subject = Subject(
-            model,
-            sample.x,
-            np.asarray(tasks[name].labels),
-            key,
-            ball,
-            bounds,
-            eot,
-            sample.masks,
-            None if path is None else path / f"{place:02d}",
+    with (
+        joined("diagnosis", description) as group,
+        preemption.watch(folder) as notice,
+        bar,
+    ):
+        path = provenance.open_run(
+            folder,
+            description,
+            parts="*/*.npz",
+            resume=resume,
+            name="folder",
+            group=group,
         )
-        lenses: dict[str, Lens] = {}
-        for lens, (title, _, cost) in LENSES.items():
-            bar.set_description(f"{name}: {title}" if len(models) > 1 else title)
-            lenses[lens] = _looked(lens, subject, sizes, lenses)
-            bar.update(cost)
-        reports[name] = ModelReport(judge(lenses, ball), lenses)
-    bar.close()
+        reports = {}
+        for place, (name, model) in enumerate(models.items()):
+            subject = Subject(
+                model,
+                sample.x,
+                np.asarray(tasks[name].labels),
+                key,
+                ball,
+                bounds,
+                eot,
+                sample.masks,
+                None if path is None else path / f"{place:02d}",
+            )
+            lenses: dict[str, Lens] = {}
+            for lens, (title, _, cost) in LENSES.items():
+                bar.set_description(f"{name}: {title}" if len(models) > 1 else title)
+                lenses[lens] = _looked(lens, subject, sizes, lenses, group, notice)
+                bar.update(cost)
+            reports[name] = ModelReport(judge(lenses, ball), lenses)
     command = {"command": shlex.join(sys.orig_argv)}
     report = Report(reports, settings, provenance.versions() | command)
-    if path is not None:
+    if path is not None and group.index == 0:
         report.save(path)
     return report
 
@@ -209,19 +220,30 @@ def _task(
         raise ValueError(f"model {name!r}: {error}") from error
 
 
-def _looked(lens: str, subject: Subject, sizes: Budget, found: Found) -> Lens:
+def _looked(
+    lens: str,
+    subject: Subject,
+    sizes: Budget,
+    found: Found,
+    group: Group,
+    notice: preemption.Notice,
+) -> Lens:
     """Looks through a lens, unless its file tells what it found."""
     _, look, _ = LENSES[lens]
     if subject.folder is None:
         return look(subject, sizes, found)
     path = pathlib.Path(subject.folder) / f"{lens}.npz"
-    if path.exists():
-        return load_lens(path)
+    done = load_lens(path)
+    # what one process does not find, all look for together
+    if all(group.exchange(done is not None)) and done is not None:
+        return done
+    notice.leave()
     path.parent.mkdir(exist_ok=True)
     # the lens on attacks keeps its batches as it goes, in a folder of its own
     parts = path.parent / lens
     result = look(subject._replace(folder=parts), sizes, found)
-    save_lens(path, result)
+    if group.index == 0:
+        save_lens(path, result)
     return result
 
 

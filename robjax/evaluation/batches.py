@@ -1,7 +1,7 @@
 """What an evaluation attacks: a model and N images, and the batches they make up."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from robjax.checks import Bounds, check_count, check_labels
 from robjax.data import to_float
 from robjax.evaluation import sharding
 from robjax.model import LogitsFn, as_logits_fn, count_classes, rounded_to
+from robjax.runs import provenance
 from robjax.samples import sample_keys
 from robjax.traced import TracedCallable
 
@@ -45,7 +46,7 @@ class Task(NamedTuple):
       scale: None for floating images.
       eot: draws that a verdict on a randomised model is averaged over; None:
         deterministic.
-      batch_size: most images at a time, a multiple of the device count.
+      batch_size: most samples of a batch.
       mesh: the devices that share a batch.
     """
 
@@ -100,7 +101,6 @@ class Task(NamedTuple):
         if batch_size is None:
             batch_size = _BATCH_SIZES.get(_platform(mesh), 256)
         batch_size = min(check_count("batch_size", batch_size), count)
-        batch_size = -(-batch_size // mesh.size) * mesh.size
         model = as_logits_fn(logits_fn)
         keys = sample_keys(key, count)
         example = to_images(images[:1], scale)
@@ -120,6 +120,22 @@ class Task(NamedTuple):
             mesh=mesh,
         )
 
+    def facts(self) -> dict[str, Any]:
+        """What the model and the samples are, so that two tasks can be compared."""
+        low_and_high = self.bounds
+        if has_arrays(low_and_high):
+            low_and_high = provenance.checksum(low_and_high)
+        images = provenance.checksum((self.images, self.labels))
+        return {
+            "model": provenance.identify(self.attacked),
+            "data": f"{list(self.images.shape)} {images}",
+            "scale": self.scale,
+            "key": provenance.checksum(self.keys),
+            "bounds": low_and_high,
+            "eot": self.eot,
+            "batch_size": self.batch_size,
+        }
+
     def take(self, index: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns floating images, labels and keys of a batch."""
         x = to_images(self.images[index], self.scale)
@@ -134,12 +150,14 @@ class Task(NamedTuple):
         """Splits an index into batches of few different sizes.
 
         * Batches have `batch_size` samples, as long as so many are left.
-        * The rest goes into one batch. Its size is the next power of two, at least 8,
-          rounded up to a multiple of the device count. Copies of its first sample fill
-          it up.
+        * The rest goes into one batch. Its size is the next power of two, at least 8.
         * On a CPU a copy costs as much as any other sample. If more than a quarter of
           the batch were copies, the rest is split: into a batch of half the size, and a
           smaller one for what is then left.
+        * Sizes are then rounded up to a multiple of the device count. Copies of its
+          first sample fill a batch up.
+
+        So the samples of a batch do not depend on the number of devices.
 
         Args:
           index: [n] samples.
@@ -151,18 +169,18 @@ class Task(NamedTuple):
         while start < len(index):
             size = self._size_for(len(index) - start)
             batch = index[start : start + size]
-            padding = (0, size - len(batch))
+            rounded = -(-size // self.mesh.size) * self.mesh.size
+            padding = (0, rounded - len(batch))
             yield np.pad(batch, padding, constant_values=batch[0]), len(batch)
             start += size
 
     def _size_for(self, left: int) -> int:
-        devices = self.mesh.size
         enough = 1 << (left - 1).bit_length()
         size = min(max(enough, _SMALLEST), self.batch_size)
         on_cpu = _platform(self.mesh) == "cpu"
         if on_cpu and size > 2 * _SMALLEST and size - left > size // 4:
             size = enough // 2
-        return min(-(-size // devices) * devices, self.batch_size)
+        return size
 
 
 def _on_host(bounds: Bounds) -> Bounds:

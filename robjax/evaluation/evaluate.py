@@ -8,7 +8,8 @@ the samples that are still robust.
 
 The sample with index i in the data set always draws from ``fold_in(key, i)``. So the
 table does not depend on the batch size, the padding of the last batch or the number of
-devices, up to floating-point reassociation.
+devices, up to floating-point reassociation. Several processes (`jax.distributed`) share
+the batches, and each returns the whole table.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,12 +7,15 @@ their results off its record.
 Batches have few sizes (`Task.batches`), so an attack compiles a few times only. The
 draws of a sample depend on its own key alone.
 
+Several processes share the batches of each attack, and exchange verdicts and images
+before the next one (`robjax.runs.processes`).
+
 With a folder, every batch is a file (`Store`). A run that was killed skips the batches
 that have a file. Its result is that of a run that was never killed, bit for bit.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +25,9 @@ from robjax.evaluation.batches import Task, to_images
 from robjax.evaluation.store import Store
 from robjax.evaluation.verdicts import Verdicts, attack_and_judge, check_attack
 from robjax.evaluation.warnings import find_warnings
+from robjax.runs import preemption, provenance
 from robjax.runs.files import PathLike
+from robjax.runs.processes import Group, joined
 
 _IMAGES_AT_ONCE = 1024
 
@@ -94,10 +99,37 @@ def run_attacks(
     Raises:
       ValueError: an attack or one of its options is malformed; `folder` holds a run and
         `resume` is False, or it holds another run.
+      RuntimeError: another process has failed.
+      Preempted: SIGTERM came; every batch that was done is in `folder`.
     """
     for name, attack in attacks.items():
         check_attack(f"attacks[{name!r}]", attack, task)
-    store = Store.open(folder, task, attacks, cascade=cascade, resume=resume)
+
+    def about() -> dict[str, Any]:
+        kinds = provenance.identify(tuple(attacks.items()))
+        options = {"cascade": cascade, "keep_images": keep_images, "resume": resume}
+        return {**task.facts(), **options, "attacks": kinds, "run_dir": folder is None}
+
+    with joined("evaluation", about) as group, preemption.watch(folder) as notice:
+        store = Store.open(
+            folder, task, attacks, cascade=cascade, resume=resume, group=group
+        )
+        return _attack_all(
+            task, attacks, store, group, notice, cascade, keep_images, progress
+        )
+
+
+def _attack_all(
+    task: Task,
+    attacks: Mapping[str, Attack],
+    store: Store,
+    group: Group,
+    notice: preemption.Notice,
+    cascade: bool,
+    keep_images: bool,
+    progress: bool,
+) -> Outcome:
+    """Goes through attacks and batches, and leaves before a batch if told to."""
     x_adv = _clean_images(task) if keep_images else None
     record: dict[str, Verdicts] = {}
     robust = np.ones(len(task.labels), bool)
@@ -107,26 +139,59 @@ def run_attacks(
         salt = number if cascade else None
         correct = ~record["clean"].fooled if record else robust
         todo = np.flatnonzero(robust if cascade else correct)
+        before = robust.copy()
         record[name] = Verdicts.empty(len(task.labels))
-        bar = tqdm(total=len(todo), desc=name, disable=not progress, unit="image")
+        batches = list(enumerate(task.batches(todo)))
+        own = [padded[:real] for _, (padded, real) in group.mine(batches)]
+        total = sum(map(len, own))
+        hidden = not progress or group.index > 0
+        bar = tqdm(total=total, desc=name, disable=hidden, unit="image")
         bar.set_postfix_str(_percent(robust))
-        for batch, (padded, real) in enumerate(task.batches(todo)):
-            index = padded[:real]
-            done = store.load(label, batch, index)
-            if done is None:
-                judged, images = attack_and_judge(task, attack, padded, salt)
-                done = (judged.first(real), images[:real])
-                store.save(label, batch, index, *done)
-            verdicts, images = done
-            record[name].put(index, verdicts)
-            won = verdicts.fooled & robust[index]
-            if x_adv is not None:
-                x_adv[index[won]] = images[won]
-            robust[index[won]] = False
-            bar.set_postfix_str(_percent(robust), refresh=False)
-            bar.update(real)
+        for turn in group.turns(batches):
+            notice.leave()
+            for batch, (padded, real) in turn:
+                index = padded[:real]
+                done = store.load(label, batch, index)
+                if done is None:
+                    judged, images = attack_and_judge(task, attack, padded, salt)
+                    done = (judged.first(real), images[:real])
+                    store.save(label, batch, index, *done)
+                verdicts, images = done
+                record[name].put(index, verdicts)
+                won = verdicts.fooled & robust[index]
+                if x_adv is not None:
+                    x_adv[index[won]] = images[won]
+                robust[index[won]] = False
+                bar.set_postfix_str(_percent(robust), refresh=False)
+                bar.update(real)
         bar.close()
+        if group.count > 1:
+            _share(group, own, record[name], before, robust, x_adv)
     return Outcome(record, x_adv, find_warnings(task, attacks, record))
+
+
+def _share(
+    group: Group,
+    own: list[np.ndarray],
+    verdicts: Verdicts,
+    before: np.ndarray,
+    robust: np.ndarray,
+    x_adv: np.ndarray | None,
+) -> None:
+    """Writes what the other processes found to `verdicts`, `robust` and `x_adv`.
+
+    own: [b] samples of each batch of this process.
+    before: [N] `robust` before the attack.
+    """
+    index = np.concatenate([np.arange(0), *own])
+    won = index[before[index] & ~robust[index]]
+    images = None if x_adv is None else x_adv[won]
+    share = (index, Verdicts(*(values[index] for values in verdicts)), won, images)
+    for index, found, won, images in group.exchange(share):
+        verdicts.put(index, found)
+        robust[won] = False
+        if x_adv is not None:
+            x_adv[won] = images
 
 
 def _clean_images(task: Task) -> np.ndarray:

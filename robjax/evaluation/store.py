@@ -3,24 +3,25 @@
     <run_dir>/run.json                      what the run is, and the versions used
     <run_dir>/<number>-<attack>/<batch>.npz verdicts and images of a batch
 
-Every file is written when its batch is done, whole or not at all.
+Every file is written when its batch is done, whole or not at all. Which samples a batch
+has does not depend on the number of devices, so a run may go on with more or fewer.
 """
 
 import functools
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from robjax.boxes import has_arrays
-from robjax.checks import Bounds
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SPLIT, place
 from robjax.evaluation.verdicts import Verdicts, judge
 from robjax.runs import files, provenance
+from robjax.runs.processes import Group
 
 _BATCHES = "[0-9][0-9]*-*/[0-9]*.npz"
 _PROBED = 8  # images whose logits are part of the description of a run
@@ -47,12 +48,14 @@ class Store(NamedTuple):
         *,
         cascade: bool,
         resume: bool,
+        group: Group | None = None,
     ) -> "Store":
         """Begins a run in `folder`, or goes on with the one that is there.
 
         Args:
           folder: `run_dir`; None: the store keeps nothing.
           task, attacks, cascade, resume: as in `run_attacks`.
+          group: the processes whose run it is; None: this one's.
 
         Raises:
           ValueError: `folder` holds a run and `resume` is False; it holds another run,
@@ -63,6 +66,7 @@ class Store(NamedTuple):
             functools.partial(_description, task, attacks, cascade),
             parts=_BATCHES,
             resume=resume,
+            group=group,
         )
         return cls(path)
 
@@ -76,21 +80,20 @@ class Store(NamedTuple):
           batch: number of the batch.
           index: [b] samples of the batch.
 
-        Raises:
-          ValueError: the file is damaged or holds other samples.
+        Warns:
+          UserWarning: the file is damaged or holds other samples.
         """
         path = self._path(attack, batch)
-        if path is None or not path.exists():
+        if path is None:
             return None
-        found = files.load_npz(path)
-        if found.keys() != {"index", "x_adv", *Verdicts._fields}:
-            raise ValueError(
-                f"{path} does not hold verdicts: delete it, and its batch is done again"
-            )
-        if not np.array_equal(found.pop("index"), index):
-            raise ValueError(f"{path} holds other samples than this run expects")
-        images = found.pop("x_adv")
-        return Verdicts(**found), images
+        found = files.load_part(path, ("index", "x_adv", *Verdicts._fields))
+        if found is None:
+            return None
+        if not np.array_equal(found["index"], index):
+            warnings.warn(f"{path} is of other samples: done again", stacklevel=2)
+            return None
+        verdicts = Verdicts(**{name: found[name] for name in Verdicts._fields})
+        return verdicts, found["x_adv"]
 
     def save(
         self,
@@ -118,6 +121,7 @@ def _description(
 ) -> dict[str, Any]:
     """What decides the result of a run, so that two runs can be compared."""
     return describe_task(task) | {
+        "devices": task.mesh.size,
         "cascade": cascade,
         "attacks": provenance.identify(tuple(attacks.items())),
     }
@@ -134,22 +138,7 @@ def describe_task(task: Task) -> dict[str, Any]:
     >>> sorted(describe_task(task))[:3]
     ['batch_size', 'bounds', 'data']
     """
-    images = provenance.checksum((task.images, task.labels))
-    return {
-        "model": provenance.identify(task.attacked),
-        "model_outputs": _outputs(task),
-        "data": f"{list(task.images.shape)} {images}",
-        "scale": task.scale,
-        "key": provenance.checksum(task.keys),
-        "bounds": _described(task.bounds),
-        "eot": task.eot,
-        "batch_size": task.batch_size,
-        "devices": task.mesh.size,
-    }
-
-
-def _described(bounds: Bounds) -> Any:
-    return provenance.checksum(bounds) if has_arrays(bounds) else bounds
+    return task.facts() | {"model_outputs": _outputs(task)}
 
 
 def _outputs(task: Task) -> np.ndarray:

@@ -32,6 +32,7 @@ from robjax.evaluation.verdicts import (
     judge,
 )
 from robjax.model import LogitsFn
+from robjax.runs.processes import joined
 from robjax.samples import is_concrete
 
 
@@ -181,12 +182,16 @@ def _shown(
     source: Task, targets: Sequence[Task], attack: Attack, index: np.ndarray
 ) -> np.ndarray:
     """Attacks the model of `source`; [M, N] bool, which targets the images fool."""
-    fooled = np.zeros((len(targets), len(index)), bool)
-    for batch, real in source.batches(index):
+
+    def show(padded: tuple[np.ndarray, int]) -> np.ndarray:
+        batch, real = padded
         verdicts, images = attack_and_judge(source, attack, batch, None)
         _, y, keys = place(source.take(batch), source.mesh, SPLIT)
         x_adv = place(jnp.asarray(images), source.mesh, SPLIT)
-        for row, target in zip(fooled, targets, strict=True):
-            wrong = judge(target, x_adv, y, keys).predicted != np.asarray(y)
-            row[batch[:real]] = (wrong & ~verdicts.outside)[:real]
-    return fooled
+        predicted = [judge(target, x_adv, y, keys).predicted for target in targets]
+        return (np.stack(predicted) != np.asarray(y)[None])[:, :real] & (
+            ~verdicts.outside[None, :real]
+        )
+
+    with joined("transfer", source.facts) as group:
+        return np.concatenate(group.map(show, source.batches(index)), axis=1)

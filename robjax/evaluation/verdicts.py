@@ -28,6 +28,7 @@ from robjax.evaluation.attack import Attack, BoundAttack
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import SHARED, SPLIT, over_devices, place
 from robjax.model import mean_logits
+from robjax.runs.processes import joined
 from robjax.samples import fold_keys, is_concrete
 from robjax.traced import TracedCallable
 
@@ -194,6 +195,8 @@ def _attack_again(
 def attack_all(task: Task, attack: Attack | None, index: np.ndarray) -> Verdicts:
     """Runs one attack on many samples, in batches, and judges what it returns.
 
+    Several processes share the batches.
+
     >>> task = Task.make(
     ...     lambda x: x, np.array([[0.9, 0.2], [0.1, 0.5]], np.float32), [0, 0],
     ...     key=jax.random.key(0), bounds=(0.0, 1.0), devices=jax.local_devices()[:1],
@@ -208,10 +211,16 @@ def attack_all(task: Task, attack: Attack | None, index: np.ndarray) -> Verdicts
     Returns:
       The verdicts [n].
     """
-    parts = []
-    for batch, real in task.batches(index):
-        verdicts, _ = attack_and_judge(task, attack, batch, None)
-        parts.append(verdicts.first(real))
+
+    def look(batch: tuple[np.ndarray, int]) -> Verdicts:
+        verdicts, _ = attack_and_judge(task, attack, batch[0], None)
+        return verdicts.first(batch[1])
+
+    def about() -> dict[str, Any]:
+        return {**task.facts(), "samples": index.tolist()}
+
+    with joined("verdicts", about) as group:
+        parts = group.map(look, task.batches(index))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
 

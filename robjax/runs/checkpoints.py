@@ -4,12 +4,11 @@ A checkpoint is a folder `step_<number>`. It is written beside its destination a
 renamed, so it is either whole or not there. Its manifest holds the config, the versions
 and the SHA-256 of every file, its own among them.
 
-One process writes: with several hosts call `save_checkpoint` in process 0 only. The
+One process writes: of several, call `save_checkpoint` in process 0 only. The
 training state is replicated, so that process holds all of it.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -24,8 +23,8 @@ import numpy as np
 from robjax.runs.files import (
     PathLike,
     load_json,
-    plain,
     save_json,
+    seal,
     sync,
     temporary_beside,
     writable_folder,
@@ -79,7 +78,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(
             f"checkpoint {target} could not be written ({_reason(error)}); the earlier "
-            "checkpoints are as they were: make room, then go on with resume=True"
+            "checkpoints are as they were: mend that, then go on with resume=True"
         ) from None
     manifest = {
         "step": step,
@@ -88,7 +87,7 @@ def save_checkpoint(
         "leaves": _describe(arrays),
         "files": _checksums(temporary),
     }
-    manifest["sha256"] = _seal(manifest)
+    manifest["sha256"] = seal(manifest)
     save_json(temporary / "manifest.json", manifest)
     if target.exists():
         os.rename(target, temporary_beside(target))
@@ -137,7 +136,10 @@ def latest_checkpoint(
             warnings.warn(f"{error}; going on from {path.name}", stacklevel=4)
         return path, manifest
     if damaged:
-        raise damaged[0]
+        raise ValueError(
+            f"{damaged[0]}, and there is no other to go on from: bring one back, or "
+            "name another folder"
+        )
     return None
 
 
@@ -161,13 +163,13 @@ def load_manifest(path: PathLike) -> dict[str, Any]:
     path = pathlib.Path(path)
     try:
         manifest = load_json(path / "manifest.json")
-        seal = manifest.pop("sha256", None)
+        sealed = manifest.pop("sha256", None)
         expected = manifest["files"]
         found = _checksums(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {path} has no readable manifest") from error
     damaged = [name for name in expected if found.get(name) != expected[name]]
-    if seal not in (None, _seal(manifest)):  # older manifests have none
+    if sealed not in (None, seal(manifest)):  # older manifests have none
         damaged.append("manifest.json")
     if damaged:
         raise ValueError(
@@ -284,12 +286,6 @@ def _describe(arrays: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{array.dtype}{list(array.shape)}"
         for path, array in leaves
     }
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest, whether it is about to be written or was read."""
-    text = json.dumps(plain(manifest), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:

@@ -3,17 +3,19 @@
 Everything is written beside its destination, flushed to disk and renamed. A reader
 therefore sees the old content or the new one, never half of it.
 
-One process writes: with several hosts call the saving functions in process 0 only.
+One process writes: of several, call the saving functions in process 0 only.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
@@ -130,11 +132,44 @@ def load_npz(path: PathLike) -> dict[str, np.ndarray]:
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            # NumPy stops where an array ends, before zip compares its checksum
+            if file.zip.testzip() is not None:  # pyright: ignore
+                raise ValueError("checksum")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{os.fspath(path)} is not a readable .npz file") from error
+
+
+def load_part(path: PathLike, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+    """Reads a finished part of a run, as `save_npz` wrote it; None: it is to be done.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_npz(f"{folder}/000000.npz", {"means": np.ones(3)})
+    ...     done = load_part(f"{folder}/000000.npz", ["means"])
+    ...     missing = load_part(f"{folder}/000001.npz", ["means"])
+    >>> done["means"].shape, missing
+    ((3,), None)
+
+    Args:
+      path: of the file; there may be none yet.
+      names: arrays that it has to hold.
+
+    Warns:
+      UserWarning: the file is damaged, and its part will be done again.
+    """
+    try:
+        found = load_npz(path)
+        if lacking := sorted(set(names) - found.keys()):
+            raise ValueError(f"{os.fspath(path)} lacks {', '.join(lacking)}")
+        return found
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{error}: this part of the run is done again", stacklevel=3)
+        return None
 
 
 def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
@@ -149,16 +184,24 @@ def append_json_line(path: PathLike, record: Mapping[str, Any]) -> None:
     ...     load_json_lines(f"{folder}/a.jsonl")
     [{'step': 1}, {'step': 2}]
     """
-    line = json.dumps(plain(record), allow_nan=False) + "\n"
     with open(path, "ab+") as file:
         size = file.tell()
         file.seek(max(size - 1, 0))
         if size and file.read() != b"\n":
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line.encode())
+        file.write(json_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as one line of a JSON-lines file, with its end.
+
+    >>> print(json_line({"step": 1}), end="")
+    {"step": 1}
+    """
+    return json.dumps(plain(record), allow_nan=False) + "\n"
 
 
 def load_json_lines(path: PathLike) -> list[dict[str, Any]]:
@@ -190,8 +233,17 @@ def save_json_lines(path: PathLike, records: Sequence[Mapping[str, Any]]) -> Non
     ...     pathlib.Path(folder, "a.jsonl").read_text().splitlines()
     ['{"step": 1}', '{"step": 2}']
     """
-    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
-    save_text(path, "".join(lines))
+    save_text(path, "".join(map(json_line, records)))
+
+
+def seal(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, the same whether it is to be written or was read.
+
+    >>> seal({"eps": (0.5, math.inf)}) == seal({"eps": [0.5, None]})
+    True
+    """
+    text = json.dumps(plain(value), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(value: object) -> Any:

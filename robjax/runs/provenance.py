@@ -28,9 +28,11 @@ from robjax.runs.files import (
     load_json,
     plain,
     save_json,
+    seal,
     writable_folder,
 )
 from robjax.runs.identity import Identity, checksum, describe, identify
+from robjax.runs.processes import Group
 
 __all__ = [
     "Identity",
@@ -77,8 +79,11 @@ def open_run(
     parts: str,
     resume: bool,
     name: str = "run_dir",
+    group: Group | None = None,
 ) -> pathlib.Path | None:
     """Begins a run in a folder, or goes on with the one that is there.
+
+    Of several processes the first begins it, and the others go on with it.
 
     >>> open_run(None, dict, parts="*.npz", resume=False) is None
     True
@@ -89,40 +94,50 @@ def open_run(
       parts: the files that the run leaves, as a pattern below the folder.
       resume: a folder that holds a run already is taken up, not refused.
       name: what the caller calls `folder`, for messages.
+      group: the processes whose run it is; None: this one's.
 
     Returns:
       The folder as a path, or None.
 
     Raises:
       ValueError: `folder` holds a run and `resume` is False; it holds another run, or
-        parts without a description; or there is no folder to resume from.
+        parts without a description; there is no folder to resume from; or the
+        processes do not share it.
     """
     check_flags(resume=resume)
     if not callable(description):
         raise ValueError(f"description must be a function, got {description!r}")
+    group = group or Group()
     if folder is None:
         if resume:
             raise ValueError(f"{name} must be given with resume=True, got None")
         return None
     path = writable_folder(folder, name)
     file = path / "run.json"
+    if group.index > 0:
+        group.exchange(None)  # by now process 0 has begun it
+        if not file.exists():
+            raise ValueError(
+                f"{name}={str(folder)!r} must be a folder that all processes share, "
+                f"but process {group.index} does not find the run.json of process 0"
+            )
+        resume = True
     if not file.exists():
         if any(path.glob(parts)):
             raise ValueError(
                 f"{name}={str(folder)!r} holds parts of a run, but no run.json that "
                 "says of which: name another folder, or bring run.json back"
             )
-        save_json(file, {"run": description(), "versions": versions()})
+        begun = {"run": description(), "versions": versions()}
+        save_json(file, begun | {"sha256": seal(begun)})
+        group.exchange(None)  # now the others go on with it
         return path
     if not resume:
         raise ValueError(
             f"{name}={str(folder)!r} already holds a run: pass resume=True to go on "
             "with it, or name another folder"
         )
-    then = load_json(file)
-    known = isinstance(then, dict) and {"run", "versions"} <= then.keys()
-    if not (known and all(isinstance(part, dict) for part in then.values())):
-        raise ValueError(f"{file} does not describe a run: name another folder")
+    then = _load_run(file)
     check_same_run(
         folder,
         then["run"],
@@ -130,7 +145,25 @@ def open_run(
         versions_then=then["versions"],
         name=name,
     )
+    if group.index == 0:
+        group.exchange(None)
     return path
+
+
+def _load_run(file: pathlib.Path) -> dict[str, Any]:
+    """The description of a run and its versions; raises ValueError if damaged."""
+    advice = "bring it back as it was, or name another folder"
+    try:
+        then = load_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+    known = isinstance(then, dict) and {"run", "versions"} <= then.keys()
+    sealed = then.pop("sha256", None) if known else None
+    if not (known and all(isinstance(part, dict) for part in then.values())):
+        raise ValueError(f"{file} does not describe a run: {advice}")
+    if sealed not in (None, seal(then)):  # older ones have none
+        raise ValueError(f"{file} was altered after it was written: {advice}")
+    return then
 
 
 def check_same_run(
@@ -148,8 +181,9 @@ def check_same_run(
       way. They must be equal up to 1e-3 of their spread.
     * Anything else must be equal.
 
-    Other versions than when the run was begun are a warning, not an error. The git
-    state is not compared.
+    Other versions or devices than when the run was begun are a warning, not an error:
+    what is done stays, and what is left may be rounded in another way. The git state is
+    not compared.
 
     >>> now = {"model": "linear", "eps": 0.1}
     >>> check_same_run("runs/a", now, now, versions_then=versions())
@@ -181,7 +215,10 @@ def check_same_run(
         one_sided = field not in then or field not in now
         return one_sided, isinstance(now.get(field), np.ndarray), field
 
-    for field in sorted(then.keys() | now.keys(), key=order):
+    changed = []
+    if then.get("devices", now.get("devices")) != now.get("devices"):
+        changed.append(f"devices ({then['devices']} then, {now['devices']} now)")
+    for field in sorted((then.keys() | now.keys()) - {"devices"}, key=order):
         difference = _difference(then.get(field), now.get(field), code=same_python)
         if difference is not None:
             raise ValueError(
@@ -189,7 +226,7 @@ def check_same_run(
                 f"{difference}"
             )
     fields = ("python", "packages", "backend", "device", "processes", "x64")
-    changed = [one for one in fields if versions_then.get(one) != present.get(one)]
+    changed += [one for one in fields if versions_then.get(one) != present.get(one)]
     if changed:
         unseen = "" if same_python else "; whether code was changed is not known"
         warnings.warn(

@@ -36,7 +36,7 @@ fit.py         the call
 loop.py        epochs and batches
 journal.py     the files of a run
 load.py        trained models from these files, runs that go on from others
-parallel.py    devices and hosts
+parallel.py    devices and processes
 linear.py      linear classifiers: the exact optimum of adversarial training
 """
 

@@ -11,12 +11,15 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import optax
 
 from robjax.checks import check_flags
 from robjax.data import Dataset, to_float
+from robjax.runs import preemption
 from robjax.runs.files import PathLike
+from robjax.runs.processes import joined
 from robjax.training import arguments, objectives, parallel
 from robjax.training.callbacks import Callback
 from robjax.training.config import FULL, FitConfig
@@ -103,6 +106,8 @@ def fit(
       ValueError: an argument is out of range, or `run_dir` holds another run.
       FloatingPointError: the loss, a metric or the gradient is not finite; the
         message names the step. Nothing of that step is saved.
+      RuntimeError: another process has failed, see `robjax.runs.processes`.
+      Preempted: SIGTERM came, and the state after the step in hand is in `run_dir`.
     """
     check_flags(resume=resume, progress=progress)
     adapted = trainable(model)
@@ -122,9 +127,8 @@ def fit(
         variables=variables,
         callbacks=callbacks,
         extends=None if origin is None else origin.words,
-    )
+    ) | {"devices": len(devices)}
     about = describe_model(model, data, steps_per_epoch, origin)
-    journal = Journal(run_dir, description, resume=resume, about=about)
     step, rate = _compiled_step(
         parallel.join_batch_norm(adapted),
         objective,
@@ -137,28 +141,48 @@ def fit(
         # the same functions may read other values of their module than before
         repr([description.get(name) for name in ("model", "objective", "optimizer")]),
     )
-    loop = Loop(
-        step=step,
-        rate=rate,
-        model=adapted,
-        data=data,
-        config=config,
-        devices=devices,
-        journal=journal,
-        measure=on_epoch or (lambda epoch, variables: {}),
-        callbacks=tuple(callbacks),
-        grouped=takes_groups(objective),
-        progress=progress,
-    )
-    with contextlib.closing(journal):
-        state, stored = journal.open(_start(loop, optimizer, variables, origin))
-        if not stored:
-            known = {} if origin is None else {"extends": origin.folder}
-            state = loop.record(int(state.step) // steps_per_epoch, state, known)
-        # rebound, so that nothing keeps the first copies in memory
-        variables = origin = None
-        state = loop.placed(state)
-        return loop.run(state, Meter(**stored))
+
+    def same() -> dict[str, Any]:
+        chosen = {k: value for k, value in description.items() if not callable(value)}
+        return {**chosen, "resume": resume}
+
+    with joined("training", same, devices=devices) as group:
+        journal = Journal(
+            run_dir,
+            description,
+            resume=resume,
+            about=about,
+            writes=group.index == 0,
+        )
+        found = group.exchange(journal.checkpoint)  # all have looked before one writes
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"run_dir={str(run_dir)!r} must be a folder that all processes share, "
+                f"but they find different checkpoints in it: {found}"
+            )
+        loop = Loop(
+            step=step,
+            rate=rate,
+            model=adapted,
+            data=data,
+            config=config,
+            devices=devices,
+            journal=journal,
+            measure=on_epoch or (lambda epoch, variables: {}),
+            callbacks=tuple(callbacks),
+            grouped=takes_groups(objective),
+            progress=progress,
+            group=group,
+        )
+        with preemption.watch(run_dir) as notice, contextlib.closing(journal):
+            state, stored = journal.open(_start(loop, optimizer, variables, origin))
+            if not stored:
+                known = {} if origin is None else {"extends": origin.folder}
+                state = loop.record(int(state.step) // steps_per_epoch, state, known)
+            # rebound, so that nothing keeps the first copies in memory
+            variables = origin = None
+            state = loop.placed(state)
+            return loop.run(state, Meter(**stored), notice)
 
 
 def _start(

@@ -4,13 +4,15 @@
     <run_dir>/checkpoints/    the latest states, see `robjax.runs.checkpoints`
     <run_dir>/tensorboard/    the same scalars
 
-A record is written before the checkpoint at its step. A run that is taken up at step
-s drops the records after s, so the file ends up as if nothing had happened. With
-several hosts process 0 writes and all read.
+A record is written before the checkpoint at its step, which holds all records up to
+then. A run that is taken up at step s writes the records up to s anew, so the file ends
+up as if nothing had happened, whatever became of it. Of several processes the first
+writes and all read.
 """
 
 import functools
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +121,7 @@ class Journal:
       description: made by `describe_run`; that of a run taken up must be the same.
       resume: a folder that holds a run already is taken up, not refused.
       about: further facts that each checkpoint names and nothing compares.
+      writes: whether this process does; of several only one should.
 
     Raises:
       ValueError: the folder is not writable; it holds a run and `resume` is False; its
@@ -132,14 +135,16 @@ class Journal:
         *,
         resume: bool,
         about: Mapping[str, Any] | None = None,
+        writes: bool = True,
     ) -> None:
         self._description = description
         self._about = about
         self._folder = None if run_dir is None else files.as_path(run_dir, "run_dir")
-        self._writes = self._folder is not None and jax.process_index() == 0
+        self._writes = self._folder is not None and writes
         self._tensorboard: Any = None
         self._latest: pathlib.Path | None = None
         self._manifest: dict[str, Any] = {}
+        self._records: list[dict[str, Any]] = []
         if self._folder is None:
             if resume:
                 raise ValueError("run_dir must be given with resume=True, got None")
@@ -176,6 +181,11 @@ class Journal:
                 versions_then=self._manifest["versions"],
             )
 
+    @property
+    def checkpoint(self) -> str | None:
+        """The name of the checkpoint to go on from, if there is one."""
+        return None if self._latest is None else self._latest.name
+
     def open(self, start: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
         """Returns the state to go on from, and what was stored beside it.
 
@@ -195,6 +205,7 @@ class Journal:
         """Appends the record of one epoch; its numbers go to TensorBoard too."""
         if not self._writes:
             return
+        self._records.append(dict(record))
         files.append_json_line(self._metrics_file(), record)
         for name, value in record.items():
             known = name in ("epoch", "step") or isinstance(value, str)
@@ -210,6 +221,7 @@ class Journal:
                 "run": self._description,
                 "about": self._about,
                 "extra": extra,
+                "records": self._records,
             }
             folder = self._folder / "checkpoints"
             checkpoints.save_checkpoint(folder, int(state.step), state, config=config)
@@ -228,7 +240,10 @@ class Journal:
 
         Each epoch ends with a record and then a checkpoint.
         """
-        records = files.load_json_lines(self._metrics_file())
+        try:
+            records = files.load_json_lines(self._metrics_file())
+        except ValueError as error:
+            raise ValueError(f"{error}: remove it, or name another folder") from error
         epochs = [record.get("epoch", 0) for record in records] or [0]
         taken = max(epochs) - min(epochs)
         if taken > 1:
@@ -238,15 +253,32 @@ class Journal:
                 "name another folder"
             )
 
+    def _holds(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the file of records begins with these."""
+        file = self._metrics_file()
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        expected = [files.json_line(record).encode()[:-1] for record in records]
+        return lines[: len(records)] == expected
+
     def _take_up(self, step: int, *, fresh: bool) -> None:
         """Drops the records after `step`, and opens the TensorBoard file there."""
         assert self._folder is not None
         # tensorboardX takes half a second to import
         from tensorboardX import SummaryWriter
 
-        records = [] if fresh else files.load_json_lines(self._metrics_file())
-        kept = [record for record in records if record["step"] <= step]
-        files.save_json_lines(self._metrics_file(), kept)
+        if not fresh:
+            kept = self._manifest["config"].get("records")
+            if kept is None:  # of an older version
+                found = files.load_json_lines(self._metrics_file())
+                kept = [record for record in found if record["step"] <= step]
+            self._records = kept
+        if not self._holds(self._records):
+            warnings.warn(
+                f"{self._metrics_file()} was altered: its records are those of "
+                f"{self._latest} again",
+                stacklevel=4,
+            )
+        files.save_json_lines(self._metrics_file(), self._records)
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=0 if fresh else step + 1
         )

@@ -17,6 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from robjax.data import Dataset, balanced_indices, batch_indices
+from robjax.runs import preemption
+from robjax.runs.processes import Group
 from robjax.training import parallel
 from robjax.training.callbacks import Callback, EpochEnd
 from robjax.training.config import FitConfig
@@ -98,6 +100,7 @@ class Loop:
       rate: the learning rate of the next update.
       grouped: the objective takes the groups of the data.
       progress: show a bar or, where there is no terminal, a line for each epoch.
+      group: the processes that train together.
     """
 
     step: StepFn
@@ -111,26 +114,30 @@ class Loop:
     rate: RateFn
     grouped: bool
     progress: bool
+    group: Group
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.data.labels) // self.config.batch_size
 
-    def run(self, state: TrainState, meter: Meter) -> TrainState:
+    def run(
+        self, state: TrainState, meter: Meter, notice: preemption.Notice
+    ) -> TrainState:
         """Goes on from a placed state to the end; returns the last one on one device.
 
-        `meter` has the steps of its epoch.
+        `meter` has the steps of its epoch. Leaves after a step, once `notice` comes.
         """
         done = int(state.step)
         first = done // self.steps_per_epoch + 1
         with self.progress_bar(done) as bar:
             for epoch in range(first, self.config.epochs + 1):
-                if any(kept.stop for kept in state.callbacks):
+                if self.group.exchange(any(kept.stop for kept in state.callbacks))[0]:
                     break
-                state, means = self.run_epoch(epoch, state, meter, bar)
+                state, means = self.run_epoch(epoch, state, meter, bar, notice)
                 state = self.record(epoch, state, means)
                 meter = Meter()
                 self.journal.save(state, meter.saved())
+                notice.leave()
         bare = parallel.one_copy(state._replace(callbacks=()))
         return bare._replace(callbacks=state.callbacks)
 
@@ -140,7 +147,12 @@ class Loop:
         return bare._replace(callbacks=state.callbacks)
 
     def run_epoch(
-        self, epoch: int, state: TrainState, meter: Meter, bar: tqdm
+        self,
+        epoch: int,
+        state: TrainState,
+        meter: Meter,
+        bar: tqdm,
+        notice: preemption.Notice,
     ) -> tuple[TrainState, dict[str, float]]:
         """Takes the steps of epoch 1, 2, … that are left; returns what to record."""
         batches = self.batches(epoch)
@@ -158,15 +170,17 @@ class Loop:
             meter.pending.append(metrics)
             waited = time.perf_counter() - fetched
             # the end of an epoch has a checkpoint in any case, see `run`
-            save = taken < total and self.checkpoint_due(epoch, taken)
+            asked = notice.asked()
+            save = taken < total and (asked or self.checkpoint_due(epoch, taken))
             if save or taken == total or waited > _SECONDS_BETWEEN_FETCHES:
                 bar.update(meter.fetch(epoch) * self.config.batch_size)
                 bar.set_postfix(loss=f"{meter.means()['loss']:.4g}", refresh=False)
                 fetched = time.perf_counter()
             if save:
                 self.journal.save(state, meter.saved())
+                notice.leave()
         images = (total - first) * self.config.batch_size
-        speed = images / (time.perf_counter() - start)
+        speed = images / max(time.perf_counter() - start, 1e-9)  # clocks may stand
         return state, {**meter.means(), "images_per_second": speed, **settings}
 
     def batches(self, epoch: int) -> np.ndarray:
@@ -222,6 +236,7 @@ class Loop:
                 "on_epoch must return a mapping from names to scalars, {} if it has "
                 f"none, got {measured!r}"
             )
+        measured = self.group.exchange(dict(measured))[0]  # say, seconds, not the same
         step = epoch * self.steps_per_epoch
         record = {"epoch": epoch, "step": step, **scalars, **measured}
         kept = []
@@ -237,8 +252,7 @@ class Loop:
 
     def show(self, record: Mapping[str, Any], *, stopped: bool) -> None:
         """Writes a line about an epoch where there is no terminal for a bar."""
-        shown = self.progress and not sys.stderr.isatty()
-        if not shown or jax.process_index() > 0:
+        if not self.progress or sys.stderr.isatty() or self.group.index > 0:
             return
         hidden = ("epoch", "step")
         words = [f"epoch {record['epoch']}/{self.config.epochs}"]
@@ -257,5 +271,5 @@ class Loop:
             initial=done * batch_size,
             unit=" images",
             unit_scale=True,
-            disable=None if self.progress else True,
+            disable=None if self.progress and self.group.index == 0 else True,
         )

@@ -1,4 +1,4 @@
-"""Devices and hosts: everything training knows about them is in this file.
+"""Devices and processes: everything training knows about them is in this file.
 
 N devices do what one does on the whole batch. The state is replicated, and the batch is
 split over the devices. Gradients and metrics are averaged over the axis `AXIS`, and
@@ -12,8 +12,8 @@ Sharp edges of `jax.pmap` that this file deals with:
   step is traced a second time;
 * the state is donated: its buffers are gone after the step (`one_copy` before keeping).
 
-With several hosts (`jax.distributed.initialize()` before anything else) every process
-calls the same functions on the same data set and feeds its own rows of each batch.
+With several processes (`jax.distributed.initialize()` before anything else) each calls
+the same functions on the same data set and feeds its own rows of each batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,8 +40,8 @@ def check_devices(devices: Sequence[Device] | None, batch_size: int) -> list[Dev
     1
 
     Raises:
-      ValueError: there is none, one is no device or there twice, or they cannot share
-        a batch evenly.
+      ValueError: there is none, one is no device or there twice, they are of some of
+        the processes, or they cannot share a batch evenly.
     """
     found = np.asarray(jax.devices() if devices is None else devices, object)
     kinds = [isinstance(device, jax.Device) for device in found.flat]
@@ -50,6 +50,12 @@ def check_devices(devices: Sequence[Device] | None, batch_size: int) -> list[Dev
     chosen = list(found)
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"devices must be different devices, got {devices}")
+    processes = {device.process_index for device in chosen}
+    if 1 < len(processes) < jax.process_count():
+        raise ValueError(
+            "devices must be those of one process or of all, got some of "
+            f"{len(processes)} of {jax.process_count()} processes"
+        )
     if batch_size % len(chosen):
         raise ValueError(
             f"batch_size must be a multiple of the number of devices, {len(chosen)}, "

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import signal
 import sys
 
 import jax
@@ -15,6 +17,7 @@ from robjax.balls import L0, L2, Linf
 from robjax.diagnose import BUDGETS, Budget, report, run
 from robjax.diagnose import __main__ as command
 from robjax.diagnose.lenses import LENSES
+from robjax.runs import preemption
 
 N = 24
 SMALL = Budget(N, 2, 8, 8, 0, N, N, 2, 2, 1)
@@ -89,20 +92,27 @@ def test_the_files_hold_what_is_printed(done):
 
 def test_a_killed_run_goes_on_with_what_is_done(done, monkeypatch):
     found, folder, given = done
-    (folder / "00" / "gradients.npz").unlink()
+    *_, before, last = LENSES
+    (folder / "00" / f"{before}.npz").unlink()
+    (folder / "00" / f"{last}.npz").unlink()
     called = []
 
     def looked(name, look):
         def call(*arguments):
             called.append(name)
+            if name == before:
+                os.kill(os.getpid(), signal.SIGTERM)
             return look(*arguments)
 
         return call
 
     again = {k: (t, looked(k, f), c) for k, (t, f, c) in LENSES.items()}
     monkeypatch.setattr(run, "LENSES", again)
+    with pytest.raises(preemption.Preempted) as stopped:
+        robjax.diagnose(Partial(linear, W), (X, Y), resume=True, **given)
+    assert called == [before] and stopped.value.code == preemption.EXIT_CODE
     resumed = robjax.diagnose(Partial(linear, W), (X, Y), resume=True, **given)
-    assert called == ["gradients"]
+    assert called == [before, last]
     assert str(resumed) == str(found)
     with pytest.raises(ValueError, match="resume"):
         robjax.diagnose(Partial(linear, W), (X, Y), **given)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from jax.tree_util import Partial
 from robjax import attacks, data
 from robjax.balls import Linf
 from robjax.evaluation import evaluate, loop
-from robjax.runs import files
+from robjax.evaluation.store import Store
+from robjax.runs import files, preemption
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(12, 4)).astype(np.float32)
@@ -212,12 +214,45 @@ def test_a_radius_for_each_of_many_samples_belongs_to_the_run(tmp_path):
         run_({"fgsm": other}, run_dir=tmp_path, resume=True)
 
 
-def test_a_damaged_batch_is_named(tmp_path):
-    run(tmp_path)
+def test_a_damaged_batch_is_done_again(whole, begun, tmp_path):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "02-apgd" / "000000.npz"
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"000000\.npz is not a readable"):
-        run(tmp_path, resume=True)
+    with pytest.warns(UserWarning, match=r"000000\.npz is not a readable.*done again"):
+        again = run(tmp_path, resume=True)
+    assert_identical(again, whole)
+    # so is one of other samples, as after a change of a batch before
+    found = files.load_npz(file)
+    files.save_npz(file, found | {"index": found["index"][::-1]})
+    with pytest.warns(UserWarning, match=r"000000\.npz is of other samples"):
+        assert_identical(run(tmp_path, resume=True), whole)
+
+
+def test_told_to_stop_it_goes_on_with_other_devices(whole, tmp_path, monkeypatch):
+    """SIGTERM in the second batch of an attack; then four devices, then one again."""
+    save, left = Store.save, 5
+
+    def told_while_saving(self, *arguments):
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *arguments)
+
+    monkeypatch.setattr(Store, "save", told_while_saving)
+    with pytest.raises(preemption.Preempted) as stopped:
+        run(tmp_path)
+    assert stopped.value.code == preemption.EXIT_CODE
+    done = files_of(tmp_path)
+    assert done[-1] == "01-pgd_one_step/000001.npz" and len(done) == 1 + 5
+    left = 2
+    with (
+        pytest.raises(preemption.Preempted),
+        pytest.warns(UserWarning, match=r"different devices \(1 then, 4 now\)"),
+    ):
+        run(tmp_path, devices=4, resume=True)
+    assert files_of(tmp_path)[:-2] == done
+    assert_same_table(run(tmp_path, resume=True), whole)
 
 
 # ------------------------------------------------------------------ progress
@@ -259,7 +294,11 @@ def test_a_bar_without_an_image_left_shows_the_robust_accuracy_too(capsys):
 
 
 def test_the_number_of_devices_changes_nothing_but_rounding(whole):
-    shared = run(devices=4)
+    assert_same_table(run(devices=4), whole)
+
+
+def assert_same_table(shared, whole):
+    """Up to the rounding of other devices."""
     np.testing.assert_array_equal(shared.fooled_by, whole.fooled_by)
     for name, table in whole.attacks.items():
         other = shared.attacks[name]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import types
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from robjax.balls import L1, Linf
+from robjax.runs import provenance
 from robjax.runs.provenance import checksum, describe, versions
 
 
@@ -138,3 +140,30 @@ def test_versions_name_what_a_result_depends_on():
     found = versions()
     assert found["packages"]["jax"] == jax.__version__
     assert found["device"] == "8 x cpu"
+
+
+def test_no_flipped_bit_of_a_description_passes(tmp_path):
+    def begin(**options):
+        return provenance.open_run(
+            tmp_path,
+            lambda: {"eps": 0.125, "attacks": provenance.identify(np.tanh)},
+            parts="*.npz",
+            **options,
+        )
+
+    begin(resume=False)
+    file = tmp_path / "run.json"
+    content = file.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 5):
+        changed = bytearray(content)
+        changed[place] ^= 1 << (place % 7)
+        file.write_bytes(changed)
+        try:
+            begin(resume=True)
+        except ValueError as error:
+            assert "run.json" in str(error) and "name another folder" in str(error)
+            refused += 1
+        else:  # a space for another
+            assert json.loads(changed) == json.loads(content)
+    assert refused > len(content) // 10

@@ -1,11 +1,7 @@
-"""N devices, or two processes, do what one device does on the whole batch."""
+"""N devices do what one device does on the whole batch."""
 
 import dataclasses
 import functools
-import pathlib
-import socket
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -198,45 +194,13 @@ def test_batch_norm_without_an_axis_name_is_refused_on_several_devices():
         training.fit(Local(), dataset, config=CONFIG, devices=jax.devices()[:2])
 
 
-def test_two_processes_train_like_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    script = pathlib.Path(__file__).with_name("two_processes.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    alone = two_process_run(tmp_path / "alone", devices=jax.devices()[:1])
-    expected = jax.tree.leaves(jax.device_get(alone.variables))
-    for rank in range(2):
-        with np.load(tmp_path / f"weights{rank}.npz") as found:
-            for name, leaf in zip(found.files, expected, strict=True):
-                np.testing.assert_allclose(found[name], leaf, rtol=1e-5, atol=1e-5)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 3
-
-
-def two_process_run(run_dir, *, devices=None, resume=False):
-    """The run that the test compares; also called by each of the two processes."""
+def batch_norm_run(run_dir, *, resume=False):
+    """A run that several processes take like one; tests/runs/test_processes.py."""
     return training.fit(
         NormNet(),
         data.subset(data.load("digits", "train"), 96),
         config=dataclasses.replace(CONFIG, epochs=2),
         run_dir=run_dir,
         resume=resume,
-        devices=devices,
         progress=False,
     )

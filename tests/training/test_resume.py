@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import pytest
 from robjax import data, training
 from robjax.balls import Linf
 from robjax.models import MLP
-from robjax.runs import checkpoints, files, provenance
+from robjax.runs import checkpoints, files, preemption, provenance
 from robjax.training import objectives
 from robjax.training.journal import Journal
+from robjax.training.loop import Loop
 
 CONFIG = training.FitConfig(
     epochs=3,
@@ -42,6 +44,7 @@ def run(run_dir, *, resume=False, config=CONFIG, **changes):
         "data": data.subset(data.load("digits", "train"), 200),
         "objective": OBJECTIVE,
         "on_epoch": lambda epoch, variables: {"measured": 2.0 * epoch},
+        "devices": jax.devices()[:1],
         **changes,
     }
     return training.fit(
@@ -49,7 +52,6 @@ def run(run_dir, *, resume=False, config=CONFIG, **changes):
         config=config,
         run_dir=run_dir,
         resume=resume,
-        devices=jax.devices()[:1],
         progress=False,
     )
 
@@ -111,6 +113,49 @@ def test_killed_at_a_random_moment(tmp_path, whole):
     process.wait()
     chex.assert_trees_all_equal(run(tmp_path, resume=True), whole[0])
     assert records(tmp_path) == whole[1]
+
+
+def test_told_to_stop_it_goes_on_and_with_other_devices(monkeypatch, tmp_path, whole):
+    """SIGTERM in the ninth step, of an epoch of six; then one device, or two."""
+    step, taken = Loop.take_step, 0
+
+    def told_while_stepping(self, state, batch):
+        nonlocal taken
+        taken += 1
+        if taken == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, batch)
+
+    monkeypatch.setattr(Loop, "take_step", told_while_stepping)
+    with pytest.raises(preemption.Preempted) as stopped:
+        run(tmp_path)
+    assert stopped.value.code == preemption.EXIT_CODE
+    last = checkpoints.list_checkpoints(tmp_path / "checkpoints")[-1]
+    assert last.name == "step_0000000009"
+    shutil.copytree(tmp_path, tmp_path / "two")
+    chex.assert_trees_all_equal(run(tmp_path, resume=True), whole[0])
+    assert records(tmp_path) == whole[1]
+    with pytest.warns(UserWarning, match=r"different devices \(1 then, 2 now\)"):
+        shared = run(tmp_path / "two", resume=True, devices=jax.devices()[:2])
+    chex.assert_trees_all_close(
+        shared.variables, whole[0].variables, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "digit"])
+def test_records_are_written_again_from_the_checkpoint(damage, tmp_path, whole):
+    shutil.copytree(whole[2], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "metrics.jsonl"
+    content = file.read_bytes()
+    if damage == "removed":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:  # another number, which JSON would take
+        file.write_bytes(content.replace(b'"measured": 2.0', b'"measured": 3.0'))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl was altered"):
+        run(tmp_path, resume=True)
+    assert file.read_bytes() == content
 
 
 def test_torn_record_and_later_records_are_dropped(tmp_path, whole):

@@ -12,6 +12,9 @@ both cancels in their difference.
 Orders 0 and n − 2 have one context only, ∅ or all others. There every set is played
 once, however many blocks share it.
 
+Several processes share the parts of all orders (`robjax.runs.processes`), and each
+returns all of them.
+
 **Files.** With `run_dir`, every finished part of an order is a file. A run that was
 killed skips these; its result is that of a run that was never killed, bit for bit.
 
@@ -40,8 +43,9 @@ from robjax.metrics.interactions.design import (
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
 from robjax.metrics.interactions.exact import check_value_fn, play, without_rounding
 from robjax.metrics.interactions.games import ImageGame, ValueFn
-from robjax.runs import files, provenance
+from robjax.runs import files, preemption, provenance
 from robjax.runs.files import as_path
+from robjax.runs.processes import Group, joined
 from robjax.samples import fold_keys, is_concrete, sample_keys
 
 # Sets played at a time: their masks take n bytes each, their values 8.
@@ -191,6 +195,8 @@ def sampled(
     Raises:
       ValueError: an argument is malformed; the message names it. `run_dir` holds a run
         and `resume` is False, or it holds another run.
+      RuntimeError: another process has failed.
+      Preempted: SIGTERM came; every part that was done is in `run_dir`.
     """
     check_flags(resume=resume, progress=progress)
     check_value_fn(value_fn)
@@ -206,14 +212,15 @@ def sampled(
     # contexts draw from the keys folded with orders, which are below n
     drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))
     plan = _Plan(value_fn, n, keys, drawn, contexts)
-    folder = provenance.open_run(
-        run_dir,
-        functools.partial(_description, plan),
-        parts="order-*/*.npz",
-        resume=resume,
-    )
-    with tqdm(total=len(orders) * blocks, disable=not progress, unit="block") as bar:
-        parts = [_play_order(plan, order, folder, bar) for order in orders]
+    about = functools.partial(_description, plan)
+    with (
+        joined("interactions", lambda: {**about(), "orders": orders}) as group,
+        preemption.watch(run_dir) as notice,
+    ):
+        folder = provenance.open_run(
+            run_dir, about, parts="order-*/*.npz", resume=resume, group=group
+        )
+        parts = _play_orders(plan, orders, folder, group, notice, progress=progress)
     return SampledInteractions(
         orders=np.asarray(orders),
         pairs=drawn.pairs,
@@ -283,23 +290,50 @@ class _Part(NamedTuple):
     forwards: int | np.ndarray
 
 
-def _play_order(
-    plan: _Plan, order: int, folder: pathlib.Path | None, bar: tqdm
-) -> _Part:
-    """All blocks at one order; what `folder` has is not played again."""
-    bar.set_postfix_str(f"order {order}")
-    parts = []
-    for number, span in enumerate(plan.spans(order)):
-        path = folder and folder / f"order-{order:04d}" / f"{number:06d}.npz"
-        if path and path.exists():
-            part = _Part(**files.load_npz(path))
-        else:
-            part = _play_span(plan, order, span)
-            if path:
-                path.parent.mkdir(exist_ok=True)
-                files.save_npz(path, part._asdict())
-        parts.append(part)
-        bar.update(part.means.shape[-2])
+def _play_orders(
+    plan: _Plan,
+    orders: Sequence[int],
+    folder: pathlib.Path | None,
+    group: Group,
+    notice: preemption.Notice,
+    *,
+    progress: bool,
+) -> list[_Part]:
+    """All blocks at each order; what `folder` has is not played again."""
+    jobs = [
+        (order, number, span)
+        for order in orders
+        for number, span in enumerate(plan.spans(order))
+    ]
+    blocks = np.arange(len(plan.keys))
+    total = sum(len(blocks[span]) for _, _, span in group.mine(jobs))
+    hidden = not progress or group.index > 0
+    with tqdm(total=total, disable=hidden, unit="block") as bar:
+
+        def play_part(job: tuple[int, int, slice]) -> _Part:
+            order, number, span = job
+            bar.set_postfix_str(f"order {order}")
+            path = folder and folder / f"order-{order:04d}" / f"{number:06d}.npz"
+            done = path and files.load_part(path, _Part._fields)
+            if done:
+                part = _Part(**{name: done[name] for name in _Part._fields})
+            else:
+                part = _play_span(plan, order, span)
+                if path:
+                    path.parent.mkdir(exist_ok=True)
+                    files.save_npz(path, part._asdict())
+            bar.update(part.means.shape[-2])
+            return part
+
+        parts = group.map(play_part, jobs, each_turn=notice.leave)
+    by_order = {order: [] for order in orders}
+    for (order, _, _), part in zip(jobs, parts, strict=True):
+        by_order[order].append(part)
+    return [_joined(parts) for parts in by_order.values()]
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    """Parts of one order as one."""
     return _Part(
         means=np.concatenate([part.means for part in parts], axis=-2),
         magnitudes=np.concatenate([part.magnitudes for part in parts], axis=-2),

@@ -13,7 +13,7 @@ first, which keeps the difference accurate.
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from robjax.metrics.finite import finite_samples
 from robjax.metrics.fisher import logits_and_jacobian
 from robjax.metrics.kl.split import split_kl
 from robjax.numerics import finite_or_zero, map_batched
+from robjax.runs import provenance
+from robjax.runs.processes import Group, joined
 from robjax.traced import TracedCallable
 
 # Logits of pairs held at a time: a few arrays of this size stay in a CPU's cache.
@@ -59,6 +61,9 @@ def sum_pairs(
 ) -> PairSums:
     """Adds up the KL divergence and its parts over all ordered pairs, block by block.
 
+    Several processes share the anchors. Their sums differ from those of one process by
+    rounding in float64 only.
+
     >>> from robjax.model import as_logits_fn
     >>> x = jnp.array([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
     >>> sums = sum_pairs(as_logits_fn(lambda x: x), x, np.array([0, 0, 1]), 3, None)
@@ -74,6 +79,31 @@ def sum_pairs(
       classes: C, to sum over partners of each label apart; None: over partners of other
         labels.
     """
+
+    def about() -> dict[str, Any]:
+        facts = provenance.checksum((x, y)), provenance.identify(logits_fn)
+        return {"data": facts[0], "model": facts[1], "batch_size": batch_size}
+
+    with joined("sums over pairs", about) as group:
+        share = _share_of_sums(group, logits_fn, x, y, batch_size, classes)
+        rows, columns, known, gradients = zip(*group.exchange(share), strict=True)
+    return PairSums(
+        by_anchor=functools.reduce(np.add, rows),
+        by_partner=functools.reduce(np.add, columns),
+        logits=known[0],
+        gradients=np.all(gradients, axis=0),
+    )
+
+
+def _share_of_sums(
+    group: Group,
+    logits_fn: TracedCallable,
+    x: jax.Array,
+    y: np.ndarray,
+    batch_size: int,
+    classes: int | None,
+) -> PairSums:
+    """The sums over the pairs whose anchors are this process's; see `sum_pairs`."""
     size = x.shape[0]
     batch_size = min(batch_size, size)
     flat = x.reshape(size, -1)
@@ -85,7 +115,8 @@ def sum_pairs(
     shape = (8, size) if classes is None else (8, size, classes)
     sums = PairSums(np.zeros(shape), np.zeros(shape), known, np.ones(size, bool))
     partner_chunks = list(chunks(size, width))
-    for anchors, real_anchors in chunks(size, batch_size):
+    for anchors, real_anchors in group.mine(chunks(size, batch_size)):
+        group.check()
         z, jacobian, finite = _jacobian(logits_fn, x[anchors])
         own = _matvec(jacobian, flat[anchors])
         anchor_labels = np.where(real_anchors, y[anchors], -1)

@@ -24,7 +24,7 @@ twice. It is at least Σ e_ij², the value for independent pairs. A share is a r
 two means, and by the delta method its influence is (ψ_part − share · ψ_total) / M.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ from robjax.metrics.kl.components import checked_model, measure_pairs
 from robjax.metrics.kl.pair_sums import chunks, sum_pairs
 from robjax.metrics.kl.split import KLComponents, is_known, rounding_in_words
 from robjax.model import LogitsFn
+from robjax.runs import provenance
+from robjax.runs.processes import joined
 from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
@@ -161,8 +163,9 @@ def pairwise_kl(
 ) -> PairwiseKL:
     """Mean KL divergence and its parts over ordered pairs with different labels.
 
-    Loops on the host, so it is not for use inside jit. A component of an input gradient
-    that is not finite counts as 0. Images whose logits are not finite are left out.
+    Loops on the host, so it is not for use inside jit. Several processes share the
+    work. A component of an input gradient that is not finite counts as 0. Images whose
+    logits are not finite are left out.
 
     >>> x = jnp.array([[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
     >>> found = pairwise_kl(lambda x: x, x, jnp.array([0, 0, 1]))
@@ -336,16 +339,26 @@ def _sampled_pairs(
     size, partners = drawn.shape
     anchors = np.repeat(np.arange(size), partners)
     chosen = drawn.reshape(-1)
-    parts = []
-    known = np.ones(size, bool)
-    gradients = np.ones(size, bool)
-    for index, real in chunks(len(anchors), batch_size):
+
+    def measure(chunk: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        index, real = chunk
         block = measure_pairs(logits_fn, x[anchors[index]], x[chosen[index]])
         leaves = np.stack(jax.tree.leaves(jax.device_get(block.parts)))
-        parts.append(leaves[:, real].astype(np.float64))
-        np.logical_and.at(known, anchors[index], block.logits)
-        np.logical_and.at(known, chosen[index], block.logits_prime)
-        np.logical_and.at(gradients, anchors[index], block.gradients)
+        finite = np.stack([block.logits, block.logits_prime, block.gradients])
+        return leaves[:, real].astype(np.float64), finite[:, real]
+
+    def about() -> dict[str, Any]:
+        facts = provenance.checksum((x, drawn)), provenance.identify(logits_fn)
+        return {"data or key": facts[0], "model": facts[1], "batch_size": batch_size}
+
+    with joined("pairwise KL", about) as group:
+        found = group.map(measure, chunks(len(anchors), batch_size))
+    values, finite = (np.concatenate(part, 1) for part in zip(*found, strict=True))
+    known = np.ones(size, bool)
+    gradients = np.ones(size, bool)
+    np.logical_and.at(known, anchors, finite[0])
+    np.logical_and.at(known, chosen, finite[1])
+    np.logical_and.at(gradients, anchors, finite[2])
     _check_known(y, known)
     warn_not_finite(logits=known, gradients=gradients, then=_LEFT_OUT, stacklevel=4)
     used = known[anchors] & known[chosen]
@@ -356,7 +369,7 @@ def _sampled_pairs(
         )
     anchors = anchors[used]
     chosen = chosen[used]
-    values = np.concatenate(parts, axis=1)[:, used]
+    values = values[:, used]
     weights = (size - np.bincount(y)[y])[anchors].astype(np.float64)
     weights /= weights.sum()
     means = values @ weights

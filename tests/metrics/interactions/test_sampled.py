@@ -1,6 +1,9 @@
 """Sampled interactions (O10, O14): no bias, calibrated errors, few forwards, files."""
 
 import functools
+import os
+import shutil
+import signal
 import sys
 
 import jax
@@ -17,6 +20,7 @@ from robjax.metrics.interactions import (
     usual_orders,
 )
 from robjax.metrics.interactions.design import Blocks, Layout, draw_ranks
+from robjax.runs import preemption
 from robjax.samples import fold_keys, sample_keys
 from tests.metrics.interactions import closed_forms
 from tests.oracles import interactions as oracle
@@ -285,6 +289,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     def again(game=game, **change):
         return sampled(game, 64, **(arguments | change), run_dir=tmp_path, resume=True)
 
+    # told to stop while it plays, after the sets that describe the game
+    parts = sorted(path.name for path in (tmp_path / "order-0040").iterdir())
+    shutil.rmtree(tmp_path / "order-0040")
+    plays = []
+
+    def told(value_fn, masks):
+        plays.append(len(masks))
+        if len(plays) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play(value_fn, masks)
+
+    with monkeypatch.context() as patch, pytest.raises(preemption.Preempted) as stopped:
+        patch.setattr(module, "play", told)
+        again()
+    assert stopped.value.code == preemption.EXIT_CODE
+    (kept,) = (tmp_path / "order-0040").iterdir()
+    assert kept.name == parts[0] and len(parts) > 1
+    kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=r"order-0040/000000\.npz .* done again"):
+        jax.tree.map(np.testing.assert_array_equal, again(), whole)
     more = again(make(), orders=[0, 5, 17, 40])  # further orders may be added
     np.testing.assert_array_equal(more.means[:, [0, 1, 3]], whole.means)
     with pytest.raises(ValueError, match="already holds a run"):
