@@ -86,9 +86,10 @@ def limits(
 def _fitted(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
     """An array for all images or for each, with channels or without, as [B, *S]."""
     array = as_array(value)
-    known = array is not None and array.dtype
-    if not any(known and jnp.issubdtype(known, kind) for kind in (jnp.bool_, *REAL)):
-        raise ValueError(f"{name} must be an array of numbers, got {known or value!r}")
+    kinds = (jnp.bool_, *REAL)
+    if array is None or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        found = getattr(array, "dtype", repr(value))
+        raise ValueError(f"{name} must be an array of numbers, got {found}")
     pixels = x.ndim > 3 and array.shape in (x.shape[1:-1], x.shape[:-1])
     if pixels and array.shape in (x.shape[1:], (*x.shape[1:-1], 1)):
         raise ValueError(

@@ -276,6 +276,7 @@ FINE = (
     ((provenance.check_same_run,), "versions_then", either({}), "a warning says so"),
     ((provenance.check_same_run, provenance.open_run), "name", anything, "a message"),
     ((provenance.open_run,), "parts", anything, "without a folder it is not used"),
+    ((provenance.open_run,), "group", anything, "without a folder it is not used"),
     ((feature_spaces.gaussian_arc,), "modulus", either(INF), "an infinite modulus"),
     ((feature_spaces.gaussian_arc,), "delta", either(INF), "no cap"),
     ((feature_spaces.norm_ratio,), "p", either(INF), "the norm L∞"),

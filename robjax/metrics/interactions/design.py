@@ -76,7 +76,7 @@ def design_pairs(
     if isinstance(pairs, int | np.integer) and not isinstance(pairs, bool):
         return _near(check_count("pairs", pairs), n, grid)
     found = as_array(pairs)
-    found = np.zeros(0) if found is None else np.asarray(found)
+    found = np.zeros((0, 2)) if found is None else np.asarray(found)
     if found.dtype.kind not in "iu" or found.ndim != 2 or found.shape[1] != 2:
         raise ValueError(
             "pairs must be 'all', 'adjacent', a radius or integers [E, 2], got "

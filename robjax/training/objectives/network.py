@@ -204,7 +204,7 @@ def scaled(ball: Any, strength: jax.Array | float, batch_size: int) -> Any:
     Raises:
       ValueError: the ball has no radius of at least 0, a number or [B].
     """
-    eps = getattr(ball, "eps", None)
+    eps: Any = getattr(ball, "eps", None)
     check_number("ball.eps", eps, minimum=0, batch_size=batch_size)
     return dataclasses.replace(ball, eps=eps * strength)
 
