@@ -4,6 +4,7 @@
     python -m benchmarks.autoattack speed mnist-madry
     python -m benchmarks.autoattack ladder mnist-madry --points 1000
     JAX_NUM_CPU_DEVICES=2 python -m benchmarks.autoattack variants digits-madry
+    python -m benchmarks.autoattack race --points 1000
 
 `parity` attacks the same test images with robjax and with pyautoattack, which runs the
 network natively in PyTorch, and compares robust accuracies and verdicts. `speed` times
@@ -11,12 +12,15 @@ both on 256 images (or fewer) that stay robust, and on as many of which half fal
 PGD-40, and adds the floor: 1,910 input gradients and 5,942 forward passes for a robust
 image, at the speed of the compiled functions alone. `ladder` gives the robust accuracy
 under stronger and stronger attacks. `variants` lists the images whose verdict depends
-on the batch size, the devices or the precision of the attacks. `parity` and `speed`
-need torch and pyautoattack.
+on the batch size, the devices or the precision of the attacks. `race` compares the
+suites "fast" and "standard" and the audited answer on the networks of RACE, or those of
+them that are named, and keeps what it found in results/race/; with torch and
+pyautoattack, theirs too. `parity` and `speed` need torch and pyautoattack.
 """
 
 import argparse
 import functools
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +32,27 @@ import numpy as np
 from benchmarks import timing, trained
 from benchmarks.attack_throughput import fast_input_gradient
 from robjax import attacks, data, evaluation, lowering
-from robjax.balls import L2, Linf
+from robjax.balls import L1, L2, Ball, Linf
 from robjax.runs import files
 
 KEY = jax.random.key(0)
 FOLDER = Path("results/autoattack")
 GRADIENTS, FORWARDS = 1910, 5942
 EPS_L2 = {"digits": 0.6, "mnist": 1.5, "cifar10": 0.5}
+# What the suite "fast" is judged on; it was chosen on other networks (README).
+RACE: tuple[tuple[str, Ball], ...] = (
+    ("digits-trades-mixer", Linf(0.15)),
+    ("digits-madry-resnet", Linf(0.15)),
+    ("mnist-standard-small", Linf(0.1)),
+    ("mnist-trades-small", Linf(0.3)),
+    ("mnist-madry-small", Linf(0.3)),
+    ("cifar10-standard-small", Linf(1 / 255)),
+    ("cifar10-trades-small", Linf(8 / 255)),
+    ("cifar10-madry-small", Linf(8 / 255)),
+    ("digits-trades-mixer", L2(0.5)),
+    ("mnist-standard-small", L2(1.0)),
+    ("digits-madry-resnet", L1(1.5)),
+)
 
 
 class Side(NamedTuple):
@@ -224,15 +242,114 @@ def variants(name: str, norm: str, points: int) -> None:
         )
 
 
+def run_suite(name: str, points: int, ball: Ball, version: str) -> dict[str, Any]:
+    """Verdicts [N] of a suite, forward-equivalents [N] and seconds; kept on the disk.
+
+    A query of Auto-PGD is a gradient, 3 forward passes; so is each second one of FAB.
+    """
+    norm = f"{type(ball).__name__}-{float(ball.eps):.4g}"
+    path = FOLDER.parent / "race" / f"{name}-{norm}-{points}-{version}.npz"
+    if path.exists():
+        return dict(np.load(path))
+    logits_fn, x, y, _ = images_of(name, points)
+    if version == "pyautoattack":
+        found = reference_side(logits_fn, x, y, ball)._asdict()
+    else:
+        data_set, suite = (np.asarray(x), np.asarray(y)), attacks.suite(version, ball)
+        options = {"key": KEY, "cascade": True}
+        start, cpu = time.perf_counter(), time.process_time()
+        table = evaluation.evaluate(logits_fn, data_set, suite, **options)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        calls = np.zeros(len(y))
+        for attack, rows in table.attacks.items():
+            weight = {"apgd": 3, "fab-": 2}.get(attack[:4], 1)
+            calls += weight * np.maximum(rows.queries, 0)
+        warned = np.asarray(table.warnings, dtype=str)
+        found = {"robust": table.robust, "seconds": seconds, "cpu": cpu}
+        found |= {"clean": table.correct, "calls": calls, "warned": warned}
+    files.save_npz(path, {key: np.asarray(value) for key, value in found.items()})
+    return dict(np.load(path))
+
+
+def look_up(logits_fn, x, y, *, key, bounds, broken):
+    """An attack of known verdicts: pixel 0 numbers the image, pixel 1 is moved."""
+    del logits_fn, y, key, bounds
+    row = jnp.round(x[:, 0] * len(broken)).astype(jnp.int32)
+    return x.at[:, 1].set(jnp.where(broken[row], 1.0, 0.0))
+
+
+def audits_of(fast: np.ndarray, full: np.ndarray, repetitions: int) -> list[Any]:
+    """`audited` with as many keys, on images [N] of which both verdicts are known."""
+    count = len(fast)
+    rows = np.stack([np.arange(count) / count, np.zeros(count)], 1).astype(np.float32)
+    suites = [
+        {"known": functools.partial(look_up, broken=jnp.asarray(~robust))}
+        for robust in (fast, full)
+    ]
+    model = jax.tree_util.Partial(lambda x: jnp.stack([2 - 3 * x[:, 1], x[:, 1]], 1))
+    return [
+        evaluation.audited(
+            model,
+            (rows, np.zeros(count, int)),
+            *suites,
+            key=jax.random.key(number),
+            batch_size=count,
+        )
+        for number in range(repetitions)
+    ]
+
+
+def race(chosen: list[str], points: int, repetitions: int) -> None:
+    """One row for each network and ball of `RACE`.
+
+    An audit gives an image the verdict of "standard", at the same price, because the
+    draws of an image are its own. So the audits are repeated on the verdicts.
+    """
+    peer = importlib.util.find_spec("pyautoattack") is not None
+    print(
+        "| network | ball | images | clean % | standard % | fast % | only fast | "
+        "only standard | calls, standard ÷ fast | ÷ audited | half-width | intervals "
+        "that hold | CPU s, standard | fast | pyautoattack %, s |\n|" + "---|" * 15
+    )
+    for name, ball in RACE:
+        if chosen and name not in chosen:
+            continue
+        fast, full = (run_suite(name, points, ball, v) for v in ("fast", "standard"))
+        a, b = fast["robust"], full["robust"]
+        audits = audits_of(a, a & b, repetitions)
+        calls = [fast["calls"].sum() + full["calls"][t.audited].sum() for t in audits]
+        holds = np.mean([t.low <= np.mean(a & b) <= t.high for t in audits])
+        width = np.mean([t.high - t.low for t in audits]) / 2
+        other = ""
+        if peer and "resnet" not in name and "mixer" not in name:
+            theirs = run_suite(name, points, ball, "pyautoattack")
+            other = f"{100 * theirs['robust'].mean():.2f}, {theirs['cpu']:.0f}"
+        print(
+            f"| {name} | {type(ball).__name__} {float(ball.eps):.4g} | {len(a)} | "
+            f"{100 * full['clean'].mean():.2f} | {100 * b.mean():.2f} | "
+            f"{100 * a.mean():.2f} | {np.count_nonzero(b & ~a)} | "
+            f"{np.count_nonzero(a & ~b)} | "
+            f"{full['calls'].sum() / fast['calls'].sum():.1f} | "
+            f"{full['calls'].sum() / np.mean(calls):.1f} | {100 * width:.2f} | "
+            f"{100 * holds:.1f} % | {full['cpu']:.0f} | {fast['cpu']:.0f} | {other} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=["parity", "speed", "ladder", "variants"])
-    parser.add_argument("networks", nargs="+", help="as mnist-madry (`trained`)")
+    parser.add_argument(
+        "what", choices=["parity", "speed", "ladder", "variants", "race"]
+    )
+    parser.add_argument("networks", nargs="*", help="as mnist-madry (`trained`)")
     parser.add_argument("--norm", nargs="+", choices=["Linf", "L2"], default=["Linf"])
     parser.add_argument("--points", type=int, default=1000)
     args = parser.parse_args()
     print(f"Measured on {timing.environment()}\n", flush=True)
+    if args.what == "race":
+        race(args.networks, args.points, repetitions=200)
+        return
     if args.what == "parity":
         print(
             "| network | ball | images | clean % | robjax % | pyautoattack % | "

@@ -18,34 +18,39 @@ import jax
 
 
 class Timing(NamedTuple):
-    """Seconds: of the first call (compilation included), best and median after it."""
+    """Seconds: of the first call (compilation included), best and median after it.
+
+    `cpu` is the least time that all threads of the process together took.
+    """
 
     first: float
     best: float
     median: float
+    cpu: float
 
 
-def _seconds(candidate: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(candidate: Callable[[], Any]) -> tuple[float, float]:
+    start, worked = time.perf_counter(), time.process_time()
     jax.block_until_ready(candidate())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - worked
 
 
 def compare(
     candidates: dict[str, Callable[[], Any]], rounds: int = 7
 ) -> dict[str, Timing]:
     """Times every candidate in turn, `rounds` times after one first call each."""
-    first = {name: _seconds(run) for name, run in candidates.items()}
+    first = {name: _seconds(run)[0] for name, run in candidates.items()}
     for run in candidates.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+        jax.block_until_ready(run())
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
             times[name].append(_seconds(run))
-    return {
-        name: Timing(first[name], min(t), statistics.median(t))
-        for name, t in times.items()
-    }
+    found = {}
+    for name, pairs in times.items():
+        wall, cpu = zip(*pairs, strict=True)
+        found[name] = Timing(first[name], min(wall), statistics.median(wall), min(cpu))
+    return found
 
 
 def environment() -> str:

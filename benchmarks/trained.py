@@ -1,9 +1,10 @@
 """Trained networks to attack: standard, Madry and TRADES on digits, MNIST and CIFAR-10.
 
-    python -m benchmarks.trained mnist-madry digits-trades …
+    python -m benchmarks.trained mnist-madry digits-trades mnist-madry-mixer …
 
-Each is trained once, under its name in results/trained/, and found again there. They
-are small enough for a CPU, and good enough to be worth attacking.
+A third word asks for another shape than the plan's, trained on 4,000 images. Each is
+trained once, under its name in results/trained/, and found again there. They are small
+enough for a CPU, and good enough to be worth attacking.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jax.tree_util import Partial
 
+from benchmarks import networks
 from robjax import data, models, training
 from robjax.balls import Linf
 from robjax.training import FitConfig, objectives
@@ -63,18 +65,33 @@ OBJECTIVES = {
     "madry": objectives.adversarial,
     "trades": functools.partial(objectives.trades, beta=6.0),
 }
+_SMALL = models.CNN(10, blocks=((8,), (16,)), kernel=3, hidden=64)
+_TINY = models.CNN(10, blocks=((4,), (8,)), kernel=3, hidden=32)
+SHAPES = {
+    "small": lambda channels: _SMALL if channels == 1 else _TINY,
+    "mixer": lambda channels: networks.UserMixer(),
+    "resnet": networks.UserResNet,
+}
+_IMAGES_OF_SHAPES = 4000
 
 
 def load(name: str) -> tuple[Partial, data.Dataset, float]:
-    """The network "<data set>-<objective>", trained if need be, test set and ε (L∞).
+    """A trained network, its test set and its ε in L∞.
+
+    The name is "<data set>-<objective>" or "<data set>-<objective>-<shape>".
 
     Raises:
       ValueError: there is no such network.
     """
-    dataset, _, objective = name.partition("-")
-    if dataset not in PLANS or objective not in OBJECTIVES:
+    dataset, objective, shape = [*name.split("-", 2), "", ""][:3]
+    if (
+        dataset not in PLANS
+        or objective not in OBJECTIVES
+        or shape not in SHAPES | {"": 0}
+    ):
         raise ValueError(
-            f"name must be <{'|'.join(PLANS)}>-<{'|'.join(OBJECTIVES)}>, got {name!r}"
+            f"name must be <{'|'.join(PLANS)}>-<{'|'.join(OBJECTIVES)}>, or that and "
+            f"-<{'|'.join(SHAPES)}>, got {name!r}"
         )
     plan, fit = PLANS[dataset], PLANS[dataset].fit
     function = OBJECTIVES[objective]
@@ -85,17 +102,22 @@ def load(name: str) -> tuple[Partial, data.Dataset, float]:
         attack = {"ball": Linf(plan.eps), "steps": 7, "step_size": plan.step_size}
         function = functools.partial(function, **attack)
     train = data.load(dataset, "train")
-    if name != "mnist-madry" and plan.images < len(train.labels):
-        train = data.subset(train, plan.images)
+    images = _IMAGES_OF_SHAPES if shape else plan.images
+    if name != "mnist-madry" and images < len(train.labels):
+        train = data.subset(train, images)
+    model = SHAPES[shape](train.images.shape[-1]) if shape else plan.model
     state = training.fit(
-        plan.model,
+        model,
         train,
         objective=function,
         config=fit,
         run_dir=FOLDER / name,
         resume=True,
     )
-    logits_fn = Partial(plan.model.apply, state.weights)
+    if shape == "resnet":
+        logits_fn = training.logits_fn(model, state.weights)
+    else:
+        logits_fn = Partial(model.apply, state.weights)
     return logits_fn, data.load(dataset, "test"), plan.eps
 
 

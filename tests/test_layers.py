@@ -41,12 +41,13 @@ OWNERS = {
     "tensorflow_datasets": {"data"},
     "tensorflow": {"data"},
     "matplotlib": {"reporting", "diagnose", "experiments"},
+    "grain": {"data"},
     "torch": {"models"},
     "safetensors": {"models"},
     "experiments": {"experiments"},
     "benchmarks": {"benchmarks"},
 }
-LAZY = {"tensorflow", "tensorflow_datasets", "torch", "safetensors"}
+LAZY = {"grain", "tensorflow", "tensorflow_datasets", "torch", "safetensors"}
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted(ROOT.glob("robjax/**/*.py")) + sorted(ROOT.glob("experiments/**/*.py"))
 

@@ -160,6 +160,7 @@ CALLS = {
     data.balance_groups: {"dataset": GROUPED},
     data.balanced_indices: {"labels": Y, "batch_size": 2, "seed": 0, "epoch": 0},
     data.batch_indices: {"num_examples": 7, "batch_size": 3, "seed": 0, "epoch": 0},
+    data.folders: {"root": "photos"},
     data.from_arrays: {
         "images": X,
         "labels": Y,

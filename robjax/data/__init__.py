@@ -1,6 +1,7 @@
-"""Labelled images in memory, batches of them, and augmentation on the device.
+"""Labelled images in memory or on the disk, batches of them, and augmentation.
 
     train = data.load("digits", "train")       # embedded; or any prepared TFDS name
+    photos = data.folders("photos/train").stream(size=(64, 64))   # left on the disk
     rows = data.batch_indices(len(train.labels), 128, seed=0, epoch=3)[step]
     x = data.to_float(train.images[rows], train.scale)
 
@@ -15,7 +16,9 @@ The files:
     scenes.py         images with masks of the foreground and categories of background
     backgrounds.py    such images made of digits, with a correlation of choice
     released.py       such images in the layouts of released sets
-    listing.py        images on the disk, decoded when wanted
+    listing.py        what lies in such a layout, not decoded yet
+    stored.py         images that are decoded when wanted, in batches by processes
+    decoder.py        what those processes do
 """
 
 from robjax.data import backgrounds, released
@@ -29,18 +32,24 @@ from robjax.data.dataset import (
     split,
     subset,
 )
+from robjax.data.released import folders
 from robjax.data.scenes import Scenes
+from robjax.data.stored import Batches, Images, StoredImages
 from robjax.data.tfds import NotPreparedError
 
 __all__ = [
+    "Batches",
     "Dataset",
+    "Images",
     "NotPreparedError",
     "Scenes",
+    "StoredImages",
     "augment",
     "backgrounds",
     "balance_groups",
     "balanced_indices",
     "batch_indices",
+    "folders",
     "from_arrays",
     "load",
     "released",

@@ -14,6 +14,7 @@ import numpy as np
 
 from robjax.arrays import check_array
 from robjax.checks import check_count, check_labels, check_number
+from robjax.data.stored import Images, StoredImages
 
 
 def random_order(size: int, *, seed: int, stream: int = 0) -> np.ndarray:
@@ -166,7 +167,7 @@ def check_scale(scale: Any) -> Any:
     return scale
 
 
-def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
+def to_float(images: jax.Array | Images, scale: float) -> jax.Array:
     """Turns images of a data set into float32 in [0, 1], on the device.
 
     >>> to_float(np.array([[0, 255]], np.uint8), scale=255).tolist()
@@ -182,5 +183,6 @@ def to_float(images: jax.Array | np.ndarray, scale: float) -> jax.Array:
     Raises:
       ValueError: `images` holds no numbers, or `scale` is not positive.
     """
-    images = check_array("images", images, "[B, …]", finite=False)
-    return jnp.asarray(images).astype(jnp.float32) / check_scale(scale)
+    pixels = np.asarray(images) if isinstance(images, StoredImages) else images
+    pixels = check_array("images", pixels, "[B, …]", finite=False)
+    return jnp.asarray(pixels).astype(jnp.float32) / check_scale(scale)

@@ -1,4 +1,4 @@
-"""A data set as arrays in memory, and where it comes from."""
+"""A data set: labelled images in memory or on the disk, and where they come from."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,20 @@ from numpy.typing import ArrayLike
 from robjax.checks import check_count, check_text
 from robjax.data import digits, tfds
 from robjax.data.batching import check_scale, random_order, stratified_split
+from robjax.data.stored import Images, StoredImages
 from robjax.runs.files import PathLike, as_path
 from robjax.samples import is_concrete
 
 
 class Dataset(NamedTuple):
-    """Labelled images in memory; ``images / scale`` lies in [0, 1].
+    """Labelled images; ``images / scale`` lies in [0, 1].
 
-    Made by `load` or `from_arrays`.
+    Made by `load`, `from_arrays` or `robjax.data.listing.Listing.stream`.
 
     Attributes:
       images: uint8 [N, H, W, C], scaled on the device by `to_float`; float32 with a
-        scale of 1 for own floating-point images.
+        scale of 1 for own floating-point images. They may lie on the disk: then
+        indexing decodes them.
       labels: int32 [N] in 0..num_classes − 1.
       num_classes: K.
       scale: the value of a white pixel in `images`.
@@ -29,7 +31,7 @@ class Dataset(NamedTuple):
       num_groups: G; 0 without groups.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     num_classes: int
     scale: float
@@ -39,19 +41,28 @@ class Dataset(NamedTuple):
 
     def __repr__(self) -> str:
         """The name and the sizes, not the arrays."""
-        if not is_concrete(self.images):
+        stored = isinstance(self.images, StoredImages)
+        if not (stored or is_concrete(self.images)):
             return "Dataset(traced)"
         count, *pixels = self.images.shape
         size = "×".join(map(str, pixels))
         groups = f" and {self.num_groups} groups" if self.num_groups else ""
         return (
             f"Dataset({self.name}: {count} images {size} in {self.num_classes} classes"
-            f"{groups})"
+            f"{groups}{', on the disk' if stored else ''})"
         )
 
 
-def load(name: str, split: str, *, data_dir: PathLike | None = None) -> Dataset:
-    """Loads a data set into memory, in a fixed shuffled order.
+def load(
+    name: str,
+    split: str,
+    *,
+    data_dir: PathLike | None = None,
+    workers: int | None = None,
+    size: tuple[int, int] | None = None,
+    crop: float | None = None,
+) -> Dataset:
+    """Loads a data set, in a fixed shuffled order, into memory or to be streamed.
 
     Neither TensorFlow nor the network is used: a set of TensorFlow Datasets must have
     been prepared as ArrayRecord (``python -m robjax.data.prepare``).
@@ -66,24 +77,40 @@ def load(name: str, split: str, *, data_dir: PathLike | None = None) -> Dataset:
       split: "train", "test", or what other splits the set has.
       data_dir: folder of the prepared sets; default: the environment variable
         TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      workers: None: all images come into memory. A number: they stay on the disk, and
+        so many processes decode the batches of `training.fit` ahead; 0: none but this
+        one. Labels come into memory in any case.
+      size: height and width that all images are resized to, bilinearly, the aspect
+        ratio not kept; None: as they are.
+      crop: with `size`, the share of the largest central part of that aspect ratio that
+        is resized: 0.875 is usual for ImageNet; None: the whole image is.
 
     Raises:
       NotPreparedError: (a ValueError) no such set in `data_dir`; says what to run.
-      ValueError: no such split, or not a set of images of one size with one label.
+      ValueError: no such split, or not a set of images with one label, or not of one
+        size where none is given.
     """
     check_text("name", name)
     check_text("split", split)
     if data_dir is not None:
         as_path(data_dir, "data_dir")
     if name == "digits":
+        if (workers, size, crop) != (None, None, None):
+            raise ValueError(
+                "workers, size and crop must be None for digits, which come in memory, "
+                f"got {workers}, {size} and {crop}"
+            )
         images, labels = digits.read(split)
         return from_arrays(images, labels, num_classes=10, scale=16.0, name=name)
-    images, labels, num_classes = tfds.read(name, split, data_dir)
-    return from_arrays(images, labels, num_classes=num_classes, name=name)
+    images, labels, num_classes = tfds.stored(
+        name, split, data_dir, size=size, crop=crop, workers=workers or 0
+    )
+    pixels = np.asarray(images) if workers is None else images
+    return from_arrays(pixels, labels, num_classes=num_classes, name=name)
 
 
 def from_arrays(
-    images: ArrayLike,
+    images: ArrayLike | StoredImages,
     labels: ArrayLike,
     *,
     num_classes: int | None = None,
@@ -112,7 +139,10 @@ def from_arrays(
     """
     check_text("name", name)
     check_scale(scale)
-    pixels, scale = _check_pixels(np.asarray(images), scale)
+    if isinstance(images, StoredImages):
+        pixels = images
+    else:
+        pixels, scale = _check_pixels(np.asarray(images), scale)
     classes = np.asarray(labels)
     num_classes = _check_classes(classes, len(pixels), num_classes)
     if groups is None and num_groups is not None:
@@ -257,8 +287,11 @@ def _check_dataset(dataset: object) -> None:
 
 
 def _rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    images = dataset.images
     return dataset._replace(
-        images=dataset.images[rows],
+        images=(
+            images.select(rows) if isinstance(images, StoredImages) else images[rows]
+        ),
         labels=dataset.labels[rows],
         groups=None if dataset.groups is None else dataset.groups[rows],
     )
@@ -293,9 +326,4 @@ def balance_groups(dataset: Dataset, *, seed: int = 0) -> Dataset:
         members = np.flatnonzero(dataset.groups == group)
         order = members[random_order(len(members), seed=seed, stream=int(group))]
         chosen.append(np.resize(order, sizes.max()))
-    rows = np.concatenate(chosen)
-    return dataset._replace(
-        images=dataset.images[rows],
-        labels=dataset.labels[rows],
-        groups=dataset.groups[rows],
-    )
+    return _rows(dataset, np.concatenate(chosen))

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from robjax.checks import check_text
 from robjax.data.listing import Listing
 from robjax.data.tfds import NotPreparedError
-from robjax.runs.files import PathLike
+from robjax.runs.files import PathLike, as_path
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -35,7 +36,11 @@ def _subfolders(root: pathlib.Path, what: str) -> list[pathlib.Path]:
 
 
 def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGES)
+    found = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in _IMAGES and not p.name.startswith(".")
+    )
     if not found:
         kinds = ", ".join(sorted(_IMAGES))
         raise NotPreparedError(f"looked for images ({kinds}) in {folder}: none there")
@@ -73,15 +78,28 @@ def folders(
 ) -> Listing:
     """Plain folders of images, root/<class>/*.png (or .jpg, .jpeg, .bmp, .webp).
 
-    >>> folders("images/test").read(size=(64, 64))  # doctest: +SKIP
+    The layout of torchvision's ImageFolder. Images of a class are sorted by name.
+
+    >>> train = folders("photos/train").stream(size=(64, 64))  # doctest: +SKIP
 
     Args:
       root: the folder that has one folder for each class.
       classes: names of the folders in the order of the labels; default: all of them,
         sorted. A folder that is not among them is an error.
       name: for people; default: that of the folder.
+
+    Raises:
+      NotPreparedError: (a ValueError) there is no folder, or one without images.
+      ValueError: a folder holds a file that is neither an image nor hidden, so that no
+        image of another kind is left out without a word; or it is not in `classes`.
     """
-    root = pathlib.Path(root)
+    root = as_path(root, "root")
+    if classes is not None:
+        named = isinstance(classes, list | tuple) and bool(classes)
+        if not (named and all(isinstance(one, str) for one in classes)):
+            raise ValueError(f"classes must be names of folders, got {classes!r}")
+    if name is not None:
+        check_text("name", name)
     present = {p.name: p for p in _subfolders(root, "folders of classes")}
     order = sorted(present) if classes is None else list(classes)
     for folder in present:
@@ -90,7 +108,14 @@ def folders(
     found = []
     for label, folder in enumerate(order):
         where = _existing(root / folder, f"images of class {folder!r}")
-        found += [(path, label) for path in _images_in(where)]
+        images = _images_in(where)
+        other = {p for p in where.iterdir() if p.name[0] != "."} - {*images}
+        if other:
+            raise ValueError(
+                f"folders of classes must hold images alone, found {min(other)}: take "
+                "it away, or hide it by a dot"
+            )
+        found += [(path, label) for path in images]
     return _list(found, order, name or root.name, root)
 
 

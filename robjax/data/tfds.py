@@ -8,60 +8,83 @@ from typing import Any
 import numpy as np
 
 from robjax.data.batching import random_order
+from robjax.data.decoder import MODES, feature
+from robjax.data.stored import StoredImages, make_form
 from robjax.runs.files import PathLike
 
 CHUNK = 1000
-"""How many examples are decoded at a time."""
+"""How many examples are read at a time."""
 
 
 class NotPreparedError(ValueError):
     """A data set is not on this machine in a form that can be read."""
 
 
-def read(
-    name: str, split: str, data_dir: PathLike | None
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Reads one split of a prepared set into memory.
+def stored(
+    name: str,
+    split: str,
+    data_dir: PathLike | None,
+    *,
+    size: tuple[int, int] | None = None,
+    crop: float | None = None,
+    workers: int = 0,
+) -> tuple[StoredImages, np.ndarray, int]:
+    """One split of a prepared set, whose images stay on the disk.
 
     The order is a fixed permutation of the prepared one, because some sets are
     prepared sorted by class.
 
     >>> try:
-    ...     read("mnist", "train", "/no/such/folder")
+    ...     stored("mnist", "train", "/no/such/folder")
     ... except NotPreparedError as error:
     ...     print(str(error).partition(" (")[0])
     data set 'mnist' is unknown or not prepared in /no/such/folder
 
     Args:
-      name, split, data_dir: as in `robjax.data.load`.
+      name, split, data_dir, size, crop: as in `robjax.data.load`.
+      workers: how many processes decode batches.
 
     Returns:
-      uint8 images [N, H, W, C], int32 labels [N] and the number of classes.
+      The images [N, H, W, C], int32 labels [N] and the number of classes.
 
     Raises:
       NotPreparedError: see `robjax.data.load`.
-      ValueError: no such split; not a set of uint8 images of one size and one label.
+      ValueError: no such split; not a set of uint8 images with one label each, or not
+        of one size where `size` is not given.
     """
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     builder = _find(name, pathlib.Path(root).expanduser())
-    image_key, label_key = _image_and_label(builder.info)
+    image_key, label_key = _image_and_label(builder.info, any_size=size is not None)
     if split not in builder.info.splits:
         raise ValueError(
             f"split of {name} must be one of {', '.join(sorted(builder.info.splits))}, "
             f"got {split!r}"
         )
-    source = builder.as_data_source(split=split)
-    size = len(source)
+    # the examples as they are stored, not decoded
+    examples: Any = builder.as_data_source(split=split).data_source
+    count = len(examples)
+    labels = np.empty(count, np.int32)
+    for start in range(0, count, CHUNK):
+        rows = range(start, min(start + CHUNK, count))
+        for row, example in zip(rows, examples.__getitems__(rows), strict=True):
+            labels[row] = feature(example, label_key)
+    order = random_order(count, seed=0)
     features = builder.info.features
-    images = np.empty((size, *features[image_key].shape), np.uint8)
-    labels = np.empty(size, np.int32)
-    place = np.argsort(random_order(size, seed=0))
-    for start in range(0, size, CHUNK):
-        rows = range(start, min(start + CHUNK, size))
-        for row, example in zip(rows, source.__getitems__(rows), strict=True):
-            images[place[row]] = example[image_key]
-            labels[place[row]] = example[label_key]
-    return images, labels, features[label_key].num_classes
+    info = builder.info.splits[split]
+    images = StoredImages(
+        lambda rows: examples.__getitems__(rows.tolist()),
+        make_form(
+            features[image_key].shape,
+            size=size,
+            channels=features[image_key].shape[-1],
+            crop=crop,
+            feature=image_key,
+        ),
+        rows=order,
+        source=f"{builder.info.full_name} {split} {info.shard_lengths}",
+        workers=workers,
+    )
+    return images, labels[order], features[label_key].num_classes
 
 
 def _find(name: str, root: pathlib.Path) -> Any:
@@ -109,7 +132,7 @@ def _command(name: str) -> str:
     )
 
 
-def _image_and_label(info: Any) -> tuple[str, str]:
+def _image_and_label(info: Any, *, any_size: bool) -> tuple[str, str]:
     """The names of the two features that a set of labelled images has."""
     from tensorflow_datasets import features as kinds
 
@@ -120,10 +143,12 @@ def _image_and_label(info: Any) -> tuple[str, str]:
             isinstance(image, kinds.Image)
             and isinstance(label, kinds.ClassLabel)
             and image.np_dtype == np.uint8
-            and None not in info.features[keys[0]].shape
+            and (any_size or None not in info.features[keys[0]].shape)
+            and info.features[keys[0]].shape[-1] in MODES
         ):
             return keys
     raise ValueError(
-        f"data set {info.name!r} is not a set of uint8 images of one size, each with "
-        f"one class label: it holds {dict(info.features.items())}"
+        f"data set {info.name!r} is not a set of uint8 images of one size "
+        "(or, with size=, of any), each with one class label: it holds "
+        f"{dict(info.features.items())}"
     )

@@ -16,7 +16,7 @@ import numpy as np
 from robjax.balls import L0, L1, L2, Linf
 from robjax.boxes import check_box, has_arrays
 from robjax.checks import Bounds, check_bounds, check_labels, check_number
-from robjax.data import Dataset, to_float
+from robjax.data import Dataset, Images, StoredImages, to_float
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
 
@@ -35,7 +35,7 @@ class Data(NamedTuple):
       bounds: lowest and highest pixel value, two numbers or two arrays [N, *S].
     """
 
-    images: np.ndarray
+    images: Images
     labels: Any
     scale: float | None
     bounds: Bounds
@@ -64,7 +64,9 @@ def check_data(data: object, bounds: Bounds) -> Data:
         these are malformed.
     """
     if isinstance(data, Dataset):
-        images = np.asarray(data.images)
+        images = data.images
+        if not isinstance(images, StoredImages):
+            images = np.asarray(images)
         scale = data.scale
         bounds = _check_scaled(images, scale, bounds)
         labels = check_labels(
@@ -86,7 +88,7 @@ def check_data(data: object, bounds: Bounds) -> Data:
     return Data(np.asarray(images), data[1], None, bounds)
 
 
-def _check_scaled(images: np.ndarray, scale: float, bounds: Bounds) -> Bounds:
+def _check_scaled(images: Images, scale: float, bounds: Bounds) -> Bounds:
     """Checks bounds, and that images to be divided by `scale` lie inside."""
     if has_arrays(bounds):
         return check_box(to_float(images, scale), bounds, name="data images")[1]

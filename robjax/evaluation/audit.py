@@ -9,10 +9,16 @@ where P is the hypergeometric law. The expectation is BetaBinomial(k; n, a, b). 
 ratio of the two sides is a martingale under the true K, so the interval holds it with
 probability 1 − α for all n together, whenever the sampling stops: the prior-posterior
 ratio of Waudby-Smith and Ramdas (NeurIPS 2020, arXiv 2006.04347, section 2). The prior
-only decides how narrow the interval is; a = 1, b = 30 expects a cheap suite that misses
-3 %.
+only decides how narrow the interval is; a = 1, b = 300 expects a cheap suite that
+misses one in 300.
+
+A random sample sees none of K images with probability about (1 − n/M)^K. So it cannot
+exclude K at level α with fewer than n/M = 1 − α^(1/K), whatever the law of the
+interval: of N = 1000 images two points are 20, and excluding 21 takes 13 % of M, here
+14 %. Proven images need no audit, and leave M smaller.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,6 +33,7 @@ from robjax.data import Dataset
 from robjax.evaluation.arguments import check_attacks, check_data
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import to_images
+from robjax.evaluation.brackets import Certified, bracket, check_certificate
 from robjax.evaluation.evaluate import evaluate
 from robjax.evaluation.sharding import Device
 from robjax.evaluation.tables import Estimate, Evaluation
@@ -34,8 +41,7 @@ from robjax.model import LogitsFn
 from robjax.runs.files import PathLike, as_path
 from robjax.samples import sample_keys
 
-_BLOCK = 64  # images that are audited before it is asked again whether they suffice
-_PRIOR = 1.0, 30.0
+_PRIOR = 1.0, 300.0
 _ORDER = 2**31 - 1  # what the key of the order is folded with; no image has this number
 
 
@@ -84,6 +90,7 @@ class Audit(NamedTuple):
 
     Attributes:
       cheap: the evaluation by the cheap suite, on all images.
+      proven: [N] bool, the certificate says that nothing breaks the image.
       audited: [N] bool, the expensive suite saw the image.
       robust: [N] bool, nothing that saw the image broke it.
       low, high: the robust accuracy under both suites, with `confidence`.
@@ -94,6 +101,7 @@ class Audit(NamedTuple):
     """
 
     cheap: Evaluation
+    proven: np.ndarray
     audited: np.ndarray
     robust: np.ndarray
     low: float
@@ -110,24 +118,30 @@ class Audit(NamedTuple):
         unbiased for a sample of a fixed size; that the size depends on what was found
         the interval allows for, this number does not.
         """
-        survivors = self.cheap.robust
-        sampled = int(self.audited.sum())
-        total, left = len(survivors), int(survivors.sum())
+        total, left, sampled, _ = self._counts()
+        proven = int(self.proven.sum())
         if not sampled:
-            return Estimate(left / total, float("nan") if left else 0.0)
+            return Estimate((proven + left) / total, float("nan") if left else 0.0)
         share = float(np.mean(self.robust[self.audited]))
         unseen = (left - sampled) / max(left - 1, 1)
         error = np.sqrt(share * (1 - share) / sampled * unseen)
-        return Estimate(left / total * share, float(left / total * error))
+        return Estimate((proven + left * share) / total, float(left / total * error))
+
+    def _counts(self) -> tuple[int, int, int, int]:
+        """N, M (survivors that are not proven), n and k."""
+        left = np.count_nonzero(self.cheap.robust & ~self.proven)
+        broken = np.count_nonzero(self.audited & ~self.robust)
+        return len(self.robust), int(left), int(self.audited.sum()), int(broken)
 
     def __repr__(self) -> str:
-        sampled, left = int(self.audited.sum()), int(self.cheap.robust.sum())
+        total, left, sampled, broken = self._counts()
+        proven = f", {self.proven.sum()} more proven" if self.proven.any() else ""
         lines = [
             f"robust accuracy {100 * self.robust_accuracy.mean:.2f} %, between "
             f"{100 * self.low:.2f} and {100 * self.high:.2f} % "
-            f"({100 * self.confidence:g} %), on {len(self.robust)} images",
-            f"  the cheap suite leaves {left}; of {sampled} of them, audited, "
-            f"{int((self.audited & ~self.robust).sum())} fell",
+            f"({100 * self.confidence:g} %), on {total} images",
+            f"  the cheap suite leaves {left}{proven}; of {sampled} of them, audited, "
+            f"{broken} fell",
         ]
         if not self.trusted:
             lines.append(
@@ -148,6 +162,7 @@ def audited(
     confidence: float = 0.95,
     tolerated: float = 0.02,
     most: int | None = None,
+    certificate: Certified | None = None,
     batch_size: int | None = None,
     bounds: Bounds = (0.0, 1.0),
     eot: int | None = None,
@@ -158,9 +173,10 @@ def audited(
 ) -> Audit:
     """Robust accuracy under an expensive suite, at little more than a cheap one's cost.
 
-    All images go through `cheap`, a random sample of its survivors through `full`, in
-    blocks of 64, until the interval is narrow enough. An audited image gets the verdict
-    that `evaluate` with `full`, the same key and ``cascade=True`` would give it.
+    All images go through `cheap`, a random sample of its survivors through `full`: as
+    many as make the interval narrow enough if none of them falls, then again as many as
+    what fell calls for. An audited image gets the verdict that `evaluate` with `full`,
+    the same key and ``cascade=True`` would give it.
 
     If `cheap` has warnings, or is shown to miss more than `tolerated`, it is not to be
     trusted, and all survivors are audited.
@@ -186,13 +202,17 @@ def audited(
         not in it.
       tolerated: share of all N images that `cheap` may miss.
       most: survivors to audit at most; None: as many as it takes.
+      certificate: of the same model, images and ball; what it proves is not audited.
       batch_size, bounds, eot, devices, progress: as in `evaluate`.
       run_dir, resume: as in `evaluate`; each block is a folder in `run_dir`.
 
     Raises:
-      ValueError: an argument is malformed, or `run_dir` holds another run.
+      ValueError: an argument is malformed, `run_dir` holds another run, or `cheap`
+        broke what is proven.
     """
     check_flags(resume=resume, progress=progress)
+    if certificate is not None:
+        check_certificate(certificate)
     check_attacks(cheap, name="cheap")
     check_attacks(full, name="full")
     _check_share("confidence", confidence)
@@ -221,35 +241,51 @@ def audited(
             progress=progress,
         )
 
-    table = run(cheap, np.arange(len(images)), "cheap")
-    survivors = np.flatnonzero(table.robust)
+    found = _begun(run(cheap, np.arange(len(images)), "cheap"), certificate, confidence)
+    survivors = np.flatnonzero(found.robust & ~found.proven)
     order = jax.random.permutation(jax.random.fold_in(key, _ORDER), len(survivors))
     survivors = survivors[np.asarray(order)]
     limit = len(survivors) if most is None else min(most, len(survivors))
-    found = _begun(table, confidence)
-    while int(found.audited.sum()) < limit and (
-        not found.trusted or half_width == 0 or found.high - found.low > 2 * half_width
-    ):
-        done = int(found.audited.sum())
-        rows = np.sort(survivors[done : min(done + _BLOCK, limit)])
-        block = run(full, rows, f"full-{done:07d}")
-        found = _gone_on(found, rows, block, tolerated)
+    done = 0
+    while (stop := _enough(found, half_width, limit)) > done:
+        rows = np.sort(survivors[done:stop])
+        found = _gone_on(found, rows, run(full, rows, f"full-{done:07d}"), tolerated)
+        done = stop
     return found
 
 
-def _begun(table: Evaluation, confidence: float) -> Audit:
-    """What the cheap suite says, before anything is audited."""
+def _begun(
+    table: Evaluation, certificate: Certified | None, confidence: float
+) -> Audit:
+    """What the cheap suite and the certificate say, before anything is audited."""
     robust = table.robust
+    proven = np.zeros(len(robust), bool)
+    if certificate is not None:
+        proven = bracket(table, certificate).proven
     return Audit(
         cheap=table,
+        proven=proven,
         audited=np.zeros(len(robust), bool),
         robust=robust,
-        low=0.0,
+        low=float(np.mean(proven)),
         high=float(np.mean(robust)),
         confidence=confidence,
         trusted=not table.warnings,
         warnings=table.warnings,
     )
+
+
+def _enough(found: Audit, half_width: float, limit: int) -> int:
+    """How many audited survivors are enough if no more fall, `limit` at most."""
+    total, left, sampled, broken = found._counts()
+    if not found.trusted or half_width == 0:
+        return limit
+
+    def narrow(sampled: int) -> bool:
+        low, high = broken_among(left, sampled, broken, confidence=found.confidence)
+        return high - low <= 2 * half_width * total
+
+    return bisect.bisect_left(range(limit), True, lo=sampled, key=narrow)
 
 
 def _gone_on(
@@ -258,19 +294,14 @@ def _gone_on(
     """What is known with one more block of survivors."""
     audited, robust = found.audited.copy(), found.robust.copy()
     audited[rows], robust[rows] = True, block.robust
-    total, left = len(robust), int(found.cheap.robust.sum())
-    low, high = broken_among(
-        left,
-        int(audited.sum()),
-        int(np.count_nonzero(audited & ~robust)),
-        confidence=found.confidence,
-    )
+    found = found._replace(audited=audited, robust=robust)
+    total, left, sampled, broken = found._counts()
+    low, high = broken_among(left, sampled, broken, confidence=found.confidence)
+    kept = left + int(found.proven.sum())
     new = tuple(text for text in block.warnings if text not in found.warnings)
     return found._replace(
-        audited=audited,
-        robust=robust,
-        low=(left - high) / total,
-        high=(left - low) / total,
+        low=(kept - high) / total,
+        high=(kept - low) / total,
         trusted=found.trusted and low / total <= tolerated,
         warnings=found.warnings + new,
     )

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from robjax.boxes import boxes_of, has_arrays
 from robjax.checks import Bounds, check_count, check_labels
-from robjax.data import to_float
+from robjax.data import Images, to_float
 from robjax.evaluation import sharding
 from robjax.model import LogitsFn, as_logits_fn, count_classes, rounded_to
 from robjax.runs import provenance
@@ -52,7 +52,7 @@ class Task(NamedTuple):
 
     model: TracedCallable
     attacked: TracedCallable
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     keys: jax.Array
     bounds: Bounds
@@ -65,7 +65,7 @@ class Task(NamedTuple):
     def make(
         cls,
         logits_fn: LogitsFn,
-        images: np.ndarray,
+        images: Images,
         labels: ArrayLike | Sequence[int],
         *,
         key: jax.Array,
@@ -192,7 +192,7 @@ def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def to_images(images: jax.Array | np.ndarray, scale: float | None) -> jax.Array:
+def to_images(images: jax.Array | Images, scale: float | None) -> jax.Array:
     """Makes images floats of at least float32.
 
     >>> to_images(np.array([[0, 255]], np.uint8), 255.0).tolist()

@@ -59,6 +59,15 @@ class Bracket(NamedTuple):
         )
 
 
+def check_certificate(certificate: object) -> None:
+    """Raises ValueError if something does not say what is proven.
+
+    >>> check_certificate(Bracket(proven=np.ones(2, bool), broken=np.zeros(2, bool)))
+    """
+    if not hasattr(certificate, "proven"):
+        raise ValueError(f"certificate must be a Certificate, got {certificate!r}")
+
+
 def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
     """Puts an evaluation and a certificate of the same images and ball together.
 
@@ -82,8 +91,7 @@ def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
     """
     if not hasattr(evaluation, "robust"):
         raise ValueError(f"evaluation must be an Evaluation, got {evaluation!r}")
-    if not hasattr(certificate, "proven"):
-        raise ValueError(f"certificate must be a Certificate, got {certificate!r}")
+    check_certificate(certificate)
     robust = np.asarray(evaluation.robust)
     proven = np.asarray(certificate.proven)
     for name, array in (("evaluation.robust", robust), ("certificate.proven", proven)):

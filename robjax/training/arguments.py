@@ -13,7 +13,7 @@ from robjax.training.callbacks import Callback
 from robjax.training.config import FitConfig
 from robjax.training.objectives import Objective
 from robjax.training.objectives.network import takes_groups
-from robjax.training.trainable import Linen, Trainable, Variables
+from robjax.training.trainable import Linen, Trainable, Variables, rounded
 
 
 def check_options(
@@ -100,7 +100,7 @@ def check_data(
         )
     check_ball(objective)
     check_labels(data.labels, count, num_classes=data.num_classes, name="labels")
-    logits = check_passes(model, data.images.shape[1:])
+    logits = check_passes(rounded(model, config.dtype), data.images.shape[1:])
     if logits.shape[1] < data.num_classes:
         raise ValueError(
             f"model must have an output for each of the {data.num_classes} classes, "

@@ -40,6 +40,10 @@ class FitConfig:
       flip: random left-right flips.
       balanced: every class is equally frequent in an epoch, by leaving out examples of
         large classes and repeating those of small ones (`data.balanced_indices`).
+      dtype: precision in which the model computes, "bfloat16" or None for that of its
+        weights. Weights and images are rounded on their way in; all that is not the
+        model stays in float32, see `training.trainable.rounded`. A module that asks
+        for a dtype itself gets that.
       seed: of the initial weights, the order, the augmentation and the attacks.
       checkpoint_every: steps between checkpoints inside an epoch; 0 for none. The end
         of every epoch has one in any case.
@@ -61,6 +65,7 @@ class FitConfig:
     pad: int = 0
     flip: bool = False
     balanced: bool = False
+    dtype: Literal["bfloat16"] | None = None
     seed: int = 0
     checkpoint_every: int = 0
 
@@ -95,6 +100,8 @@ class FitConfig:
             self._reject("optimizer", "'sgd' or 'adam'")
         if self.schedule not in ("constant", "steps", "cosine"):
             self._reject("schedule", "'constant', 'steps' or 'cosine'")
+        if self.dtype not in ("bfloat16", None):
+            self._reject("dtype", "'bfloat16' or None")
 
     def _reject(self, name: str, allowed: str) -> NoReturn:
         raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")

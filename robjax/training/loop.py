@@ -1,22 +1,25 @@
 """The loop over epochs and batches.
 
-It only feeds batches: the host gathers uint8 rows, hands them to the compiled step and
-goes on to the next batch. It waits for the devices about once a second, to show
-progress and to stop at a NaN, and at checkpoints.
+It only feeds batches: the host gathers uint8 rows, or takes those that processes have
+decoded (`robjax.data.stored`), hands them to the compiled step and goes on to the next
+batch. The rows of a step depend on seed, epoch and step alone. The loop waits for the
+devices about once a second, to show progress and to stop at a NaN, and at checkpoints.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from robjax.data import Dataset, balanced_indices, batch_indices
+from robjax.data import Dataset, StoredImages, balanced_indices, batch_indices
 from robjax.runs import preemption
 from robjax.runs.processes import Group
 from robjax.training import parallel
@@ -84,6 +87,38 @@ class Meter:
         return {"count": self.count, "sums": self.sums}
 
 
+class Rows(Sequence[np.ndarray]):
+    """Rows of the data of each step of a run, [local devices, B / devices].
+
+    Drawn when asked for, from the seed, the epoch and the step. With several processes
+    they are those of this one.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, config: FitConfig, devices: Sequence[parallel.Device]
+    ) -> None:
+        self._labels = labels
+        self._config = config
+        self._devices = devices
+        self._steps = len(labels) // config.batch_size
+        # the present epoch and, where batches are made ahead, the next one
+        self._drawn = functools.lru_cache(maxsize=2)(self._draw)
+
+    def __len__(self) -> int:
+        return self._config.epochs * self._steps
+
+    def __getitem__(self, step: Any) -> Any:
+        epoch, position = divmod(step, self._steps)
+        return parallel.own_rows(self._drawn(epoch)[position], self._devices)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        size = self._config.batch_size
+        draw = {"seed": self._config.seed, "epoch": epoch}
+        if self._config.balanced:
+            return balanced_indices(self._labels, size, **draw)
+        return batch_indices(len(self._labels), size, **draw)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """What stays the same from epoch to epoch.
@@ -120,6 +155,22 @@ class Loop:
     def steps_per_epoch(self) -> int:
         return len(self.data.labels) // self.config.batch_size
 
+    @functools.cached_property
+    def rows(self) -> "Rows":
+        """The rows of the data that are this process's in each step of the run."""
+        return Rows(self.data.labels, self.config, self.devices)
+
+    @contextlib.contextmanager
+    def images_from(self, step: int) -> Iterator[Iterator[np.ndarray]]:
+        """Iterates over this process's images of all steps, from `step` on."""
+        images = self.data.images
+        if isinstance(images, StoredImages):
+            with images.batches(self.rows, start=step) as batches:
+                yield batches
+        else:
+            rest = range(step, len(self.rows))
+            yield (images[self.rows[number]] for number in rest)
+
     def run(
         self, state: TrainState, meter: Meter, notice: preemption.Notice
     ) -> TrainState:
@@ -129,11 +180,11 @@ class Loop:
         """
         done = int(state.step)
         first = done // self.steps_per_epoch + 1
-        with self.progress_bar(done) as bar:
+        with self.progress_bar(done) as bar, self.images_from(done) as images:
             for epoch in range(first, self.config.epochs + 1):
                 if self.group.exchange(any(kept.stop for kept in state.callbacks))[0]:
                     break
-                state, means = self.run_epoch(epoch, state, meter, bar, notice)
+                state, means = self.run_epoch(epoch, state, meter, bar, images, notice)
                 state = self.record(epoch, state, means)
                 meter = Meter()
                 self.journal.save(state, meter.saved())
@@ -152,13 +203,13 @@ class Loop:
         state: TrainState,
         meter: Meter,
         bar: tqdm,
+        images: Iterator[np.ndarray],
         notice: preemption.Notice,
     ) -> tuple[TrainState, dict[str, float]]:
         """Takes the steps of epoch 1, 2, … that are left; returns what to record."""
-        batches = self.batches(epoch)
         bar.set_description(f"epoch {epoch}/{self.config.epochs}")
         first = meter.count
-        total = len(batches)
+        total = self.steps_per_epoch
         settings: dict[str, float] = {}
         start = time.perf_counter()
         fetched = start
@@ -166,7 +217,8 @@ class Loop:
             taken = position + 1
             if taken == total:
                 settings = self.settings(epoch, state)
-            state, metrics = self.take_step(state, batches[position])
+            step = (epoch - 1) * total + position
+            state, metrics = self.take_step(state, self.feed(step, next(images)))
             meter.pending.append(metrics)
             waited = time.perf_counter() - fetched
             # the end of an epoch has a checkpoint in any case, see `run`
@@ -179,34 +231,26 @@ class Loop:
             if save:
                 self.journal.save(state, meter.saved())
                 notice.leave()
-        images = (total - first) * self.config.batch_size
-        speed = images / max(time.perf_counter() - start, 1e-9)  # clocks may stand
+        count = (total - first) * self.config.batch_size
+        speed = count / max(time.perf_counter() - start, 1e-9)  # clocks may stand
         return state, {**meter.means(), "images_per_second": speed, **settings}
 
-    def batches(self, epoch: int) -> np.ndarray:
-        """The rows of each batch of epoch 1, 2, …, [steps, B]."""
-        labels, size = self.data.labels, self.config.batch_size
-        draw = {"seed": self.config.seed, "epoch": epoch - 1}
-        if self.config.balanced:
-            return balanced_indices(labels, size, **draw)
-        return batch_indices(len(labels), size, **draw)
-
     def take_step(
-        self, state: TrainState, batch: np.ndarray
+        self, state: TrainState, fed: tuple[np.ndarray, ...]
     ) -> tuple[TrainState, Metrics]:
         """One step; what callbacks keep does not go through the devices."""
         bare = state._replace(callbacks=())
-        moved, metrics = self.step(bare, *self.feed(batch))
+        moved, metrics = self.step(bare, *fed)
         return moved._replace(callbacks=state.callbacks), metrics
 
-    def feed(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        """This process's images, labels, indices and groups of a batch of indices [B].
+    def feed(self, step: int, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """This process's images, labels and indices of a step, [devices, B, …].
 
         There are groups only where the objective takes them.
         """
-        rows = parallel.own_rows(batch, self.devices)
+        rows = self.rows[step]
         data = self.data
-        fed = data.images[rows], data.labels[rows], rows.astype(np.int32)
+        fed = images, data.labels[rows], rows.astype(np.int32)
         if self.grouped and data.groups is not None:
             return (*fed, data.groups[rows])
         return fed

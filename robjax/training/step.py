@@ -22,7 +22,7 @@ from robjax.training import parallel
 from robjax.training.config import FitConfig
 from robjax.training.objectives import Network, Objective
 from robjax.training.state import TrainState, model_key, split_seed
-from robjax.training.trainable import Trainable, trainable
+from robjax.training.trainable import Trainable, rounded, trainable
 
 Metrics = Mapping[str, jax.Array]
 """Means over the whole batch, by name."""
@@ -101,7 +101,7 @@ def make_step(
     TrainState(step 1, 650 weights)
     """
     one = _OneStep(
-        model=trainable(model),
+        model=rounded(trainable(model), config.dtype),
         objective=objective,
         optimizer=optimizer,
         config=config,

@@ -150,6 +150,34 @@ def test_each_target_may_be_run_alone():
     )
 
 
+def test_longer_runs_aim_at_the_class_that_is_likeliest_at_the_best_point():
+    """All runs begin at the same point, so that a run alone repeats the longer one."""
+
+    def confident(x):
+        return linear(W, x) + 20.0 * jax.nn.one_hot(Y, 5)
+
+    options = {"key": KEY, "ball": Linf(0.5), "start": X[::-1]}
+    both = apgd_targeted(
+        confident, X, Y, targets=[4], steps=3, longer=(1, 7), **options
+    )
+    short = apgd_targeted(confident, X, Y, targets=[4], steps=3, **options)
+    assert not both.success.any()
+    np.testing.assert_array_equal(both.queries, short.queries + 1 + 8)
+
+    likeliest = np.argmax(
+        np.where(jax.nn.one_hot(Y, 5) > 0, -np.inf, linear(W, short.x_adv)), 1
+    )
+    clean = np.where(jax.nn.one_hot(Y, 5) > 0, -np.inf, linear(W, X))
+    rank = np.argmax(np.argsort(-clean, axis=1) == likeliest[:, None], axis=1) + 1
+    assert len(set(rank.tolist())) > 1
+    alone = [
+        apgd_targeted(confident, X, Y, targets=[r], steps=7, **options).loss
+        for r in (1, 2, 3, 4)
+    ]
+    aimed = np.stack(alone)[rank - 1, np.arange(8)]
+    np.testing.assert_allclose(both.loss, np.maximum(short.loss, aimed), rtol=1e-6)
+
+
 def test_model_calls_are_counted_and_stop_at_success():
     calls = []
 
@@ -293,6 +321,17 @@ def test_bad_losses_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             apgd(MODEL, X, Y, key=KEY, ball=Linf(0.1), loss=loss)
+
+
+def test_bad_longer_runs_are_named():
+    for longer, ball, words in (
+        (3, Linf(0.1), r"longer must be \(targets, steps\) or None, got 3"),
+        ((1, 0), Linf(0.1), "longer must be a whole number"),
+        ((1, 9), L1(0.1), "longer must be a whole number .*at least 10"),
+    ):
+        options = {"ball": ball, "longer": longer, "large_reps": isinstance(ball, L1)}
+        with pytest.raises(ValueError, match=words):
+            apgd_targeted(MODEL, X, Y, key=KEY, **options)
 
 
 def test_bad_targets_are_named():

@@ -26,7 +26,7 @@ def test_folders(tmp_path):
     for folder, values in {"b": [30, 40], "a": [10], "c": [50]}.items():
         for value in values:
             draw(tmp_path / folder / f"{value}.png", value)
-    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / ".notes").write_text("no image")
     listing = released.folders(tmp_path, name="greys")
     assert listing.classes == ("a", "b", "c")
     scenes = listing.read(size=(4, 8))

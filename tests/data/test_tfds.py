@@ -103,6 +103,19 @@ def test_reads_every_example_once_and_not_in_class_order(tiny):
     np.testing.assert_array_equal(again.images, train.images)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_what_it_loads(tiny, workers):
+    loaded = data.load("tiny", "train", data_dir=tiny)
+    streamed = data.load("tiny", "train", data_dir=tiny, workers=workers)
+    assert isinstance(streamed.images, data.StoredImages)
+    np.testing.assert_array_equal(streamed.labels, loaded.labels)
+    rows = data.batch_indices(SIZE, 5, seed=0, epoch=0)
+    with streamed.images.batches(rows) as batches:
+        np.testing.assert_array_equal(list(batches), loaded.images[rows])
+    halved = data.load("tiny", "train", data_dir=tiny, workers=workers, size=(3, 2))
+    assert halved.images[:4].shape == (4, 3, 2, 3)
+
+
 def test_folder_from_the_environment(tiny, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tiny))
     assert len(data.load("tiny:1.0.0", "train").labels) == SIZE

@@ -1,14 +1,16 @@
 """The price of certainty: intervals by exact enumeration, verdicts by `evaluate`."""
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from scipy import stats
 
+from benchmarks.autoattack import audits_of
 from robjax import attacks, evaluation
 from robjax.balls import Linf
 from robjax.evaluation import audited, broken_among
@@ -60,11 +62,27 @@ def test_the_interval_holds_at_every_stop(survivors, confidence):
 
 
 def test_few_samples_say_much_where_nothing_falls():
-    """(1 − p)^n > α b / (n + b), from infinitely many survivors, with b = 30."""
+    """Between what excludes K from n alone, and (1 − p)^n > α b / (n + b), b = 300."""
     low, high = broken_among(5000, 300, 0)
-    endless = -np.log(0.05 * 30 / 330) / 300
-    one_n_fixed_beforehand = stats.beta.ppf(0.975, 1, 300)
-    assert low == 0 and one_n_fixed_beforehand < high / 5000 < endless
+    unseen = math.comb(5000 - high, 300) / math.comb(5000, 300)
+    endless = -np.log(0.05 * 300 / 600) / 300
+    assert low == 0 and unseen < 0.05 and high / 5000 < endless
+
+
+def test_nineteen_of_twenty_intervals_hold_and_none_is_wide():
+    """200 keys on the verdicts of a cheap suite that misses 8 of 1000 images."""
+    cheap = np.arange(1000) % 2 == 0
+    full = cheap & (np.arange(1000) % 126 != 2)
+    assert np.count_nonzero(cheap & ~full) == 8
+    audits = audits_of(cheap, full, 200)
+    holds = [found.low <= full.mean() <= found.high for found in audits]
+    assert np.mean(holds) >= 0.93
+    assert all(found.high - found.low <= 0.02 + 1e-9 for found in audits)
+    assert all(found.trusted for found in audits)
+    sizes = {int(found.audited.sum()) for found in audits}
+    # (1 − n/M)^K < 0.05 for the 21st image above what was found, at the least
+    assert len(sizes) > 3 and 0.13 < min(sizes) / 500 < 0.15
+    assert np.mean([found.audited.mean() for found in audits]) < 0.25
 
 
 def test_with_every_survivor_it_is_the_expensive_suite():
@@ -104,6 +122,23 @@ def test_a_sample_is_enough_and_does_not_depend_on_the_batches(tmp_path):
 
 def _true():
     return np.abs(X[:, 0] - X[:, 1]) > 2 * EPS
+
+
+class Proof(NamedTuple):
+    proven: np.ndarray
+
+
+def test_what_is_proven_is_not_audited():
+    far = np.abs(X[:, 0] - X[:, 1]) > 3 * EPS
+    found = audit(0.07, half_width=0.0, certificate=Proof(far))
+    np.testing.assert_array_equal(found.audited, found.cheap.robust & ~far)
+    np.testing.assert_array_equal(found.robust, _true())
+    assert found.low == found.high == found.robust_accuracy.mean == _true().mean()
+    assert f"{far.sum()} more proven" in str(found)
+    unseen = audit(0.07, most=0, certificate=Proof(far))
+    assert (unseen.low, unseen.high) == (far.mean(), found.cheap.robust.mean())
+    with pytest.raises(ValueError, match="are proven and broken"):
+        audit(0.07, certificate=Proof(np.ones(N, bool)))
 
 
 def test_each_image_keeps_its_box():

@@ -140,6 +140,7 @@ def apgd_targeted(
     steps: int = 100,
     restarts: int = 1,
     targets: int | Sequence[int] = 9,
+    longer: tuple[int, int] | None = None,
     rho: float = 0.75,
     eot: int | None = None,
     large_reps: bool = False,
@@ -165,6 +166,8 @@ def apgd_targeted(
       targets: how many classes, the likeliest wrong ones first (at most K − 1 are
         tried), or a sequence of ranks: 1 is the likeliest wrong class of the clean
         image.
+      longer: (T, N), static: these runs are followed by others of N steps towards the T
+        classes that are likeliest at the best point so far. None: they are not.
       start: [B, *S] where the first restart of every target begins.
       reference_quirks: as in `apgd`.
 
@@ -183,6 +186,7 @@ def apgd_targeted(
     options = Options(
         loss={2: losses.margin, 3: losses.dlr}.get(num_classes, losses.targeted_dlr),
         targeted=True,
+        longer=_check_longer(longer, num_classes, large_reps),
         steps=steps,
         restarts=restarts,
         rho=rho,
@@ -226,6 +230,18 @@ def _check_targets(targets: int | Sequence[int], num_classes: int) -> list[int]:
     return ranks
 
 
+def _check_longer(
+    longer: tuple[int, int] | None, num_classes: int, large_reps: bool
+) -> tuple[int, int] | None:
+    if longer is None:
+        return None
+    if not isinstance(longer, Sequence) or len(longer) != 2:
+        raise ValueError(f"longer must be (targets, steps) or None, got {longer!r}")
+    targets, steps = (check_count("longer", number) for number in longer)
+    check_count("longer", steps, minimum=10 if large_reps else 1)
+    return min(targets, num_classes - 1), steps
+
+
 @functools.partial(jax.jit, static_argnames="options")
 def _apgd(
     problem: Problem,
@@ -244,13 +260,38 @@ def _apgd(
     logits_fn, x, ball, _ = problem
     logits = mean_logits(logits_fn, x, fold_keys(keys, 0), options.eot)
     best = _judge_clean(x, y, logits, options)
+    best = _runs(problem, y, logits, start, fold_keys(keys, 1), best, ranks, options)
+    if options.longer is not None:
+        targets, steps = options.longer
+        logits = mean_logits(logits_fn, best.x_adv, fold_keys(keys, 2), options.eot)
+        best = best._replace(queries=best.queries + ~best.success)
+        ranks = jnp.arange(1, targets + 1)
+        options = options._replace(steps=steps)
+        keys = fold_keys(keys, 3)
+        best = _runs(problem, y, logits, start, keys, best, ranks, options)
+    best = best._replace(loss=_climbed(options).read(best.loss))
+    result = best.result(x, ball)
+    return result._replace(queries=result.queries * (options.eot or 1))
+
+
+def _runs(
+    problem: Problem,
+    y: jax.Array,
+    logits: jax.Array,
+    start: jax.Array | None,
+    keys: jax.Array,
+    best: Best,
+    ranks: jax.Array,
+    options: Options,
+) -> Best:
+    """The runs for each of `ranks`, where `logits` [B, K] rank the classes."""
     by_rank = _sort_wrong_classes(logits, y)
 
     def run(carry: tuple[int | jax.Array, Best]) -> tuple[int | jax.Array, Best]:
         number, best = carry
         rank = ranks[number // options.restarts]
         restart = number % options.restarts
-        run_keys = fold_keys(fold_keys(fold_keys(keys, 1), rank), restart)
+        run_keys = fold_keys(fold_keys(keys, rank), restart)
         target = jnp.take(by_rank, rank - 1, axis=1)
         own_start = None if start is None else (start, restart == 0)
         best = _climb(problem, y, target, own_start, run_keys, best, options)
@@ -260,10 +301,7 @@ def _apgd(
         number, best = carry
         return (number < ranks.size * options.restarts) & ~best.success.all()
 
-    _, best = lax.while_loop(unsolved, run, (0, best))
-    best = best._replace(loss=_climbed(options).read(best.loss))
-    result = best.result(x, ball)
-    return result._replace(queries=result.queries * (options.eot or 1))
+    return lax.while_loop(unsolved, run, (0, best))[1]
 
 
 class _Run(NamedTuple):

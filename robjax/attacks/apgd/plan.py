@@ -19,6 +19,7 @@ class Options(NamedTuple):
     Attributes:
       loss: (logits, labels) -> [B] to be maximised.
       targeted: runs aim at classes, and report the margin instead of the loss.
+      longer: (T, N), then as many runs of N steps follow; None: none do.
       steps: N, steps of each run.
       restarts: runs from independent starts, for each target.
       rho: ρ, share of steps that must raise the loss to keep the step size (L∞, L2).
@@ -29,6 +30,7 @@ class Options(NamedTuple):
 
     loss: Loss
     targeted: bool = False
+    longer: tuple[int, int] | None = None
     steps: int = 100
     restarts: int = 1
     rho: float = 0.75
