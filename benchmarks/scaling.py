@@ -166,7 +166,8 @@ def memory(args: argparse.Namespace) -> list[list[Any]]:
             jax.block_until_ready(compiled(*inputs))
             counted = jax.local_devices()[0].memory_stats() or {}
             weights = sum(leaf.nbytes for leaf in jax.tree.leaves(training.state))
-            sizes = plan.argument_size_in_bytes, plan.temp_size_in_bytes
+            parts = ("argument_size_in_bytes", "temp_size_in_bytes")  # not everywhere
+            sizes = [getattr(plan, part, None) for part in parts]
             rows.append([name, size, weights, *sizes, counted.get("peak_bytes_in_use")])
     return rows
 
@@ -265,7 +266,7 @@ def memory_rows(found: list[list[Any]]) -> list[str]:
         state, arguments, temporary, peak = (
             "" if part is None else f"{part / _MIB:.1f}" for part in parts
         )
-        each = f"{parts[2] / size / _MIB:.3f}"
+        each = "" if parts[2] is None else f"{parts[2] / size / _MIB:.3f}"
         rows.append(
             f"| {name} | {size} | {state} | {arguments} | {temporary} | {each} |"
             f" {peak} |"

@@ -22,7 +22,7 @@ import pytest
 import robjax
 from robjax import attacks, data, evaluation, losses, metrics, training
 from robjax.balls import Linf
-from robjax.certification import certify
+from robjax.certification import branch_and_bound, certify
 from robjax.metrics import interactions, saliency, spurious, strong_robustness
 from robjax.metrics.kl import split_kl
 from robjax.runs import provenance
@@ -257,7 +257,9 @@ FINE = (
     ((strong_robustness.pair_agreement,), "x", is_array, "without bounds"),
     ((saliency.votes_along,), "reference", is_array, "it need not be in the bounds"),
     ((evaluation.robust_accuracy_curve,), "ball", either(Linf), "a kind of ball"),
-    ((certify,), "steps", either(0), "no step is a valid number of steps"),
+    ((certify, branch_and_bound), "steps", either(0), "no step is a valid number"),
+    ((branch_and_bound,), "domains", either(0), "an empty budget leaves it to CROWN"),
+    ((branch_and_bound,), "rules", either({}), "refused once a primitive needs one"),
     ((data.augment,), "images", is_array, "pixels may be whole numbers"),
     ((data.balanced_indices,), "labels", is_array, "any classes, any number"),
     ((data.to_float,), "images", is_array, "[B, *S] of any dtype"),

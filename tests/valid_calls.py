@@ -14,7 +14,7 @@ import numpy as np
 import robjax
 from robjax import attacks, corruptions, data, evaluation, losses, masking, training
 from robjax.balls import L2, Linf
-from robjax.certification import certify
+from robjax.certification import branch_and_bound, certify
 from robjax.diagnose import diagnose
 from robjax.metrics import (
     class_pair_kl,
@@ -149,6 +149,7 @@ CALLS = {
     attacks.universal: ATTACK_CALL | {"steps": 1, "batch_size": 2},
     # certification
     certify: MODEL_CALL | {"ball": Linf(0.1), "method": "ibp", "steps": 1},
+    branch_and_bound: MODEL_CALL | {"ball": Linf(0.1)},
     # corruptions
     **{
         getattr(corruptions, name): CORRUPTION

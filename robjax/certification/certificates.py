@@ -29,11 +29,12 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from robjax import lowering
 from robjax.balls import L1, L2, Ball, Linf
@@ -53,6 +54,8 @@ from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.numerics import map_batched
 from robjax.samples import is_concrete
 from robjax.traced import TracedCallable
+
+Rows = TypeVar("Rows")
 
 _ENTRIES = 2**24  # of all rows that walk back together
 
@@ -122,49 +125,133 @@ def certify(
       ValueError: an argument is malformed, or `logits_fn` uses a primitive without a
         rule; the message names it.
     """
-    if not isinstance(rules, Mapping):
-        raise ValueError(
-            f"rules must be a mapping from primitives to rules, as RULES, got {rules!r}"
-        )
-    model = as_logits_fn(logits_fn)
-    x, bounds = check_box(x, bounds)
-    boxed = has_arrays(bounds)
-    classes = count_classes(model, x[:1])
-    y = check_labels(y, len(x), num_classes=classes)
-    kind = _check_ball(ball, len(x))
-    eps = jnp.broadcast_to(jnp.asarray(ball.eps, x.dtype), (len(x),))
+    problem = Problem.make(logits_fn, x, y, ball, bounds, rules)
     names, everywhere = _check_methods(method)
+    least, by = least_differences(
+        problem,
+        names,
+        everywhere=everywhere,
+        steps=check_count("steps", steps, minimum=0),
+        batch_size=check_count("batch_size", batch_size),
+    )
+    margin = least.min(axis=1)
+    return Certificate(margin, margin > 0, names[-1] if everywhere else by)
+
+
+class Problem(NamedTuple):
+    """A network and the regions of B images; checked by `make`.
+
+    Attributes:
+      model: made by `as_logits_fn`.
+      x: [B, *S] images.
+      y: [B] labels.
+      eps: [B] radii.
+      kind: Linf, L2 or L1.
+      bounds: lowest and highest pixel value, two numbers or two arrays [B, *S].
+      classes: K.
+      rules: of primitives, as pairs.
+    """
+
+    model: TracedCallable
+    x: jax.Array
+    y: jax.Array
+    eps: jax.Array
+    kind: type[Ball]
+    bounds: Bounds
+    classes: int
+    rules: tuple[tuple[str, Rule], ...]
+
+    @classmethod
+    def make(
+        cls,
+        logits_fn: LogitsFn,
+        x: jax.Array,
+        y: jax.Array,
+        ball: Ball,
+        bounds: Bounds,
+        rules: Mapping[str, Rule],
+    ) -> "Problem":
+        """Checks the arguments, which are those of `certify`.
+
+        Raises:
+          ValueError: an argument is malformed; the message names it.
+        """
+        if not isinstance(rules, Mapping):
+            raise ValueError(
+                "rules must be a mapping from primitives to rules, as RULES, got "
+                f"{rules!r}"
+            )
+        model = as_logits_fn(logits_fn)
+        x, bounds = check_box(x, bounds)
+        classes = count_classes(model, x[:1])
+        y = check_labels(y, len(x), num_classes=classes)
+        kind = _check_ball(ball, len(x))
+        eps = jnp.broadcast_to(jnp.asarray(ball.eps, x.dtype), (len(x),))
+        return cls(model, x, y, eps, kind, bounds, classes, tuple(rules.items()))
+
+    def rows(self) -> tuple[np.ndarray, ...]:
+        """Images, labels, radii and, of arrays, bounds: on the host, to be picked."""
+        boxes = self.bounds if has_arrays(self.bounds) else ()
+        return jax.tree.map(np.asarray, (self.x, self.y, self.eps, boxes))
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """What compiled functions take as it is; `bounds` is () where it is arrays."""
+        bounds = () if has_arrays(self.bounds) else self.bounds
+        return {"kind": self.kind, "bounds": bounds, "rules": self.rules}
+
+
+def least_differences(
+    problem: Problem,
+    names: Sequence[Method],
+    *,
+    everywhere: bool,
+    batch_size: int,
+    steps: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best bounds of z_y − z_i by several methods in turn.
+
+    Args:
+      problem: made by `Problem.make`.
+      names: of the methods.
+      everywhere: use all of them on all images; else on those that are classified
+        correctly and not proven yet.
+      batch_size: images at a time.
+      steps: of alpha_crown.
+
+    Returns:
+      [B, K] bounds, ∞ at i = y; [B] the method that gave the margin.
+    """
     run = functools.partial(
         _differences,
-        model,
-        kind=kind,
-        bounds=() if boxed else bounds,
-        steps=check_count("steps", steps, minimum=0),
-        rules=tuple(rules.items()),
+        problem.model,
+        **problem.static,
     )
-    rows = jax.tree.map(np.asarray, (x, y, eps, bounds if boxed else ()))
-    size = min(check_count("batch_size", batch_size), len(x))
-    least = np.full((len(x), classes), -np.inf, x.dtype)
+    x, y = problem.x, problem.y
+    rows = problem.rows()
+    size = min(batch_size, len(x))
+    least = np.full((len(x), problem.classes), -np.inf, x.dtype)
     by = np.full(len(x), names[0], dtype=f"<U{max(map(len, METHODS))}")
-    margin = least.min(axis=1)
     left = np.arange(len(x))
-    right = everywhere or ~np.asarray(_wrong(model, x, y, size))
+    right = everywhere or ~np.asarray(wrong(problem.model, x, y, size))
     for name in names:
+        own = steps if name == "alpha_crown" else 0  # of the others one program will do
         for start in range(0, len(left), size):
             some = left[start : start + size]
-            # always as many rows, lest every number of them compile anew
-            padded = np.resize(some, size)
-            batch = jax.tree.map(operator.itemgetter(padded), rows)
-            found = run(*batch, method=name)
+            found = run(*picked(rows, some, size), method=name, steps=own)
             better = np.maximum(least[some], np.asarray(found)[: len(some)])
             gained = better.min(axis=1) > least[some].min(axis=1)
             by[some] = np.where(gained, name, by[some])
             least[some] = better
-        margin = least.min(axis=1)
         if not everywhere:
-            left = np.flatnonzero(right & ~(margin > 0))
-    proven = np.asarray(margin > 0)
-    return Certificate(margin, proven, names[-1] if everywhere else by)
+            left = np.flatnonzero(right & ~(least.min(axis=1) > 0))
+    return least, by
+
+
+def picked(rows: Rows, index: ArrayLike, size: int) -> Rows:
+    """Some rows of arrays: always as many, lest every number of them compile anew."""
+    padded = np.resize(index, size)
+    return jax.tree.map(operator.itemgetter(padded), rows)
 
 
 def _check_ball(ball: Ball, count: int) -> type[Ball]:
@@ -192,9 +279,11 @@ def _check_methods(method: Any) -> tuple[tuple[Method, ...], bool]:
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _wrong(
+def wrong(
     model: TracedCallable, x: jax.Array, y: jax.Array, batch_size: int
 ) -> jax.Array:
+    """Whether images are misclassified, [B]."""
+
     def batch(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
         return misclassified(lowering.exact(model)(rows[0]), rows[1])
 
@@ -279,14 +368,14 @@ def lower_differences(
             label,
             method=method,
             steps=steps,
-            rows=_rows(graph, len(x)),
+            rows=rows_at_once(graph, len(x)),
         )
 
     found = lowering.fast(jax.vmap(one))(x, y, eps, bounds if boxed else ())
     return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
 
-def _rows(graph: Graph, batch_size: int) -> int:
+def rows_at_once(graph: Graph, batch_size: int) -> int:
     """How many rows walk back together, so that they fit into memory."""
     largest = max(math.prod(node.type.shape) for node in graph.nodes)
     return max(1, _ENTRIES // (largest * batch_size))

@@ -87,6 +87,10 @@ class Graph(NamedTuple):
     nodes: list[Node]
     output: Value
 
+    def relaxed_inputs(self) -> set[int]:
+        """The nodes that go into an equation that is not affine in them."""
+        return {i for node in self.nodes if not node.affine for i in node.inputs}
+
     def affine_in_image(self) -> list[bool]:
         """For each node whether it is an affine function of the image."""
         found = [True]

@@ -11,24 +11,35 @@ back replaces v by what bounds it:
 until only the image is left, whose region has an exact minimum. Zhang et al., NeurIPS
 2018 (arXiv 1811.00866); for any graph, Xu et al., NeurIPS 2020 (arXiv 2002.12920).
 
+**Domains.** Branch and bound asks for the minimum over a part of the region, where the
+values of some nodes lie in given intervals [l, u], called cuts. Intervals and lines are
+then of this part alone. And with multipliers β, γ ≥ 0 the cuts stand in for each other:
+
+    min of ⟨Λ, v⟩ over the part ≥ min of ⟨Λ − β + γ, v⟩ over more + ⟨β, l⟩ − ⟨γ, u⟩
+
+Wang et al., NeurIPS 2021 (arXiv 2103.06624), for cuts of ReLUs at 0.
+
 Everything here is of one image and one row; `jax.vmap` does the rest.
 """
 
 import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from robjax.certification.graph import Graph, Node
-from robjax.certification.intervals import Interval
+from robjax.certification.intervals import Interval, magnitude, roundoff
 from robjax.certification.regions import Region, total
 from robjax.certification.relaxations import Relaxation
 from robjax.certification.rules import in_first, in_one
 from robjax.numerics import map_batched
 
 Relaxations = Mapping[int, Relaxation]
+Cuts = Mapping[int, Interval]
+"""Node -> where its values lie, too; as multipliers: node -> β and γ."""
 
 
 class Bounds(NamedTuple):
@@ -48,7 +59,14 @@ class Bounds(NamedTuple):
         return node.among([self.intervals[i] for i in node.inputs])
 
 
-def propagate(graph: Graph, region: Region, *, rows: int, tighten: bool) -> Bounds:
+def propagate(
+    graph: Graph,
+    region: Region,
+    *,
+    rows: int,
+    tighten: bool,
+    cuts: Cuts = MappingProxyType({}),
+) -> Bounds:
     """Bounds every node: by intervals, and some by linear bounds.
 
     Args:
@@ -57,10 +75,11 @@ def propagate(graph: Graph, region: Region, *, rows: int, tighten: bool) -> Boun
       rows: how many rows walk back together, which bounds the memory.
       tighten: bound what goes into a relaxed equation by linear bounds. Otherwise only
         what is affine in the image, and only in a region that is no box.
+      cuts: of a domain; where it is empty, some interval has its ends crossed.
     """
-    bounds = Bounds([region.box], [None])
+    bounds = Bounds([_cut(region.box, cuts.get(0))], [None])
     affine = graph.affine_in_image()
-    wanted = {i for node in graph.nodes if not node.affine for i in node.inputs}
+    wanted = graph.relaxed_inputs()
     lines: dict[int, Relaxation] = {}
     for index, node in enumerate(graph.nodes[1:], start=1):
         operands = bounds.operands(node)
@@ -70,7 +89,7 @@ def propagate(graph: Graph, region: Region, *, rows: int, tighten: bool) -> Boun
             error = node.rule.rounding(node.equation, tuple(operands), found)
         if error is not None:
             found = Interval(found.lower - error.lower, found.upper + error.upper)
-        bounds.intervals.append(found)
+        bounds.intervals.append(_cut(found, cuts.get(index)))
         bounds.rounding.append(None if error is None else jnp.maximum(*error))
         loose = tighten or (affine[index] and not region.is_box)
         if index in wanted and node.affine and loose:
@@ -121,22 +140,49 @@ def lower_bound(
     """A lower bound of ⟨row, v⟩ over all values v of a node.
 
     Args:
-      graph: made by `record`.
-      bounds: of its nodes before `at`.
-      lines: relaxations of some of them; the others are bounded by their intervals.
+      graph, bounds, lines, row, at: as in `walk_back`.
       region: where the image is.
-      row: Λ, of the shape of the node.
-      at: number of the node.
 
     Returns:
       A scalar.
     """
+    bias, rows = walk_back(graph, bounds, lines, row, at)
+    return bias + (region.minimum(rows[0]) if 0 in rows else 0)
+
+
+def walk_back(
+    graph: Graph,
+    bounds: Bounds,
+    lines: Relaxations,
+    row: jax.Array,
+    at: int,
+    multipliers: Cuts = MappingProxyType({}),
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """Replaces the values of a node by what bounds them, back to the image.
+
+    Args:
+      graph: made by `record`.
+      bounds: of its nodes before `at`.
+      lines: relaxations of some of them; the others are bounded by their intervals.
+      row: Λ, of the shape of the node.
+      at: number of the node.
+      multipliers: β and γ for the intervals in `bounds` of some nodes.
+
+    Returns:
+      A scalar c, and the row Λ of every node on the way: ⟨row, v⟩ ≥ c + ⟨Λ₀, image⟩.
+    """
     rows = {at: row}
     bias = jnp.zeros((), row.dtype)
-    for index in range(at, 0, -1):
-        if index not in rows:
+    for index in range(at, -1, -1):
+        if index in multipliers:
+            zero = jnp.zeros((), row.dtype)
+            rows[index], known = _constrained(
+                rows.get(index, zero), multipliers[index], bounds.intervals[index]
+            )
+            bias += known
+        if index == 0 or index not in rows:
             continue
-        row = rows.pop(index)
+        row = rows[index]
         node = graph.nodes[index]
         error = bounds.rounding[index]
         if node.affine:
@@ -157,7 +203,31 @@ def lower_bound(
                 bias += total(part * constant)
             for operand, share in zip(node.inputs, transpose(part), strict=True):
                 rows[operand] = rows[operand] + share if operand in rows else share
-    return bias + (region.minimum(rows[0]) if 0 in rows else 0)
+    return bias, rows
+
+
+def _cut(interval: Interval, cut: Interval | None) -> Interval:
+    if cut is None:
+        return interval
+    return Interval(
+        jnp.maximum(interval.lower, cut.lower), jnp.minimum(interval.upper, cut.upper)
+    )
+
+
+def _constrained(
+    row: jax.Array, multiplier: Interval, interval: Interval
+) -> tuple[jax.Array, jax.Array]:
+    """The row Λ − β + γ, and ⟨β, l⟩ − ⟨γ, u⟩ less what roundings may have added."""
+    beta, gamma = (
+        jnp.where(jnp.isfinite(end), jnp.maximum(share, 0), 0)
+        for share, end in zip(multiplier, interval, strict=True)
+    )
+    at_lower = jnp.where(beta > 0, beta * interval.lower, 0)
+    at_upper = jnp.where(gamma > 0, gamma * interval.upper, 0)
+    moved = row - beta + gamma
+    rounded = 4 * roundoff(moved.dtype) * (jnp.abs(row) + beta + gamma)
+    error = jnp.where(moved == row, 0, rounded * magnitude(interval))
+    return moved, total(at_lower) + total(-at_upper) - jnp.sum(error)
 
 
 def _types(graph: Graph, node: Node) -> list[jax.ShapeDtypeStruct]:

@@ -1,7 +1,7 @@
 """The four methods: from a recorded network to bounds of its logit differences."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 Slopes = dict[int, jax.Array]
 """Node -> where its lower line lies, in [0, 1]; see `Rule.start`."""
+Free = TypeVar("Free")
 
 _LEARNING_RATE = 0.1  # of the slopes, as in the authors' code, and its decay
 _DECAY = 0.98
@@ -58,13 +59,16 @@ def differences(
         return lower_bound(graph, bounds, chosen, region, row, output)
 
     if method == "alpha_crown":
-        found = _optimised(bound, wanted, _slopes(graph, bounds, lines), steps)
+        start = each_row(first_slopes(graph, bounds, lines), len(wanted))
+        found, _ = optimised(
+            lambda slopes: jax.vmap(bound)(wanted, slopes), start, steps, to_unit
+        )
     else:
         found = jax.vmap(lambda row: bound(row, {}))(wanted)
-    return jnp.where(_known(bounds, output), found, -jnp.inf)
+    return jnp.where(known(bounds, output), found, -jnp.inf)
 
 
-def _known(bounds: Bounds, output: int) -> jax.Array:
+def known(bounds: Bounds, output: int) -> jax.Array:
     """Whether nothing in the network can be NaN, and all logits are finite.
 
     Ends that are not NaN do not tell: ∞ − ∞ lies in [−∞, ∞]. But such results have an
@@ -75,7 +79,7 @@ def _known(bounds: Bounds, output: int) -> jax.Array:
     return ~jnp.any(jnp.stack(ends + [jnp.any(~jnp.isfinite(a)) for a in finite]))
 
 
-def _slopes(graph: Graph, bounds: Bounds, lines: Iterable[int]) -> Slopes:
+def first_slopes(graph: Graph, bounds: Bounds, lines: Iterable[int]) -> Slopes:
     """The slopes of the relaxed nodes that have some to choose, as CROWN has them."""
     found = {}
     for index in lines:
@@ -85,29 +89,54 @@ def _slopes(graph: Graph, bounds: Bounds, lines: Iterable[int]) -> Slopes:
     return found
 
 
-def _optimised(
-    bound: Callable[[jax.Array, Slopes], jax.Array],
-    wanted: jax.Array,
-    start: Slopes,
-    steps: int,
-) -> jax.Array:
-    """The best bounds of the rows [K, …], each over its own slopes, by Adam."""
-    schedule = optax.exponential_decay(_LEARNING_RATE, 1, _DECAY)
-    adam = optax.adam(schedule)
+def each_row(tree: Free, rows: int) -> Free:
+    """The same arrays for every row, [rows, …]."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), tree)
 
-    def loss(slopes: Slopes) -> tuple[jax.Array, jax.Array]:
-        values = jax.vmap(bound)(wanted, slopes)
+
+def to_unit(slopes: Slopes) -> Slopes:
+    """Slopes cut to [0, 1]."""
+    return jax.tree.map(lambda slope: jnp.clip(slope, 0, 1), slopes)
+
+
+def optimised(
+    bound: Callable[[Free], jax.Array],
+    start: Free,
+    steps: int,
+    project: Callable[[Free], Free],
+) -> tuple[jax.Array, Free]:
+    """The best bounds of R rows, each over what is free in it, by Adam.
+
+    Args:
+      bound: arrays [R, …] -> bounds [R]; any values that `project` returns will do.
+      start: a pytree of arrays [R, …], such as slopes.
+      steps: of Adam.
+      project: keeps them in their range.
+
+    Returns:
+      The bounds, and where they were found.
+    """
+    adam = optax.adam(optax.exponential_decay(_LEARNING_RATE, 1, _DECAY))
+
+    def loss(free: Free) -> tuple[jax.Array, jax.Array]:
+        values = bound(free)
         return -jnp.sum(values), values
 
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
-        slopes, state, best = carry
-        gradient, values = jax.grad(loss, has_aux=True)(slopes)
+        free, state, best, at = carry
+        gradient, values = jax.grad(loss, has_aux=True)(free)
         change, state = adam.update(jax.tree.map(finite_or_zero, gradient), state)
-        moved = jax.tree.map(lambda s, c: jnp.clip(s + c, 0, 1), slopes, change)
-        return (moved, state, jnp.fmax(best, values)), None
+        better = values > best
 
-    slopes = jax.tree.map(lambda s: jnp.stack([s] * len(wanted)), start)
-    none = jnp.full(len(wanted), -jnp.inf, wanted.dtype)
-    first = slopes, adam.init(slopes), none
-    (_, _, best), _ = lax.scan(step, first, None, length=steps + 1)
-    return best
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        at = jax.tree.map(keep, free, at)
+        moved = project(jax.tree.map(jnp.add, free, change))
+        return (moved, state, jnp.fmax(best, values), at), None
+
+    shape = jax.eval_shape(bound, start)
+    none = jnp.full(shape.shape, -jnp.inf, shape.dtype)
+    first = start, adam.init(start), none, start
+    (_, _, best, at), _ = lax.scan(step, first, None, length=steps + 1)
+    return best, at

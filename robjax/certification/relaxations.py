@@ -109,6 +109,13 @@ def _excess(
     return (Interval(-z.upper, -z.lower) if equation.name == "min" else z), x, c
 
 
+def kink(equation: Equation, *operands: Operand) -> jax.Array | float | None:
+    """Where a function that is linear on either side bends; None for all others."""
+    if equation.name not in ("max", "min", "leaky_relu", "abs"):
+        return None
+    return _excess(equation, *operands)[2]
+
+
 def extremum(
     equation: Equation, a: Operand, b: Operand, free: jax.Array | None = None
 ) -> Relaxation:

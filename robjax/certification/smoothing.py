@@ -12,12 +12,15 @@ Cohen, Rosenfeld & Kolter, ICML 2019, arXiv 1902.02918, algorithm CERTIFY.
 """
 
 import functools
-from typing import NamedTuple
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from scipy import stats
 
@@ -30,11 +33,23 @@ from robjax.checks import (
     check_range,
     is_half,
 )
+from robjax.evaluation.sharding import (
+    SHARED,
+    SPLIT,
+    Device,
+    make_mesh,
+    over_devices,
+    place,
+)
 from robjax.model import LogitsFn, as_logits_fn, count_classes
+from robjax.runs.files import PathLike, append_json_line, load_json_lines
+from robjax.runs.provenance import checksum, identify, open_run
 from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
 ABSTAIN = -1
+_COUNTS = "counts.jsonl"
+_PROBED = 8  # images whose logits are part of the description of a run
 
 
 class Smoothed(NamedTuple):
@@ -69,11 +84,14 @@ def certify(
     n: int = 100_000,
     alpha: float = 0.001,
     batch_size: int = 256,
+    devices: Sequence[Device] | None = None,
+    run_dir: PathLike | None = None,
+    resume: bool = False,
 ) -> Smoothed:
     """Finds the class of the smoothed classifier, and how far it is certain.
 
     The model is called with n0 + n noisy images for each image, not clipped to a box.
-    Draw j of an image depends on its key and j alone.
+    Draw j of an image depends on its key and j alone, on any number of devices.
 
     >>> def by_first_pixel(x):
     ...     return jnp.stack([x[:, 0], 1 - x[:, 0]], axis=1)
@@ -93,10 +111,15 @@ def certify(
       n0: draws for the guess of the class.
       n: draws for the bound of its probability.
       alpha: α in (0, 1), the probability that a certificate may be wrong.
-      batch_size: noisy images at a time.
+      batch_size: noisy images at a time, on each device.
+      devices: that share the draws of each image; default: all local ones.
+      run_dir: folder in which the counts of each image are kept when it is done.
+      resume: go on with the run in `run_dir`, which must be of this model, data, key,
+        σ, n0 and n; α may be another.
 
     Raises:
-      ValueError: an argument is malformed; the message names it.
+      ValueError: an argument is malformed; the message names it. Or `run_dir` holds a
+        run and `resume` is False, or it holds another run.
     """
     model = as_logits_fn(logits_fn)
     x = check_images(x)
@@ -110,14 +133,33 @@ def certify(
         check_count(name, value)
     classes = count_classes(model, x[:1])
     keys = sample_keys(key, len(x))
+    mesh = make_mesh(devices)
+    folder = open_run(
+        run_dir,
+        functools.partial(_description, model, x, keys, sigma=sigma, n0=n0, n=n),
+        parts=_COUNTS,
+        resume=resume,
+    )
+    done = {} if folder is None else _read(folder / _COUNTS)
     count = functools.partial(
-        _counts, model, sigma=sigma, classes=classes, batch_size=batch_size
+        _counts,
+        place(model, mesh, SHARED),
+        sigma=sigma,
+        classes=classes,
+        batch_size=batch_size,
+        mesh=mesh,
     )
     prediction = np.full(len(x), ABSTAIN)
     radius = np.zeros(len(x))
     for i, (image, own) in enumerate(zip(x, keys, strict=True)):
-        guess = int(np.argmax(count(image, own, first=0, draws=n0)))
-        hits = int(count(image, own, first=n0, draws=n)[guess])
+        if i not in done:
+            guess = int(np.argmax(count(image, own, _shares(0, n0, mesh))))
+            hits = int(count(image, own, _shares(n0, n, mesh))[guess])
+            done[i] = guess, hits
+            if folder is not None:
+                record = {"image": i, "guess": guess, "hits": hits}
+                append_json_line(folder / _COUNTS, record)
+        guess, hits = done[i]
         lowest = lower_confidence(hits, n, alpha)
         if lowest > 0.5:
             prediction[i] = guess
@@ -125,35 +167,74 @@ def certify(
     return Smoothed(prediction, radius)
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "batch_size"))
+def _description(
+    model: TracedCallable, x: jax.Array, keys: jax.Array, **options: float
+) -> dict[str, Any]:
+    """What decides the counts of a run, so that two runs can be compared."""
+    return {
+        "model": identify(model),
+        "model_outputs": np.asarray(jax.jit(lowering.exact(model))(x[:_PROBED])),
+        "data": f"{list(x.shape)} {checksum(x)}",
+        "key": checksum(keys),
+        **options,
+    }
+
+
+def _read(path: pathlib.Path) -> dict[int, tuple[int, int]]:
+    """Image -> guess and hits, of those that are done."""
+    records = load_json_lines(path)
+    return {record["image"]: (record["guess"], record["hits"]) for record in records}
+
+
+def _shares(first: int, draws: int, mesh: Mesh) -> np.ndarray:
+    """The first draw of each device, and how many there are for it, [devices, 2]."""
+    ends = first + np.arange(mesh.size + 1) * draws // mesh.size
+    return np.stack([ends[:-1], np.diff(ends)], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "batch_size", "mesh"))
 def _counts(
     model: TracedCallable,
     image: jax.Array,
     key: jax.Array,
+    shares: jax.Array,
     *,
     sigma: jax.Array,
-    first: jax.Array,
-    draws: jax.Array,
     classes: int,
     batch_size: int,
+    mesh: Mesh,
 ) -> jax.Array:
-    """How often the model gives each class, [K], in draws from number `first` on."""
+    """How often the model gives each class, [K], in the draws that `shares` names."""
 
-    def some(noisy: jax.Array) -> jax.Array:
+    def some(model: TracedCallable, noisy: jax.Array) -> jax.Array:
         logits = model(noisy)
         finite = jnp.all(jnp.isfinite(logits), axis=1)
         return jnp.where(finite, jnp.argmax(logits, axis=1), ABSTAIN)
 
-    def add(chunk: jax.Array, counts: jax.Array) -> jax.Array:
-        index = chunk * batch_size + jnp.arange(batch_size)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + index)
-        noise = jax.vmap(lambda k: jax.random.normal(k, image.shape, image.dtype))(keys)
-        given = lowering.exact(some)(image[None] + sigma * noise)
-        given = jnp.where(index < draws, given, ABSTAIN)
-        return counts + jnp.sum(given[:, None] == jnp.arange(classes)[None], axis=0)
+    def on_device(
+        model: TracedCallable,
+        image: jax.Array,
+        key: jax.Array,
+        sigma: jax.Array,
+        share: jax.Array,
+    ) -> jax.Array:
+        first, draws = share[0]
 
-    chunks = (draws + batch_size - 1) // batch_size
-    return lax.fori_loop(0, chunks, add, jnp.zeros(classes, int))
+        def add(chunk: jax.Array, counts: jax.Array) -> jax.Array:
+            index = chunk * batch_size + jnp.arange(batch_size)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + index)
+            normal = functools.partial(jax.random.normal, shape=image.shape)
+            noise = jax.vmap(lambda k: normal(k, dtype=image.dtype))(keys)
+            given = lowering.exact(some)(model, image[None] + sigma * noise)
+            given = jnp.where(index < draws, given, ABSTAIN)
+            return counts + jnp.sum(given[:, None] == jnp.arange(classes)[None], axis=0)
+
+        chunks = (draws + batch_size - 1) // batch_size
+        return lax.fori_loop(0, chunks, add, jnp.zeros(classes, int))[None]
+
+    specs = (SHARED, SHARED, SHARED, SHARED, SPLIT)
+    shared = over_devices(on_device, mesh, specs)
+    return shared(model, image, key, sigma, shares).sum(axis=0)
 
 
 def lower_confidence(hits: ArrayLike, n: int, alpha: float) -> np.ndarray:

@@ -9,6 +9,9 @@ from scipy import stats
 
 from robjax.certification import smoothing
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+DEVICES = jax.local_devices()
 WEIGHT = jnp.array([2.0, -1.0, 2.0])  # of length 3
 X = jnp.array([[0.5, 0.1, 0.4], [0.2, 0.9, 0.1], [0.5, 0.5, 0.0], [0.1, 0.8, 0.6]])
 
@@ -44,6 +47,27 @@ def test_draws_do_not_depend_on_batches_nor_on_other_images():
         MODEL, X[1:2], sigma=0.25, **{**OPTIONS, "key": keys[1:2], "batch_size": 50}
     )
     assert one.radius[0] == full.radius[1]
+
+
+def test_a_run_can_be_killed_and_shared_by_devices(tmp_path):
+    full = smoothing.certify(MODEL, X, sigma=0.25, **OPTIONS)
+    options = {**OPTIONS, "sigma": 0.25, "run_dir": tmp_path / "run"}
+    kept = smoothing.certify(MODEL, X, **options)
+    np.testing.assert_array_equal(kept.radius, full.radius)
+    file = tmp_path / "run" / "counts.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    file.write_text("".join(lines[:2]) + lines[2][:9])  # half a line
+    with pytest.raises(ValueError, match="already holds a run"):
+        smoothing.certify(MODEL, X, **options)
+    with pytest.raises(ValueError, match="another n:"):
+        smoothing.certify(MODEL, X, **{**options, "n": 2999}, resume=True)
+    again = smoothing.certify(MODEL, X, **options, devices=DEVICES[:3], resume=True)
+    np.testing.assert_array_equal(again.radius, full.radius)
+    np.testing.assert_array_equal(again.prediction, full.prediction)
+    assert file.read_text().splitlines(keepends=True) == lines
+    looser = smoothing.certify(MODEL, X, **options, resume=True, alpha=0.1)
+    assert (looser.radius >= full.radius).all() and looser.radius[0] > full.radius[0]
 
 
 def test_the_lower_bound_is_exact_and_covers():

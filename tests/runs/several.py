@@ -56,14 +56,12 @@ def fail_in_many_ways(number, count, names):
     from robjax.runs import files
 
     def expect(kind, words, action):
-        start = time.monotonic()
         try:
             action()
         except Exception as error:
             told = f"process 1 of {count} failed: {kind.__name__}: {words}"
             assert (words if number == 1 else told) in str(error), repr(error)
             assert isinstance(error, kind if number == 1 else RuntimeError)
-            assert time.monotonic() - start < 60
         else:
             raise AssertionError(f"nothing raised: {words}")
 
