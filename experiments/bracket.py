@@ -43,8 +43,7 @@ TRAINED = 1  # index of the ε of training
 IMAGES = 200
 PLAYED = 10  # images whose interactions are measured
 INK = 0.1  # a digit's pixels are brighter
-OBJECTIVES = ("standard", "madry", "fisher", "ibp", "crown_ibp")
-NAMES = {name: TITLES[name] for name in OBJECTIVES} | {"fisher": "TRADES"}
+NAMES = TITLES | {"fisher": "TRADES", "ibp": "IBP", "crown_ibp": "CROWN-IBP"}
 CERTIFIED = (NAMES["ibp"], NAMES["crown_ibp"])
 # explanation -> the sign that goes with robustness
 EXPLANATIONS = {
@@ -81,7 +80,7 @@ def variants(arguments: Arguments) -> Variants:
         "explained": False,
         "fit": fit,
     }
-    return {NAMES[name]: shared | {"objective": name} for name in OBJECTIVES}
+    return {NAMES[name]: shared | {"objective": name} for name in NAMES}
 
 
 def measure(recipe: Recipe, network: Any, splits: Splits) -> dict[str, Any]:
