@@ -43,8 +43,6 @@ TITLES = {
     "standard": "standard",
     "madry": "adversarial (Madry)",
     "fisher": "Fisher-regularised",
-    "ibp": "IBP",
-    "crown_ibp": "CROWN-IBP",
 }
 _NARROW = ((16,), (32,), (64,))
 MODELS: dict[str, Callable[..., Any]] = {
@@ -258,7 +256,7 @@ def make_objective(recipe: Recipe) -> objectives.Objective:
     """The training objective of the recipe; its `fit` plays no part.
 
     Raises:
-        ValueError: it is not one of `TITLES`.
+        ValueError: it is not one of these.
     """
     attack = {
         "ball": Linf(recipe.eps),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from robjax.arrays import REAL, as_array
 from robjax.checks import Bounds, check_attacked, check_bounds, check_images
 from robjax.samples import flatten_samples
 
@@ -84,9 +85,11 @@ def limits(
 
 def _fitted(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
     """An array for all images or for each, with channels or without, as [B, *S]."""
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.number, bool)):
-        raise ValueError(f"{name} must be an array of numbers, got {array.dtype}")
+    array = as_array(value)
+    kinds = (jnp.bool_, *REAL)
+    if array is None or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        found = getattr(array, "dtype", repr(value))
+        raise ValueError(f"{name} must be an array of numbers, got {found}")
     pixels = x.ndim > 3 and array.shape in (x.shape[1:-1], x.shape[:-1])
     if pixels and array.shape in (x.shape[1:], (*x.shape[1:-1], 1)):
         raise ValueError(

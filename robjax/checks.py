@@ -9,13 +9,15 @@ then a ``ValueError`` that names the argument, before anything compiles.
 """
 
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+
+from robjax.arrays import extremes
 
 Bounds = tuple[Any, Any]
 """Lowest and highest pixel value: two numbers, or for attacks two arrays, a box for
@@ -26,39 +28,6 @@ Number = TypeVar("Number")
 
 def _concrete(value: object) -> bool:
     return not isinstance(value, jax.core.Tracer)
-
-
-class Extremes(NamedTuple):
-    """Of all values of an array, each a scalar; `finite` is 1 or 0."""
-
-    finite: Any
-    low: Any
-    high: Any
-
-
-def extremes(x: jax.Array) -> Extremes:
-    """Lowest and highest value of a concrete array, and whether all are finite.
-
-    On a CPU NumPy looks at them; elsewhere it is one small reduction and one fetch.
-
-    >>> [float(value) for value in extremes(jnp.array([0.5, 2.0]))]
-    [1.0, 0.5, 2.0]
-    """
-    if _on_host(x):
-        values = np.asarray(x)
-        return Extremes(np.isfinite(values).all(), values.min(), values.max())
-    return Extremes(*jax.device_get(_extremes_on_device(x)))
-
-
-def _on_host(x: jax.Array) -> bool:
-    return all(d.platform == "cpu" for d in x.devices()) and x.is_fully_addressable
-
-
-@jax.jit
-def _extremes_on_device(x: jax.Array) -> jax.Array:
-    finite = jnp.isfinite(x).all().astype(x.dtype)
-    # one array, so that one fetch brings all three
-    return jnp.stack([finite, x.min(), x.max()])
 
 
 def check_bounds(bounds: Any) -> tuple[float, float]:
@@ -74,6 +43,8 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
       ValueError: `bounds` is not two finite numbers with low < high.
     """
     try:
+        if any(isinstance(bound, str) for bound in bounds):
+            raise TypeError("float would read numbers in them")
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
         pair = isinstance(bounds, tuple | list)
@@ -336,6 +307,42 @@ def check_count(name: str, value: object, *, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_flags(**flags: object) -> None:
+    """Checks arguments that are either True or False.
+
+    Anything else would count as one of them: the word "no" as True.
+
+    >>> check_flags(early_exit=True, keep_best=np.bool_(False))
+    >>> check_flags(early_exit="no")
+    Traceback (most recent call last):
+      ...
+    ValueError: early_exit must be True or False, got 'no'
+
+    Args:
+      **flags: values, by what the caller calls them.
+
+    Raises:
+      ValueError: a value is neither True nor False.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_text(name: str, value: object) -> str:
+    """Checks a name: a string that is not empty.
+
+    >>> check_text("metric", "accuracy")
+    'accuracy'
+
+    Raises:
+      ValueError: the value is no such string.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
+    return value
+
+
 def check_logits(logits: Any, batch_size: int, *, name: str = "logits_fn") -> Any:
     """Checks that what a model returns are logits.
 
@@ -446,9 +453,13 @@ def check_range(
     """
     if isinstance(value, jax.core.Tracer):
         return value
-    numbers = np.asarray(value)
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        numbers = np.asarray(None)
+    real = _is_real(numbers.dtype)
     if not (
-        jnp.issubdtype(numbers.dtype, jnp.number)
+        real
         and numbers.size
         and np.isfinite(numbers).all()
         and (numbers >= low).all()
@@ -457,7 +468,7 @@ def check_range(
     ):
         bracket = f"[{low:g}, {below:g})" if below < np.inf else f"[{low:g}, {high:g}]"
         found = f"{value!r}"
-        if numbers.size > 9 and jnp.issubdtype(numbers.dtype, jnp.number):
+        if numbers.size > 9 and real:
             found = f"values from {numbers.min():g} to {numbers.max():g}"
         raise ValueError(f"{name} must be finite and in {bracket}, got {found}")
     return numbers if isinstance(value, list | tuple) else value

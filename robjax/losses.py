@@ -4,10 +4,13 @@ z = logits, y = label, t = target; z_(1) ≥ z_(2) ≥ … the sorted logits.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from robjax.arrays import check_array, check_classes
+from robjax.checks import check_range
 from robjax.numerics import kl_from_logits as kl
 
 __all__ = [
@@ -26,6 +29,18 @@ Loss = Callable[..., jax.Array]
 """(logits [B, K], labels [B]) -> losses [B]; targeted losses take targets [B], too."""
 
 _TINY = 1e-12
+
+
+def _check(
+    logits: Any, labels: Any, *, least: int = 2, name: str = "labels"
+) -> tuple[Any, Any]:
+    """Checks logits [B, K], K ≥ `least`, which may be NaN, and labels [B] below K."""
+    kinds = (jnp.floating,)
+    logits = check_array("logits", logits, "[B, K]", kinds=kinds, finite=False)
+    batch_size, classes = logits.shape
+    if classes < least:
+        raise ValueError(f"logits must have at least {least} classes, got {classes}")
+    return logits, check_classes(name, labels, batch_size, classes)
 
 
 def _at(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -66,6 +81,8 @@ def smoothed_cross_entropy(
       labels: [B].
       amount: a, from 0 to 1.
     """
+    logits, labels = _check(logits, labels)
+    check_range("amount", amount, 0, 1)
     every = -jnp.mean(jax.nn.log_softmax(logits), axis=1)
     return (1 - amount) * cross_entropy(logits, labels) + amount * every
 
@@ -78,6 +95,7 @@ def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> log_odds(jnp.array([[5.0, 2.0]]), jnp.array([0])).tolist()
     [-3.0]
     """
+    logits, labels = _check(logits, labels)
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=1)
     return others - _at(logits, labels)
@@ -92,6 +110,7 @@ def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> misclassified(z, jnp.array([0, 0])).tolist()
     [False, True]
     """
+    logits, labels = _check(logits, labels)
     # of logits with NaN, argmax is the first NaN, which may be at the label
     known = (logits < jnp.inf).all(axis=1)
     return ~known | (jnp.argmax(logits, axis=1) != labels)
@@ -108,6 +127,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> margin(jnp.array([[5.0, 2.0, 1.0]]), jnp.array([0])).tolist()
     [-3.0]
     """
+    logits, labels = _check(logits, labels)
     is_label = jnp.arange(logits.shape[1])[None] == labels[:, None]
     others = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)
     return others - _at(logits, labels)
@@ -124,8 +144,7 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Raises:
       ValueError: fewer than 3 classes.
     """
-    if logits.shape[1] < 3:
-        raise ValueError(f"dlr needs at least 3 classes, got {logits.shape[1]}")
+    logits, labels = _check(logits, labels, least=3)
     top = jax.lax.top_k(logits, 3)[0]
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
 
@@ -142,10 +161,8 @@ def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> ja
     Raises:
       ValueError: fewer than 4 classes.
     """
-    if logits.shape[1] < 4:
-        raise ValueError(
-            f"targeted_dlr needs at least 4 classes, got {logits.shape[1]}"
-        )
+    logits, labels = _check(logits, labels, least=4)
+    logits, targets = _check(logits, targets, least=4, name="targets")
     top = jax.lax.top_k(logits, 4)[0]
     spread = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _TINY
     return (_at(logits, targets) - _at(logits, labels)) / spread

@@ -30,6 +30,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from robjax import advice, lowering
+from robjax.arrays import check_floating
 from robjax.checks import check_count, check_logits
 from robjax.samples import fold_keys
 from robjax.traced import TracedCallable, traced
@@ -179,12 +180,7 @@ def rounded_to(dtype: jax.typing.DTypeLike, logits_fn: LogitsFn) -> TracedCallab
     Raises:
       ValueError: `dtype` is not a floating-point type.
     """
-    try:
-        floating = jnp.issubdtype(dtype, jnp.floating)
-    except TypeError:  # no type at all
-        floating = False
-    if not floating:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
+    check_floating("dtype", dtype)
 
     def cast(leaf: jax.Array) -> jax.Array:
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -19,7 +19,10 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+
+from robjax.arrays import check_array, check_axis
 
 Rows = TypeVar("Rows")
 Out = TypeVar("Out")
@@ -104,7 +107,20 @@ def kl_from_logits(
 
     Returns:
       The broadcast shape without the class axis; at least float32.
+
+    Raises:
+      ValueError: an argument is no array of numbers, or has no such axis.
     """
+    logits_p = check_array("logits_p", logits_p, "[…, K]", finite=False)
+    logits_q = check_array("logits_q", logits_q, "[…, K]", finite=False)
+    try:
+        np.broadcast_shapes(logits_p.shape, logits_q.shape)
+    except ValueError:
+        raise ValueError(
+            f"logits_q must broadcast against logits_p, {logits_p.shape}, got "
+            f"{logits_q.shape}"
+        ) from None
+    axis = check_axis("axis", axis, max(logits_p.ndim, logits_q.ndim))
     dtype = jnp.promote_types(jnp.result_type(logits_p, logits_q), jnp.float32)
     logits_p = jnp.asarray(logits_p, dtype)
     logits_q = jnp.asarray(logits_q, dtype)

@@ -4,7 +4,7 @@ A batch is an array [B, *S]. What belongs to its samples one by one, such as a r
 a verdict, is an array [B]. The functions here bring the two together.
 """
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.core
@@ -93,20 +93,44 @@ def sample_keys(key: object, batch_size: int) -> jax.Array:
     Raises:
       ValueError: `key` is neither one key nor B keys.
     """
-    expected = f"one key from jax.random.key(seed) or an array of {batch_size} keys"
-    if not isinstance(key, jax.Array | np.ndarray):
-        raise ValueError(f"key must be {expected}, got {key!r}")
-    keys = key
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.dtype != jnp.uint32 or key.ndim not in (1, 2) or key.shape[-1] != 2:
-            raise ValueError(f"key must be {expected}, got {key.dtype}{key.shape}")
-        keys = jax.random.wrap_key_data(jnp.asarray(key))
+    keys = check_key(key, batch_size)
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        keys = jax.random.wrap_key_data(jnp.asarray(keys))
     if keys.shape == ():
         indices = jnp.arange(batch_size, dtype=jnp.uint32)
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys, indices)
-    if keys.shape != (batch_size,):
-        raise ValueError(f"key must be {expected}, got an array of keys {keys.shape}")
     return jnp.asarray(keys)
+
+
+def check_key(key: object, batch_size: int | None = None) -> jax.Array:
+    """Checks a random key, or one for each sample, from which nothing is drawn yet.
+
+    >>> import jax
+    >>> check_key(jax.random.split(jax.random.key(0), 3), batch_size=3).shape
+    (3,)
+
+    Args:
+      key: as in `sample_keys`.
+      batch_size: B; None: it must be one key.
+
+    Returns:
+      The key as it is.
+
+    Raises:
+      ValueError: `key` is neither one key nor B keys.
+    """
+    several = "" if batch_size is None else f" or an array of {batch_size} keys"
+    expected = f"one key from jax.random.key(seed){several}"
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"key must be {expected}, got {key!r}")
+    shape = key.shape
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.dtype != jnp.uint32 or key.ndim not in (1, 2) or shape[-1] != 2:
+            raise ValueError(f"key must be {expected}, got {key.dtype}{shape}")
+        shape = shape[:-1]
+    if shape != () and (batch_size is None or shape != (batch_size,)):
+        raise ValueError(f"key must be {expected}, got an array of keys {shape}")
+    return cast(jax.Array, key)
 
 
 def fold_keys(keys: jax.Array, number: ArrayLike) -> jax.Array:

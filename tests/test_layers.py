@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = (
     {
         "advice",
+        "arrays",
         "balls",
         "boxes",
         "checks",

@@ -18,9 +18,9 @@ from robjax import losses
 from robjax.attacks.apgd import apgd, apgd_targeted
 from robjax.attacks.minimal_norm import fab
 from robjax.attacks.square import square
-from robjax.balls import L1, Ball
+from robjax.balls import L1, L2, Ball, Linf
 from robjax.boxes import check_box
-from robjax.checks import Bounds
+from robjax.checks import Bounds, check_flags, check_range
 from robjax.evaluation.arguments import check_attacks, check_ball
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import Task
@@ -117,6 +117,10 @@ def suite(
     Raises:
       ValueError: there is no such version, or its attacks know no `eot`.
     """
+    check_flags(reference_quirks=reference_quirks)
+    if not isinstance(ball, Linf | L2 | L1):
+        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
+    check_range("ball.eps", ball.eps, 0)
     if eot is not None and version in ("standard", "individual", "plus", "fast"):
         raise ValueError(
             f"eot must be None for version {version!r}, whose attacks call the model "
@@ -248,6 +252,7 @@ def autoattack(
       ValueError: an argument is malformed; the message names it. Or `run_dir` holds a
         run and `resume` is False, or it holds another run.
     """
+    check_flags(reference_quirks=reference_quirks, resume=resume, progress=progress)
     logits_fn = as_logits_fn(logits_fn)
     x, bounds = check_box(x, bounds)
     images = np.asarray(x)

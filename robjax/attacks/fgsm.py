@@ -6,7 +6,7 @@ from robjax import losses
 from robjax.attacks.pgd import pgd
 from robjax.attacks.result import AttackResult
 from robjax.balls import Ball
-from robjax.checks import Bounds
+from robjax.checks import Bounds, check_flags
 from robjax.losses import Loss
 from robjax.model import LogitsFn
 
@@ -49,6 +49,7 @@ def fgsm(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(targeted=targeted)
     return pgd(
         logits_fn,
         x,

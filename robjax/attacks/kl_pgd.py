@@ -21,7 +21,7 @@ from robjax.attacks.problem import (
 )
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count
+from robjax.checks import Bounds, check_count, check_flags
 from robjax.model import LogitsFn, count_classes
 from robjax.samples import per_sample
 
@@ -71,6 +71,7 @@ def kl_pgd(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(keep_best=keep_best)
     problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
     keys = check_draws(eot, key, len(problem.x), needed=True)
     count_classes(problem.logits_fn, problem.x, None if eot is None else keys)

@@ -16,7 +16,7 @@ from robjax.attacks.pgd import Options, check_pgd, run_pgd
 from robjax.attacks.problem import check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count
+from robjax.checks import Bounds, check_count, check_flags
 from robjax.losses import Loss
 from robjax.model import LogitsFn
 
@@ -60,6 +60,7 @@ def mi_fgsm(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(targeted=targeted)
     check_count("steps", steps)
     problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
     options = Options(

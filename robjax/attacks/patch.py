@@ -11,6 +11,7 @@ ICML 2018). J is a capped cross-entropy, with a target the log of its mean proba
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from robjax import losses, lowering
+from robjax.arrays import check_array
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.attacks.shared import Aim, check_aim, climb, share_of
@@ -32,6 +34,7 @@ from robjax.model import LogitsFn
 from robjax.numerics import map_batched
 from robjax.samples import fold_keys, is_concrete, sample_keys
 
+_PLACES = {"centre": ", 2", "scale": "", "angle": ""}  # [B, 2], [B] and [B]
 _START = 2**32 - 4  # what the key of the first patch folds in
 
 
@@ -143,6 +146,8 @@ def patch(
     )
     aim = check_aim(problem, y, key=key, target=target, cap=cap)
     height, width, channels = problem.x.shape[1:]
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size must be (h, w) in pixels, got {size!r}")
     sides = tuple(check_count("size", side) for side in size)
     transform = _check_transform(sides, (height, width), scale, rotation)
     span = problem.bounds[1] - problem.bounds[0]
@@ -174,12 +179,7 @@ def _check_transform(
     rotation: float,
 ) -> jax.Array:
     """Smallest and largest scale, and the largest angle in radians, [3]."""
-    if len(size) != 2:
-        raise ValueError(f"size must be (h, w) in pixels, got {size}")
-    try:
-        low, high = (float(value) for value in scale)
-    except (TypeError, ValueError):
-        raise ValueError(f"scale must be (smallest, largest), got {scale!r}") from None
+    low, high = (float(value) for value in check_array("scale", scale, "[2]"))
     if not 0 < low <= high < math.inf:
         raise ValueError(f"scale must be 0 < smallest <= largest, got {scale!r}")
     if any(high * side > whole for side, whole in zip(size, image, strict=True)):
@@ -267,7 +267,6 @@ def _place(
     return jax.vmap(one)(keys)
 
 
-@jax.jit
 def paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
     """Puts a patch over images, at given places.
 
@@ -284,7 +283,24 @@ def paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
     Returns:
       [B, H, W, C]: inside the turned and scaled rectangle the patch, by bilinear
       interpolation, outside x.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
     """
+    x = check_array("x", x, "[B, H, W, C]", kinds=(jnp.floating,))
+    wanted = f"[h, w, {x.shape[3]}]"
+    patch = check_array("patch", patch, wanted, kinds=(jnp.floating,))
+    if not isinstance(placement, Placement):
+        raise ValueError(f"placement must be a Placement, got {placement!r}")
+    for name, shape in _PLACES.items():
+        value = getattr(placement, name)
+        check_array(f"placement.{name}", value, f"[{len(x)}{shape}]")
+    return _paste(x, patch, placement)
+
+
+@jax.jit
+def _paste(x: jax.Array, patch: jax.Array, placement: Placement) -> jax.Array:
+    """The compiled part of `paste`."""
     height, width = patch.shape[:2]
     rows, columns = jnp.indices(x.shape[1:3])
 
@@ -337,6 +353,8 @@ def patched(
         logits_fn, _check_pictures(x), Linf(0.0), check_bounds(bounds)
     )
     y, _ = check_classes(problem, y)
+    kinds = (jnp.floating,)
+    patch = check_array("patch", patch, "[h, w, C]", kinds=kinds, finite=False)
     patch = jnp.asarray(patch, problem.x.dtype)
     if patch.ndim != 3 or patch.shape[2] != x.shape[3]:
         raise ValueError(

@@ -20,7 +20,7 @@ from robjax.attacks.problem import (
 )
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import Ball
-from robjax.checks import Bounds, check_count, check_number
+from robjax.checks import Bounds, check_count, check_flags, check_number
 from robjax.losses import Loss
 from robjax.model import LogitsFn
 from robjax.samples import fold_keys
@@ -113,7 +113,14 @@ def pgd(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(
+        random_start=random_start,
+        targeted=targeted,
+        keep_best=keep_best,
+        early_exit=early_exit,
+    )
     problem = check_problem(logits_fn, x, ball, bounds, warn_if_wide=True)
+    check_count("restarts", restarts)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts must be 1 without random_start, got {restarts}")
     if (early_exit or restarts > 1) and not keep_best:
@@ -169,7 +176,6 @@ def check_pgd(
     keys = check_draws(options.eot, key, len(problem.x), needed=options.random_start)
     y, _ = check_classes(problem, y, keys=None if options.eot is None else keys)
     check_count("steps", options.steps)
-    check_count("restarts", options.restarts)
     check_number("momentum", options.momentum, minimum=0)
     alpha = 2.5 * problem.ball.eps / options.steps if step_size is None else step_size
     options = options._replace(momentum=float(options.momentum))

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from robjax import losses
+from robjax.arrays import extremes
 from robjax.balls import L1, L2, Ball, Linf
 from robjax.boxes import check_box, has_arrays, held
 from robjax.checks import (
@@ -24,12 +25,11 @@ from robjax.checks import (
     check_count,
     check_labels,
     check_number,
-    extremes,
     is_half,
 )
 from robjax.evaluation.warnings import of_bounds
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.samples import is_concrete, sample_keys
+from robjax.samples import check_key, is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
 _ROUNDING = 1e-6  # how far ε may be above the size of the box and still mean that size
@@ -181,7 +181,11 @@ def check_draws(
             raise ValueError(
                 "key must be given with eot, for the draws of the model, got None"
             )
-    return sample_keys(key, batch_size) if needed or eot is not None else None
+    if needed or eot is not None:
+        return sample_keys(key, batch_size)
+    if key is not None:
+        check_key(key, batch_size)
+    return None
 
 
 def check_classes(

@@ -34,6 +34,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from robjax import losses, lowering
+from robjax.arrays import as_array, check_array, check_classes
 from robjax.attacks.minimal_norm.carlini_wagner import carlini_wagner
 from robjax.attacks.minimal_norm.corners import approach_class
 from robjax.attacks.minimal_norm.ddn import ddn
@@ -73,6 +74,8 @@ def likeliest(logits: jax.Array, y: jax.Array) -> jax.Array:
     Returns:
       [B] int32.
     """
+    logits = check_array("logits", logits, "[B, K]", finite=False)
+    y = check_classes("y", y, *logits.shape)
     is_label = jnp.arange(logits.shape[1])[None] == y[:, None]
     return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1).astype(jnp.int32)
 
@@ -124,8 +127,11 @@ def to_target(attack: Attack, target: Target) -> Attack:
         )
     inner = functools.partial(bound.func, *bound.args)
     # an array is traced, so that another class compiles nothing
-    aim = target if callable(target) else np.asarray(target)
-    if not callable(aim) and not np.issubdtype(aim.dtype, np.integer):
+    aim = target if callable(target) else as_array(target)
+    aim = np.zeros(0) if aim is None else aim
+    if not callable(aim) and not (
+        np.issubdtype(aim.dtype, np.integer) and aim.size and (aim >= 0).all()
+    ):
         raise ValueError(
             "target must be a class, one for each sample, or a function (logits, "
             f"labels) -> [B], got {target!r}"

@@ -20,6 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from robjax import losses, lowering
+from robjax.arrays import check_array
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.shared import Aim, check_aim, climb, share_of
@@ -193,6 +194,7 @@ def perturbed(
     del key
     problem = check_problem(logits_fn, x, ball, bounds)
     y, _ = check_classes(problem, y)
+    delta = check_array("delta", delta, "[…]", kinds=(jnp.floating,))
     delta = jnp.asarray(delta, problem.x.dtype)
     if delta.shape != problem.x.shape[1:]:
         raise ValueError(

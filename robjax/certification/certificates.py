@@ -176,6 +176,11 @@ class Problem(NamedTuple):
         Raises:
           ValueError: an argument is malformed; the message names it.
         """
+        if not isinstance(rules, Mapping):
+            raise ValueError(
+                "rules must be a mapping from primitives to rules, as RULES, got "
+                f"{rules!r}"
+            )
         model = as_logits_fn(logits_fn)
         x, bounds = check_box(x, bounds)
         classes = count_classes(model, x[:1])

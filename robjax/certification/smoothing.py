@@ -12,7 +12,6 @@ Cohen, Rosenfeld & Kolter, ICML 2019, arXiv 1902.02918, algorithm CERTIFY.
 """
 
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,13 +41,14 @@ from robjax.evaluation.sharding import (
     place,
 )
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.runs.files import PathLike, append_json_line, load_json_lines
+from robjax.runs import files, preemption
+from robjax.runs.files import PathLike
+from robjax.runs.processes import joined
 from robjax.runs.provenance import checksum, identify, open_run
 from robjax.samples import is_concrete, sample_keys
 from robjax.traced import TracedCallable
 
 ABSTAIN = -1
-_COUNTS = "counts.jsonl"
 _PROBED = 8  # images whose logits are part of the description of a run
 
 
@@ -92,6 +92,7 @@ def certify(
 
     The model is called with n0 + n noisy images for each image, not clipped to a box.
     Draw j of an image depends on its key and j alone, on any number of devices.
+    Several processes share the images.
 
     >>> def by_first_pixel(x):
     ...     return jnp.stack([x[:, 0], 1 - x[:, 0]], axis=1)
@@ -113,13 +114,15 @@ def certify(
       alpha: α in (0, 1), the probability that a certificate may be wrong.
       batch_size: noisy images at a time, on each device.
       devices: that share the draws of each image; default: all local ones.
-      run_dir: folder in which the counts of each image are kept when it is done.
+      run_dir: folder in which the counts of each image are kept when it is done, a
+        file each.
       resume: go on with the run in `run_dir`, which must be of this model, data, key,
         σ, n0 and n; α may be another.
 
     Raises:
       ValueError: an argument is malformed; the message names it. Or `run_dir` holds a
         run and `resume` is False, or it holds another run.
+      Preempted: SIGTERM came; the counts of the images that were done are in `run_dir`.
     """
     model = as_logits_fn(logits_fn)
     x = check_images(x)
@@ -134,13 +137,6 @@ def certify(
     classes = count_classes(model, x[:1])
     keys = sample_keys(key, len(x))
     mesh = make_mesh(devices)
-    folder = open_run(
-        run_dir,
-        functools.partial(_description, model, x, keys, sigma=sigma, n0=n0, n=n),
-        parts=_COUNTS,
-        resume=resume,
-    )
-    done = {} if folder is None else _read(folder / _COUNTS)
     count = functools.partial(
         _counts,
         place(model, mesh, SHARED),
@@ -149,17 +145,31 @@ def certify(
         batch_size=batch_size,
         mesh=mesh,
     )
+
+    def look(image: jax.Array, own: jax.Array) -> dict[str, np.ndarray]:
+        guess = np.argmax(count(image, own, _shares(0, n0, mesh)))
+        hits = np.asarray(count(image, own, _shares(n0, n, mesh))[guess])
+        return {"guess": guess, "hits": hits}
+
+    about = functools.partial(_description, model, x, keys, sigma=sigma, n0=n0, n=n)
+    with joined("smoothing", about) as group, preemption.watch(run_dir) as notice:
+        folder = open_run(
+            run_dir, about, parts="[0-9]*.npz", resume=resume, group=group
+        )
+
+        def counted(i: int) -> tuple[int, int]:
+            path = folder and folder / f"{i:06d}.npz"
+            found = path and files.load_part(path, ("guess", "hits"))
+            if not found:
+                found = look(x[i], keys[i])
+                if path:
+                    files.save_npz(path, found)
+            return int(found["guess"]), int(found["hits"])
+
+        counts = group.map(counted, range(len(x)), each_turn=notice.leave)
     prediction = np.full(len(x), ABSTAIN)
     radius = np.zeros(len(x))
-    for i, (image, own) in enumerate(zip(x, keys, strict=True)):
-        if i not in done:
-            guess = int(np.argmax(count(image, own, _shares(0, n0, mesh))))
-            hits = int(count(image, own, _shares(n0, n, mesh))[guess])
-            done[i] = guess, hits
-            if folder is not None:
-                record = {"image": i, "guess": guess, "hits": hits}
-                append_json_line(folder / _COUNTS, record)
-        guess, hits = done[i]
+    for i, (guess, hits) in enumerate(counts):
         lowest = lower_confidence(hits, n, alpha)
         if lowest > 0.5:
             prediction[i] = guess
@@ -178,12 +188,6 @@ def _description(
         "key": checksum(keys),
         **options,
     }
-
-
-def _read(path: pathlib.Path) -> dict[int, tuple[int, int]]:
-    """Image -> guess and hits, of those that are done."""
-    records = load_json_lines(path)
-    return {record["image"]: (record["guess"], record["hits"]) for record in records}
 
 
 def _shares(first: int, draws: int, mesh: Mesh) -> np.ndarray:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.checks import check_count
+from robjax.arrays import check_array
+from robjax.checks import check_count, check_flags
 from robjax.samples import sample_keys
 
 
@@ -36,8 +37,8 @@ def augment(
       ValueError: `images` is not [B, H, W, C], `pad` is not a whole number of at
         least 0, or `key` is neither one key nor B keys.
     """
-    if jnp.ndim(images) != 4:
-        raise ValueError(f"images must be [B, H, W, C], got shape {jnp.shape(images)}")
+    check_flags(flip=flip)
+    images = check_array("images", images, "[B, H, W, C]")
     check_count("pad", pad, minimum=0)
     keys = sample_keys(key, images.shape[0])
     return jax.vmap(lambda image, key: _augment_one(image, key, pad, flip))(

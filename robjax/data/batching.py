@@ -5,11 +5,15 @@ Orders come from sorting the raw output of the counter-based Philox generator
 and JAX carry no such promise.
 """
 
+from typing import Any
+
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from robjax.checks import check_count
+from robjax.arrays import check_array
+from robjax.checks import check_count, check_labels, check_number
 from robjax.data.stored import Images, StoredImages
 
 
@@ -136,6 +140,7 @@ def balanced_indices(
     Raises:
       ValueError: as `batch_indices`.
     """
+    labels = np.asarray(check_labels(labels, np.size(labels), name="labels"))
     positions = batch_indices(len(labels), batch_size, seed=seed, epoch=epoch)
     classes = np.unique(labels)
     size, more = divmod(len(labels), len(classes))
@@ -150,6 +155,18 @@ def balanced_indices(
     return np.concatenate(drawn)[positions]
 
 
+def check_scale(scale: Any) -> Any:
+    """Checks the value of a white pixel, which is positive.
+
+    >>> check_scale(255)
+    255
+    """
+    check_number("scale", scale)
+    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale!r}")
+    return scale
+
+
 def to_float(images: jax.Array | Images, scale: float) -> jax.Array:
     """Turns images of a data set into float32 in [0, 1], on the device.
 
@@ -162,6 +179,10 @@ def to_float(images: jax.Array | Images, scale: float) -> jax.Array:
 
     Returns:
       float32 [B, *S].
+
+    Raises:
+      ValueError: `images` holds no numbers, or `scale` is not positive.
     """
     pixels = np.asarray(images) if isinstance(images, StoredImages) else images
-    return jnp.asarray(pixels).astype(jnp.float32) / scale
+    pixels = check_array("images", pixels, "[B, …]", finite=False)
+    return jnp.asarray(pixels).astype(jnp.float32) / check_scale(scale)

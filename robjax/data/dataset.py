@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robjax.checks import check_count
+from robjax.checks import check_count, check_text
 from robjax.data import digits, tfds
-from robjax.data.batching import random_order, stratified_split
+from robjax.data.batching import check_scale, random_order, stratified_split
 from robjax.data.stored import Images, StoredImages
-from robjax.runs.files import PathLike
+from robjax.runs.files import PathLike, as_path
 from robjax.samples import is_concrete
 
 
@@ -90,6 +90,10 @@ def load(
       ValueError: no such split, or not a set of images with one label, or not of one
         size where none is given.
     """
+    check_text("name", name)
+    check_text("split", split)
+    if data_dir is not None:
+        as_path(data_dir, "data_dir")
     if name == "digits":
         if (workers, size, crop) != (None, None, None):
             raise ValueError(
@@ -133,6 +137,8 @@ def from_arrays(
     Raises:
       ValueError: a shape, dtype or value is not as described here.
     """
+    check_text("name", name)
+    check_scale(scale)
     if isinstance(images, StoredImages):
         pixels = images
     else:
@@ -239,6 +245,7 @@ def subset(dataset: Dataset, size: int, *, seed: int = 0) -> Dataset:
       ValueError: `size` is not a whole number from 1 to the size of the data set, or
         `seed` is not one of at least 0.
     """
+    _check_dataset(dataset)
     available = len(dataset.labels)
     if check_count("size", size) > available:
         raise ValueError(f"size must be 1 to {available}, got {size}")
@@ -265,12 +272,18 @@ def split(dataset: Dataset, size: int, *, seed: int = 0) -> tuple[Dataset, Datas
       ValueError: `size` is not a whole number from 1 to one less than the size of the
         data set, or `seed` is not one of at least 0.
     """
+    _check_dataset(dataset)
     most = len(dataset.labels) - 1
     if check_count("size", size) > most:
         raise ValueError(f"size must be 1 to {most}, got {size}")
     check_count("seed", seed, minimum=0)
     apart, others = stratified_split(dataset.labels, size, seed=seed)
     return _rows(dataset, others), _rows(dataset, apart)
+
+
+def _check_dataset(dataset: object) -> None:
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"dataset must be a Dataset, got {dataset!r}")
 
 
 def _rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
@@ -303,6 +316,7 @@ def balance_groups(dataset: Dataset, *, seed: int = 0) -> Dataset:
     Raises:
       ValueError: `dataset` has no groups, or `seed` is not a whole number from 0.
     """
+    _check_dataset(dataset)
     check_count("seed", seed, minimum=0)
     if dataset.groups is None:
         raise ValueError(f"dataset must have groups, got {dataset!r}")

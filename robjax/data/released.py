@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from robjax.checks import check_text
 from robjax.data.listing import Listing
 from robjax.data.tfds import NotPreparedError
-from robjax.runs.files import PathLike
+from robjax.runs.files import PathLike, as_path
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -92,7 +93,13 @@ def folders(
       ValueError: a folder holds a file that is neither an image nor hidden, so that no
         image of another kind is left out without a word; or it is not in `classes`.
     """
-    root = pathlib.Path(root)
+    root = as_path(root, "root")
+    if classes is not None:
+        named = isinstance(classes, list | tuple) and bool(classes)
+        if not (named and all(isinstance(one, str) for one in classes)):
+            raise ValueError(f"classes must be names of folders, got {classes!r}")
+    if name is not None:
+        check_text("name", name)
     present = {p.name: p for p in _subfolders(root, "folders of classes")}
     order = sorted(present) if classes is None else list(classes)
     for folder in present:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from robjax.balls import L1, L2, Ball, Linf
-from robjax.checks import Bounds, check_bounds, check_count, check_labels
+from robjax.checks import Bounds, check_bounds, check_count, check_flags, check_labels
 from robjax.data import Dataset
 from robjax.diagnose.lenses import LENSES
 from robjax.diagnose.report import ModelReport, Report, load_lens, save_lens
@@ -83,6 +83,7 @@ def diagnose(
         run and `resume` is False, or it holds another run.
       Preempted: SIGTERM came; what the lens in hand had found is in `folder`.
     """
+    check_flags(resume=resume, progress=progress)
     models = _check_models(logits_fn)
     sizes = _check_budget(budget)
     key = _check_key(key)

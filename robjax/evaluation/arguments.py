@@ -103,31 +103,35 @@ def _check_scaled(images: Images, scale: float, bounds: Bounds) -> Bounds:
     return least, most
 
 
-def check_attacks(attacks: object) -> Mapping[str, Attack]:
+def check_attacks(attacks: object, *, name: str = "attacks") -> Mapping[str, Attack]:
     """Checks that attacks have names.
 
     >>> list(check_attacks({"mirror": lambda f, x, y, *, key, bounds: x[:, ::-1]}))
     ['mirror']
 
     Args:
-      attacks: name -> attack; the attacks themselves are for `check_attack`.
+      attacks: name -> attack; what the attacks take is for `check_attack`.
+      name: what the caller calls `attacks`, for the message.
 
     Raises:
-      ValueError: `attacks` is no mapping, a name is no string, or one is "clean".
+      ValueError: `attacks` is no mapping, a name is no string or "clean", or an attack
+        is not callable.
     """
     if not isinstance(attacks, Mapping):
         several = attacks if isinstance(attacks, list | tuple) else [attacks]
         names = [_name_of(attack) for attack in several if callable(attack)]
         example = ", ".join(f'"{name}": …' for name in names or ["pgd"])
         raise ValueError(
-            f"attacks must be a mapping from names to attacks, as {{{example}}}, got "
+            f"{name} must be a mapping from names to attacks, as {{{example}}}, got "
             f"{type(attacks).__name__}"
         )
-    for name in attacks:
-        if not isinstance(name, str):
-            raise ValueError(f"attacks must have names that are strings, got {name!r}")
+    for label, attack in attacks.items():
+        if not isinstance(label, str):
+            raise ValueError(f"{name} must have names that are strings, got {label!r}")
+        if not callable(attack):
+            raise ValueError(f"{name}[{label!r}] must be callable, got {attack!r}")
     if "clean" in attacks:
-        raise ValueError("attacks must not name one 'clean': that is the clean image")
+        raise ValueError(f"{name} must not name one 'clean': that is the clean image")
     return attacks
 
 

@@ -49,7 +49,12 @@ def gradient_free(attack: _Attack) -> _Attack:
     ...     return x
     >>> uses_gradients(noise)
     False
+
+    Raises:
+      ValueError: `attack` is no function.
     """
+    if not callable(attack) or not hasattr(attack, "__dict__"):
+        raise ValueError(f"attack must be a function, got {attack!r}")
     vars(attack)["gradient_free"] = True
     return attack
 

@@ -19,7 +19,6 @@ interval: of N = 1000 images two points are 20, and excluding 21 takes 13 % of M
 """
 
 import bisect
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,17 +28,17 @@ from jax.typing import ArrayLike
 from scipy import stats
 
 from robjax.boxes import boxes_of
-from robjax.checks import Bounds, check_count, check_number
+from robjax.checks import Bounds, check_count, check_flags, check_labels, check_number
 from robjax.data import Dataset
-from robjax.evaluation.arguments import check_data
+from robjax.evaluation.arguments import check_attacks, check_data
 from robjax.evaluation.attack import Attack
 from robjax.evaluation.batches import to_images
-from robjax.evaluation.brackets import Certified, bracket
+from robjax.evaluation.brackets import Certified, bracket, check_certificate
 from robjax.evaluation.evaluate import evaluate
 from robjax.evaluation.sharding import Device
 from robjax.evaluation.tables import Estimate, Evaluation
 from robjax.model import LogitsFn
-from robjax.runs.files import PathLike
+from robjax.runs.files import PathLike, as_path
 from robjax.samples import sample_keys
 
 _PRIOR = 1.0, 300.0
@@ -70,6 +69,9 @@ def broken_among(
     Raises:
       ValueError: not 0 ≤ k ≤ n ≤ M, or `confidence` is outside (0, 1).
     """
+    check_count("survivors", survivors, minimum=0)
+    check_count("sampled", sampled, minimum=0)
+    check_count("broken", broken, minimum=0)
     if not 0 <= broken <= sampled <= survivors:
         raise ValueError(
             "broken, sampled and survivors must rise from 0, got "
@@ -208,22 +210,22 @@ def audited(
       ValueError: an argument is malformed, `run_dir` holds another run, or `cheap`
         broke what is proven.
     """
-    for name, suite in {"cheap": cheap, "full": full}.items():
-        if not isinstance(suite, Mapping):
-            raise ValueError(
-                f"{name} must be a mapping from names to attacks, as "
-                f"attacks.suite('fast', ball) is, got {type(suite).__name__}"
-            )
+    check_flags(resume=resume, progress=progress)
+    if certificate is not None:
+        check_certificate(certificate)
+    check_attacks(cheap, name="cheap")
+    check_attacks(full, name="full")
     _check_share("confidence", confidence)
     check_number("half_width", half_width, minimum=0)
     check_number("tolerated", tolerated, minimum=0)
     most = None if most is None else check_count("most", most, minimum=0)
     images, labels, scale, bounds = check_data(data, bounds)
-    labels = np.asarray(labels)
+    labels = np.asarray(check_labels(labels, len(images), name="data labels"))
     keys = sample_keys(key, len(images))
+    runs = None if run_dir is None else as_path(run_dir, "run_dir")
 
     def run(suite: Mapping[str, Attack], rows: np.ndarray, part: str) -> Evaluation:
-        folder = None if run_dir is None else pathlib.Path(run_dir) / part
+        folder = None if runs is None else runs / part
         return evaluate(
             logits_fn,
             (to_images(images[rows], scale), labels[rows]),
@@ -306,5 +308,6 @@ def _gone_on(
 
 
 def _check_share(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 < value < 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value!r}")

@@ -59,6 +59,15 @@ class Bracket(NamedTuple):
         )
 
 
+def check_certificate(certificate: object) -> None:
+    """Raises ValueError if something does not say what is proven.
+
+    >>> check_certificate(Bracket(proven=np.ones(2, bool), broken=np.zeros(2, bool)))
+    """
+    if not hasattr(certificate, "proven"):
+        raise ValueError(f"certificate must be a Certificate, got {certificate!r}")
+
+
 def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
     """Puts an evaluation and a certificate of the same images and ball together.
 
@@ -80,6 +89,9 @@ def bracket(evaluation: Attacked, certificate: Certified) -> Bracket:
       ValueError: they are of different numbers of images, or an image is both proven
         and broken: then one of the two is of another model, ball or data set, or wrong.
     """
+    if not hasattr(evaluation, "robust"):
+        raise ValueError(f"evaluation must be an Evaluation, got {evaluation!r}")
+    check_certificate(certificate)
     robust = np.asarray(evaluation.robust)
     proven = np.asarray(certificate.proven)
     for name, array in (("evaluation.robust", robust), ("certificate.proven", proven)):

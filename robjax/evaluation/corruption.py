@@ -11,7 +11,7 @@ Hendrycks & Dietterich, ICLR 2019, section 4.2 (`robjax.corruptions`).
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from robjax.checks import check_flags
 from robjax.corruptions import ALL, Corruption
 from robjax.data import Dataset
 from robjax.evaluation.arguments import check_data
@@ -183,6 +184,7 @@ def corruption_table(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(progress=progress)
     images, labels, scale, bounds = check_data(data, (0.0, 1.0))
     if not isinstance(kinds, Mapping) or not kinds:
         raise ValueError(
@@ -195,6 +197,8 @@ def corruption_table(
                 f"kinds[{kind!r}] must be a corruption (x, *, key, severity) -> "
                 f"images, got {corruption!r}"
             )
+    if not isinstance(severities, Iterable):
+        raise ValueError(f"severities must be whole numbers, got {severities!r}")
     severities = tuple(severities)
     numbers = [_check_severity(severity) for severity in severities or [None]]
     task = Task.make(

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from robjax.arrays import check_array
 from robjax.balls import Ball, Linf
 from robjax.boxes import check_box
-from robjax.checks import Bounds
+from robjax.checks import Bounds, check_flags
 from robjax.evaluation.attack import Attack, uses_gradients
 from robjax.evaluation.batches import Task
 from robjax.evaluation.sharding import Device
@@ -128,6 +129,7 @@ def robust_accuracy_curve(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(minimal_norm=minimal_norm)
     grid = check_epsilons(epsilons)
     checked, bounds = check_box(x, bounds)
     images = np.asarray(checked)
@@ -185,12 +187,8 @@ def curve_from_distances(
       ValueError: a distance is negative or NaN, or `epsilons` is no such grid.
     """
     grid = check_epsilons(epsilons)
+    distances = check_array("distances", distances, "[N]", finite=False, low=0)
     distances = np.asarray(distances, np.float64)
-    if distances.ndim != 1 or not len(distances) or not (distances >= 0).all():
-        raise ValueError(
-            "distances must be one number of at least 0 for each sample [N], got "
-            f"{distances}"
-        )
     broken = distances[None] <= grid[:, None]
     accuracy = 1 - broken.mean(axis=1)
     return Curve(
@@ -212,12 +210,9 @@ def check_epsilons(epsilons: object) -> np.ndarray:
       ValueError: `epsilons` is not [E], E ≥ 1, of finite numbers ≥ 0 that strictly
         increase.
     """
-    grid = np.asarray(epsilons)
-    real = np.issubdtype(grid.dtype, np.number) and not np.iscomplexobj(grid)
-    if not real or grid.ndim != 1 or not len(grid):
-        raise ValueError(f"epsilons must be numbers [E], E >= 1, got {epsilons!r}")
-    grid = grid.astype(np.float64)
-    if not np.isfinite(grid).all() or grid[0] < 0 or (np.diff(grid) <= 0).any():
+    checked = check_array("epsilons", epsilons, "[E]", low=0)
+    grid = np.asarray(checked, np.float64)
+    if (np.diff(grid) <= 0).any():
         raise ValueError(
             f"epsilons must be finite, at least 0 and strictly increasing, got {grid}"
         )

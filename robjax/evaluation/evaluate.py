@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from robjax.checks import Bounds
+from robjax.checks import Bounds, check_flags
 from robjax.data import Dataset
 from robjax.evaluation.arguments import check_attacks, check_data
 from robjax.evaluation.attack import Attack
@@ -27,7 +27,7 @@ from robjax.evaluation.loop import Outcome, run_attacks
 from robjax.evaluation.sharding import Device
 from robjax.evaluation.tables import AttackTable, Evaluation
 from robjax.model import LogitsFn
-from robjax.runs.files import PathLike
+from robjax.runs.files import PathLike, as_path
 
 
 def evaluate(
@@ -107,6 +107,11 @@ def evaluate(
         been compiled by then. Or `run_dir` holds a run and `resume` is False, or it
         holds another run.
     """
+    check_flags(
+        cascade=cascade, keep_images=keep_images, resume=resume, progress=progress
+    )
+    if run_dir is not None:
+        as_path(run_dir, "run_dir")
     images, labels, scale, bounds = check_data(data, bounds)
     attacks = check_attacks(attacks)
     task = Task.make(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robjax.arrays import REAL, check_array
 from robjax.runs import files
 from robjax.samples import is_concrete
 
@@ -33,6 +34,8 @@ def proportion(verdicts: np.ndarray) -> Estimate:
     Args:
       verdicts: [N] bool.
     """
+    allowed = (np.bool_, *REAL)
+    verdicts = check_array("verdicts", verdicts, "[N]", kinds=allowed, finite=False)
     mean = float(np.mean(verdicts))
     return Estimate(mean, float(np.sqrt(mean * (1 - mean) / len(verdicts))))
 

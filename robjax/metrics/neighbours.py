@@ -39,8 +39,8 @@ def interpolate(
     """
     bounds = check_bounds(bounds)
     points = check_count("points", points, minimum=2)
-    x = check_images(x)
-    x_adv = check_images(x_adv, name="x_adv")
+    x = check_images(x, bounds=bounds)
+    x_adv = check_images(x_adv, bounds=bounds, name="x_adv")
     if x.shape != x_adv.shape:
         raise ValueError(
             f"x_adv must have the shape of x, {x.shape}, got {x_adv.shape}"
@@ -157,6 +157,7 @@ def votes_along(
     Raises:
       ValueError: as in `interpolate` and `neighbour_votes`; malformed `reached`.
     """
+    check_count("num_classes", num_classes, minimum=2)
     way = interpolate(x, x_adv, points=points, bounds=bounds)
     count, shape = way.shape[1], way.shape[2:]
     reached = check_labels(reached, count, num_classes=num_classes, name="reached")

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax import attacks, losses, lowering
+from robjax.arrays import check_array
 from robjax.attacks import AttackResult
 from robjax.balls import L2, Ball, Linf
 from robjax.checks import (
@@ -296,7 +297,8 @@ def signed_view(g: jax.Array | np.ndarray, *, sigmas: float = 3.0) -> jax.Array:
     Raises:
       ValueError: as in `sigma_view`, or more than one channel.
     """
-    if jnp.shape(g)[-1:] != (1,):
+    g = check_array("g", g, "[B, H, W, C]")
+    if g.shape[-1] != 1:
         raise ValueError(f"g must have one channel, got shape {jnp.shape(g)}")
     signed = 2 * sigma_view(g, sigmas=sigmas) - 1
     positive = jnp.maximum(signed, 0)
@@ -338,6 +340,7 @@ def large_perturbation(
     """
     if type(ball) not in _RULES:
         raise ValueError(f"ball must be L2 or Linf, got {ball!r}")
+    check_number("ball.eps", ball.eps, minimum=0, batch_size=len(check_images(x)))
     steps, share = _RULES[type(ball)]
     return attacks.pgd(
         logits_fn,

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from robjax.checks import check_count
 from robjax.models.normalisation import normalise_maps
 from robjax.models.resnet import batch_norm, blocks_of, conv
 from robjax.models.wide_resnet import PreActivationBlock
@@ -101,4 +102,5 @@ def preact_resnet18(num_classes: int, **fields: Any) -> PreActResNet:
     >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))  # 11.2 million
     11172170
     """
+    check_count("num_classes", num_classes, minimum=2)
     return PreActResNet(num_classes, blocks_per_group=2, **fields)

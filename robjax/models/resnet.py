@@ -20,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from robjax.checks import check_count
 from robjax.models.normalisation import normalise_maps
 
 
@@ -193,6 +194,7 @@ def resnet18(num_classes: int, **fields: Any) -> ResNet:
     >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))  # 11.2 million
     11173962
     """
+    check_count("num_classes", num_classes, minimum=2)
     return ResNet(num_classes, (2, 2, 2, 2), channels=(64, 128, 256, 512), **fields)
 
 
@@ -202,6 +204,7 @@ def resnet34(num_classes: int, **fields: Any) -> ResNet:
     >>> resnet34(10).blocks_per_group
     (3, 4, 6, 3)
     """
+    check_count("num_classes", num_classes, minimum=2)
     return ResNet(num_classes, (3, 4, 6, 3), channels=(64, 128, 256, 512), **fields)
 
 
@@ -213,6 +216,7 @@ def resnet20(num_classes: int, **fields: Any) -> ResNet:
     >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))  # 0.27 million
     272474
     """
+    check_count("num_classes", num_classes, minimum=2)
     return ResNet(num_classes, blocks_per_group=3, **fields)
 
 
@@ -223,4 +227,5 @@ def resnet32(num_classes: int, **fields: Any) -> ResNet:
     >>> wide.blocks_per_group, wide.width
     (5, 10)
     """
+    check_count("num_classes", num_classes, minimum=2)
     return ResNet(num_classes, blocks_per_group=5, **fields)

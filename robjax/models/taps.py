@@ -174,7 +174,9 @@ def forward(
     )
     if name not in found:
         known = ", ".join(names(model, variables, x))
-        raise ValueError(f"name must be one of {known}, got {name!r}")
+        raise ValueError(
+            f"name must be one of {known}, got {name!r}: there is no such layer"
+        )
     return logits, found[name], updates
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 
+from robjax.checks import check_count
 from robjax.models.normalisation import normalise_maps
 
 Form = Literal["relu", "half_linear", "pure_linear"]
@@ -82,6 +83,7 @@ def vgg11(num_classes: int, **fields: Any) -> VGG:
     >>> sum(len(channels) for channels in vgg11(10).blocks)
     8
     """
+    check_count("num_classes", num_classes, minimum=2)
     return VGG(num_classes, blocks=VGG11, **fields)
 
 
@@ -91,6 +93,7 @@ def vgg13(num_classes: int, **fields: Any) -> VGG:
     >>> sum(len(channels) for channels in vgg13(10).blocks)
     10
     """
+    check_count("num_classes", num_classes, minimum=2)
     return VGG(num_classes, blocks=VGG13, **fields)
 
 
@@ -100,4 +103,5 @@ def vgg16(num_classes: int, **fields: Any) -> VGG:
     >>> sum(len(channels) for channels in vgg16(10).blocks)
     13
     """
+    check_count("num_classes", num_classes, minimum=2)
     return VGG(num_classes, blocks=VGG16, **fields)

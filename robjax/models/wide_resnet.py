@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from robjax.checks import check_count
 from robjax.models.normalisation import normalise_maps
 from robjax.models.resnet import batch_norm, conv
 
@@ -117,4 +118,5 @@ def wide_resnet_28_10(num_classes: int, **fields: Any) -> WideResNet:
     >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))  # 36.5 million
     36479194
     """
+    check_count("num_classes", num_classes, minimum=2)
     return WideResNet(num_classes, depth=28, width=10, **fields)

@@ -285,7 +285,10 @@ def as_path(folder: PathLike, name: str) -> pathlib.Path:
     """
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"{name} must be the path of a folder, got {folder!r}")
-    return pathlib.Path(folder)
+    path = pathlib.Path(folder)
+    if path.is_file():
+        raise ValueError(f"{name} must be a folder, got the file {str(folder)!r}")
+    return path
 
 
 def writable_folder(folder: PathLike, name: str = "results") -> pathlib.Path:

@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robjax.checks import check_flags
 from robjax.runs.files import (
     PathLike,
+    as_path,
     load_json,
     plain,
     save_json,
@@ -102,6 +104,9 @@ def open_run(
         parts without a description; there is no folder to resume from; or the
         processes do not share it.
     """
+    check_flags(resume=resume)
+    if not callable(description):
+        raise ValueError(f"description must be a function, got {description!r}")
     group = group or Group()
     if folder is None:
         if resume:
@@ -197,6 +202,11 @@ def check_same_run(
     Raises:
       ValueError: the descriptions differ; the message names the first such field.
     """
+    as_path(folder, name)
+    given = {"then": then, "now": now, "versions_then": versions_then}
+    for argument, value in given.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{argument} must be a mapping, got {value!r}")
     present = versions()
     same_python = _minor(versions_then) == _minor(present)
 

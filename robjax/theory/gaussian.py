@@ -36,8 +36,10 @@ import numpy as np
 from jax.scipy.stats import norm as normal
 from jax.typing import ArrayLike, DTypeLike
 
-from robjax.checks import check_count, check_range
+from robjax.arrays import check_floating
+from robjax.checks import check_count, check_flags, check_range
 from robjax.numerics import safe_norm
+from robjax.samples import check_key
 from robjax.theory.gaussian_svm import (
     SVM,
     adversarial_svm,
@@ -101,8 +103,8 @@ def sample(
     check_count("d", d)
     p = check_range("p", p, 0, 1)
     eta = check_range("eta", eta)
-    keys = jax.random.split(key, 3)
-    dtype = jnp.zeros(()).dtype if dtype is None else dtype
+    keys = jax.random.split(check_key(key), 3)
+    dtype = jnp.zeros(()).dtype if dtype is None else check_floating("dtype", dtype)
     y = jnp.where(jax.random.bernoulli(keys[0], 0.5, (count,)), 1, -1)
     kept = jnp.where(jax.random.bernoulli(keys[1], p, (count,)), 1, -1)
     strong = (y * kept).astype(dtype)[:, None]
@@ -175,6 +177,7 @@ def robust_accuracy(
       ValueError: norm is none of the three, w has no weak feature or is not finite, p
         is outside [0, 1], eps is negative, or eta or bias is not finite.
     """
+    check_flags(attack_x1=attack_x1)
     if not (isinstance(norm, int | float) and norm in (1, 2, jnp.inf)):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm!r}")
     w = _weights(w)

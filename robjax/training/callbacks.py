@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax import evaluation
-from robjax.checks import check_count
+from robjax.checks import check_count, check_text
 from robjax.data import Dataset
+from robjax.evaluation.arguments import check_attacks
 from robjax.training.state import Kept
 from robjax.training.trainable import Trainable, Variables
 
@@ -106,6 +107,7 @@ def best(
       ValueError: an argument is out of range; in training: no epoch up to the first has
         the metric.
     """
+    check_text("metric", metric)
     if patience is not None:
         check_count("patience", patience)
     if mode not in ("max", "min"):
@@ -176,6 +178,8 @@ def evaluate(
             f"{type(data).__name__}"
         )
     check_count("every", every)
+    check_attacks(attacks)
+    check_text("name", name)
     check_count("seed", seed, minimum=0)
     measure = functools.partial(
         _evaluate, data=data, attacks=dict(attacks), every=every, name=name, seed=seed

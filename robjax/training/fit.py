@@ -15,6 +15,7 @@ from typing import Any
 
 import optax
 
+from robjax.checks import check_flags
 from robjax.data import Dataset, to_float
 from robjax.runs import preemption
 from robjax.runs.files import PathLike
@@ -108,6 +109,7 @@ def fit(
       RuntimeError: another process has failed, see `robjax.runs.processes`.
       Preempted: SIGTERM came, and the state after the step in hand is in `run_dir`.
     """
+    check_flags(resume=resume, progress=progress)
     adapted = trainable(model)
     arguments.check_options(objective, config, optimizer, on_epoch, callbacks)
     devices = parallel.check_devices(devices, config.batch_size)

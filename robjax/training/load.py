@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robjax.checks import check_flags
 from robjax.data import Dataset
 from robjax.runs import checkpoints, files, provenance
 from robjax.training.arguments import check_variables
@@ -49,6 +50,8 @@ def logits_fn(model: Any, weights: Variables) -> Callable[[jax.Array], jax.Array
     Raises:
       ValueError: `model` is none that `fit` takes.
     """
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"weights must be the variables of the model, got {weights!r}")
     return trainable(model).bind(weights)
 
 
@@ -89,6 +92,9 @@ def load(
       UserWarning: the linen module that is given has another name or other fields than
         that of the run.
     """
+    check_flags(best=best)
+    if model is not None:
+        trainable(model)
     run = _Saved.read(run_dir, "run_dir")
     given = model
     adapted = trainable(_rebuild(run) if given is None else given)

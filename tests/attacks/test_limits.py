@@ -227,7 +227,7 @@ def test_half_precision_images_fit_their_limits():
         ({"mask": X > 0.5, "bounds": (0.6, 1)}, r"x must lie inside bounds \(0.6, 1"),
         ({"mask": X[0, :2] > 0.5}, r"mask must have shape \(5, 3\) or \(8, 5, 3\)"),
         ({"mask": X}, "mask must be bool, or hold 0 and 1 alone"),
-        ({"mask": "left"}, "mask must be an array of numbers, got <U4"),
+        ({"mask": "left"}, "mask must be an array of numbers, got 'left'"),
         ({"eps": -X}, "eps must be finite and at least 0"),
         ({"bounds": (np.ones(3), 0)}, "bounds must be finite with low <= high"),
         ({"bounds": (np.ones(4), 0)}, r"bounds must be two numbers, or two arrays \(5"),

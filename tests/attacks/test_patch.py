@@ -151,7 +151,7 @@ def test_an_evaluation_puts_it_at_other_places():
         ({"size": (9, 9)}, "must fit into images of (8, 9) pixels"),
         ({"size": (3, 3, 1)}, "size must be (h, w)"),
         ({"scale": (0, 1)}, "scale must be 0 < smallest <= largest"),
-        ({"scale": 1.0}, "scale must be (smallest, largest)"),
+        ({"scale": 1.0}, "scale must have shape [2]"),
         ({"rotation": -3.0}, "rotation must be finite and at least 0"),
         ({"target": 2}, "target must be a class from 0 to 1"),
     ],

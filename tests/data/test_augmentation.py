@@ -74,7 +74,7 @@ def test_float_images_move_as_their_integers():
 
 def test_bad_arguments_are_named():
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match="images must be"):
+    with pytest.raises(ValueError, match="images must have shape"):
         data.augment(IMAGES[0], key)
     with pytest.raises(ValueError, match="pad"):
         data.augment(IMAGES, key, pad=-1)

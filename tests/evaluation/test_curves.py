@@ -154,8 +154,8 @@ def test_from_distances():
 BAD = {
     "rising": ({"epsilons": [0.1, 0.1]}, "epsilons must be finite"),
     "negative": ({"epsilons": [-0.1, 0.1]}, "epsilons must be finite"),
-    "none": ({"epsilons": []}, "epsilons must be numbers"),
-    "text": ({"epsilons": ["a"]}, "epsilons must be numbers"),
+    "none": ({"epsilons": []}, "epsilons must not be empty"),
+    "text": ({"epsilons": ["a"]}, "epsilons must hold real numbers"),
     "ball": ({"ball": Linf(0.1)}, "ball must be a kind of ball"),
     "attack": ({"attack": 3}, "attack must be callable"),
     "bound ball": (
@@ -188,5 +188,5 @@ def test_bad_arguments_are_named(name):
 
 @pytest.mark.parametrize("bad", [[-1.0], [np.nan], [], [[0.1]]])
 def test_bad_distances_are_named(bad):
-    with pytest.raises(ValueError, match="distances must be"):
+    with pytest.raises(ValueError, match="distances must"):
         curves.curve_from_distances(bad, [0.1])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from experiments import bracket, common, study
-from robjax import data
 from robjax.balls import Linf
 from tests.experiments.test_tradeoff import NOISE, verdicts
 
@@ -57,7 +56,7 @@ def test_both_sides_are_judged_at_the_radius_of_training():
 def test_survivors_and_proofs_of_a_linear_model_meet_where_its_margin_ends():
     # z_0 − z_1 = 2 (v_0 − v_1) falls by 4 ε: robust up to a quarter of it
     x = jnp.array([[0.9, 0.1], [0.6, 0.5], [0.45, 0.55]])[:, None, :, None]
-    images = data.from_arrays(x, np.zeros(3, int), num_classes=2, scale=1.0)
+    y = jnp.zeros(3, int)
 
     def network(v):
         return 2 * v[:, 0, :, 0]
@@ -65,9 +64,9 @@ def test_survivors_and_proofs_of_a_linear_model_meet_where_its_margin_ends():
     for eps, robust in ((0.04, [True, True, False]), (0.06, [True, False, False])):
         ball = Linf(jnp.float32(eps))
         left = np.array([True, True, False])
-        found = bracket._survivors(network, images, left, ball)
+        found = bracket._survivors(network, x, y, left, ball)
         assert found.tolist() == robust
-        proven = bracket._proven(network, x, jnp.zeros(3, int), found, ball)
+        proven = bracket._proven(network, x, y, found, ball)
         assert proven.tolist() == robust
 
 

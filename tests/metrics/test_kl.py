@@ -209,7 +209,7 @@ def test_the_path_is_the_split_at_every_point_of_it():
             np.testing.assert_allclose(got, np.stack(parts), rtol=1e-9, atol=1e-14)
         quadratic = times[:, None] ** 2 * path.fisher[-1][None]
         np.testing.assert_allclose(path.fisher, quadratic, rtol=1e-12)
-        with pytest.raises(ValueError, match="times must be a vector"):
+        with pytest.raises(ValueError, match="times must have shape"):
             kl_path(fn, x, x_prime, 0.5)
         with pytest.raises(ValueError, match="times must be finite"):
             kl_path(fn, x, x_prime, jnp.array([0.0, jnp.nan]))

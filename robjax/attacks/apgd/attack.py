@@ -38,7 +38,7 @@ from robjax.attacks.problem import (
 )
 from robjax.attacks.result import AttackResult, Best
 from robjax.balls import L1, L2, Ball, Linf, with_radius
-from robjax.checks import Bounds, check_attacked, check_count, check_number
+from robjax.checks import Bounds, check_attacked, check_count, check_flags, check_number
 from robjax.losses import Loss
 from robjax.model import LogitsFn, loss_gradient, mean_logits
 from robjax.samples import fold_keys, select_samples
@@ -107,6 +107,7 @@ def apgd(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(large_reps=large_reps, reference_quirks=reference_quirks)
     kinds = (Linf, L2, L1)
     problem = check_problem(logits_fn, x, ball, bounds, kinds, warn_if_wide=True)
     keys = check_draws(eot, key, len(problem.x), needed=True)
@@ -177,6 +178,7 @@ def apgd_targeted(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(large_reps=large_reps, reference_quirks=reference_quirks)
     kinds = (Linf, L2, L1)
     problem = check_problem(logits_fn, x, ball, bounds, kinds, warn_if_wide=True)
     keys = check_draws(eot, key, len(problem.x), needed=True)

@@ -26,7 +26,7 @@ from robjax.attacks.minimal_norm.search import Search
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L2, with_radius
-from robjax.checks import Bounds, check_count, check_number
+from robjax.checks import Bounds, check_count, check_flags, check_number
 from robjax.evaluation import gradient_free
 from robjax.model import LogitsFn
 from robjax.samples import (
@@ -83,6 +83,7 @@ def boundary_attack(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(early_exit=early_exit)
     problem = check_problem(logits_fn, x, ball, bounds, (L2,))
     y, _ = check_classes(problem, y)
     check_count("queries", queries)

@@ -35,7 +35,7 @@ from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L2, Ball, Linf, with_radius
 from robjax.boxes import width
-from robjax.checks import Bounds, check_count
+from robjax.checks import Bounds, check_count, check_flags
 from robjax.evaluation import gradient_free
 from robjax.model import LogitsFn
 from robjax.samples import fold_keys, mask_samples, per_sample, sample_keys
@@ -94,6 +94,7 @@ def hop_skip_jump(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(early_exit=early_exit)
     problem = check_problem(logits_fn, x, ball, bounds, (L2, Linf))
     y, _ = check_classes(problem, y)
     check_count("queries", queries)

@@ -36,7 +36,7 @@ from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L2
 from robjax.boxes import width
-from robjax.checks import Bounds, check_count
+from robjax.checks import Bounds, check_count, check_flags
 from robjax.model import LogitsFn
 from robjax.numerics import finite_or_zero
 from robjax.samples import flatten_samples, mask_samples, per_sample
@@ -123,6 +123,11 @@ def carlini_wagner(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(
+        abort_early=abort_early,
+        early_exit=early_exit,
+        reference_quirks=reference_quirks,
+    )
     del key
     problem = check_problem(logits_fn, x, ball, bounds, (L2,))
     y, _ = check_classes(problem, y)

@@ -30,7 +30,7 @@ from robjax.attacks.minimal_norm.search import Search
 from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L1, L2, Ball, Linf
-from robjax.checks import Bounds, check_count, check_number
+from robjax.checks import Bounds, check_count, check_flags, check_number
 from robjax.model import LogitsFn
 from robjax.samples import mask_samples
 
@@ -84,6 +84,7 @@ def deepfool(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(early_exit=early_exit, reference_quirks=reference_quirks)
     del key
     problem = check_problem(logits_fn, x, ball, bounds, (Linf, L2, L1))
     y, num_classes = check_classes(problem, y)

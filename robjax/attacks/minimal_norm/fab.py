@@ -41,18 +41,17 @@ from robjax.attacks.minimal_norm.boundary import (
 )
 from robjax.attacks.minimal_norm.refinement import CLASSES, refine
 from robjax.attacks.minimal_norm.search import Search, check_constants
-from robjax.attacks.problem import Problem, check_classes, check_problem
+from robjax.attacks.problem import Problem, check_classes, check_draws, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L1, L2, Ball, Linf
 from robjax.boxes import has_arrays, hold
-from robjax.checks import Bounds, check_count
+from robjax.checks import Bounds, check_count, check_flags
 from robjax.model import LogitsFn
 from robjax.samples import (
     flatten_samples,
     fold_keys,
     mask_samples,
     per_sample,
-    sample_keys,
 )
 
 _TINY = 1e-12
@@ -150,6 +149,7 @@ def fab(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(early_exit=early_exit, reference_quirks=reference_quirks)
     problem = check_problem(logits_fn, x, ball, bounds, (Linf, L2, L1))
     y, num_classes = check_classes(problem, y)
     check_count("steps", steps)
@@ -167,7 +167,7 @@ def fab(
     return _fab(
         problem,
         y,
-        sample_keys(key, x.shape[0]) if restarts > 1 else None,
+        check_draws(None, key, x.shape[0], needed=restarts > 1),
         check_constants(constants, problem.x.dtype),
         options,
     )

@@ -38,7 +38,7 @@ from robjax.attacks.problem import Problem, check_classes, check_problem
 from robjax.attacks.result import AttackResult
 from robjax.balls import L0, L1, L2, Ball, Linf, with_radius
 from robjax.boxes import width
-from robjax.checks import Bounds, check_count
+from robjax.checks import Bounds, check_count, check_flags
 from robjax.model import LogitsFn
 from robjax.numerics import finite_or_zero
 from robjax.samples import flatten_samples, per_sample
@@ -102,6 +102,7 @@ def fmn(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(early_exit=early_exit, reference_quirks=reference_quirks)
     del key
     kinds = (Linf, L2, L1, L0)
     problem = check_problem(logits_fn, x, cast(Ball, ball), bounds, kinds)

@@ -18,7 +18,7 @@ from robjax.attacks.result import AttackResult
 from robjax.attacks.square import search
 from robjax.attacks.square.search import SearchState
 from robjax.balls import L1, L2, Ball, Linf
-from robjax.checks import Bounds
+from robjax.checks import Bounds, check_flags
 from robjax.evaluation import gradient_free
 from robjax.model import LogitsFn
 from robjax.samples import sample_keys
@@ -94,6 +94,7 @@ def square(
     Raises:
       ValueError: an argument is malformed; the message names it.
     """
+    check_flags(reference_quirks=reference_quirks)
     kinds = (Linf, L2, L1)
     problem = check_problem(logits_fn, x, ball, bounds, kinds, warn_if_wide=True)
     y, _ = check_classes(problem, y)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robjax.arrays import check_array
 from robjax.attacks.problem import check_problem
 from robjax.attacks.result import AttackResult, Best
 from robjax.attacks.square import search
@@ -127,8 +128,13 @@ def success_rate(first_success: jax.Array, budgets: Sequence[int]) -> jax.Array:
 
     Returns:
       [Q] shares.
+
+    Raises:
+      ValueError: either holds no whole numbers, or a budget is negative.
     """
-    first = jnp.asarray(first_success)[None]
+    first = check_array("first_success", first_success, "[B]", kinds=(jnp.integer,))
+    budgets = check_array("budgets", budgets, "[Q]", kinds=(jnp.integer,), low=0)
+    first = jnp.asarray(first)[None]
     return jnp.mean((first >= 0) & (first < jnp.asarray(budgets)[:, None]), axis=1)
 
 

@@ -108,7 +108,7 @@ def attack_utility(pair: ExactInteractions) -> Decomposition:
     Raises:
       ValueError: the first axis has no two games.
     """
-    check_exact(pair)
+    check_exact(pair, name="pair")
     games = pair.shapley.shape[:-1]
     if not games or games[0] != 2:
         raise ValueError(

@@ -38,6 +38,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from robjax.arrays import as_array
 from robjax.checks import check_count
 
 
@@ -65,13 +66,17 @@ def design_pairs(
       ValueError: `pairs` is none of these, names no two players or a pair twice, or
         the grid does not hold n players.
     """
+    n = check_count("n", n, minimum=2)
+    if grid is not None:
+        check_grid(grid)
     if isinstance(pairs, str) and pairs == "all":
         return np.stack(np.triu_indices(n, 1), axis=1)
     if isinstance(pairs, str) and pairs == "adjacent":
         return _near(1, n, grid)
-    if isinstance(pairs, int | np.integer):
+    if isinstance(pairs, int | np.integer) and not isinstance(pairs, bool):
         return _near(check_count("pairs", pairs), n, grid)
-    found = np.asarray(pairs)
+    found = as_array(pairs)
+    found = np.zeros((0, 2)) if found is None else np.asarray(found)
     if found.dtype.kind not in "iu" or found.ndim != 2 or found.shape[1] != 2:
         raise ValueError(
             "pairs must be 'all', 'adjacent', a radius or integers [E, 2], got "

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from robjax.arrays import check_array
 from robjax.checks import check_count
 from robjax.metrics.interactions.exact import play
 from robjax.metrics.interactions.games import ValueFn
@@ -78,11 +79,8 @@ def dispersion(attributions: ArrayLike) -> Dispersion:
     Raises:
       ValueError: there are no players.
     """
-    values = np.asarray(attributions, float)
-    if values.ndim == 0 or not values.shape[-1]:
-        raise ValueError(
-            f"attributions must be [..., n] for n players, got {list(values.shape)}"
-        )
+    checked = check_array("attributions", attributions, "[…, n]", finite=False)
+    values = np.asarray(checked, float)
     median = np.median(values, axis=-1, keepdims=True)
     low, high = np.quantile(values, [0.25, 0.75], axis=-1)
     return Dispersion(
@@ -110,12 +108,8 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
     Raises:
       ValueError: a group is empty or no row of numbers.
     """
-    above, below = np.asarray(positive, float), np.asarray(negative, float)
-    for name, scores in (("positive", above), ("negative", below)):
-        if scores.ndim != 1 or not len(scores):
-            raise ValueError(
-                f"{name} must be a non-empty row of scores, got {list(scores.shape)}"
-            )
+    above = np.asarray(check_array("positive", positive, "[N]", finite=False), float)
+    below = np.asarray(check_array("negative", negative, "[M]", finite=False), float)
     if np.isnan(above).any() or np.isnan(below).any():
         return float("nan")
     ordered = np.sort(below)

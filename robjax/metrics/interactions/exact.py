@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from robjax.checks import check_count
+from robjax.checks import check_count, check_flags
 from robjax.metrics.interactions.games import ValueFn
 from robjax.samples import is_concrete
 
@@ -116,6 +116,7 @@ def exact(value_fn: ValueFn, n: int, *, progress: bool = False) -> ExactInteract
       ValueError: n is not a whole number from 2 to 20, or `value_fn` returns no
         numbers of such a shape.
     """
+    check_flags(progress=progress)
     n = check_count("n", n, minimum=2)
     if n > MOST_PLAYERS:
         raise ValueError(f"n must be at most {MOST_PLAYERS}, got {n}; use `sampled`")
@@ -132,6 +133,18 @@ def exact(value_fn: ValueFn, n: int, *, progress: bool = False) -> ExactInteract
     fields = (np.stack(field) for field in zip(*found, strict=True))
     shaped = (field.reshape(*games, *field.shape[1:]) for field in fields)
     return ExactInteractions(*shaped)
+
+
+def check_value_fn(value_fn: object) -> None:
+    """Raises ValueError unless a game can be played.
+
+    >>> check_value_fn(lambda masks: masks.sum(1))
+    """
+    if not callable(value_fn):
+        raise ValueError(
+            "value_fn must be a function from masks [M, n] to values, as image_game "
+            f"makes it, got {value_fn!r}"
+        )
 
 
 def play(value_fn: ValueFn, masks: np.ndarray) -> np.ndarray:
@@ -151,11 +164,7 @@ def play(value_fn: ValueFn, masks: np.ndarray) -> np.ndarray:
       ValueError: the last axis of what `value_fn` returns is not M, or it holds no real
         numbers.
     """
-    if not callable(value_fn):
-        raise ValueError(
-            "value_fn must be a function from masks [M, n] to values, as image_game "
-            f"makes it, got {value_fn!r}"
-        )
+    check_value_fn(value_fn)
     players = getattr(value_fn, "players", masks.shape[1])
     if players != masks.shape[1]:
         raise ValueError(
@@ -192,13 +201,13 @@ def without_rounding(changes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(changes) <= noise, 0.0, changes)
 
 
-def check_exact(game: object) -> None:
+def check_exact(game: object, *, name: str = "game") -> None:
     """Raises ValueError unless a game was made by `exact`.
 
     >>> check_exact(exact(lambda masks: masks.sum(1), 2))
     """
     if not isinstance(game, ExactInteractions):
-        raise ValueError(f"game must come from exact, got {type(game).__name__}")
+        raise ValueError(f"{name} must come from exact, got {type(game).__name__}")
 
 
 def all_masks(n: int, numbers: np.ndarray) -> np.ndarray:

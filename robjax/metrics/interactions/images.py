@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from robjax.arrays import check_array
 from robjax.checks import check_count, check_images, check_range
 from robjax.samples import sample_keys
 
@@ -211,10 +212,11 @@ def fisher_ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: a group is empty, or the shapes do not fit.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if not (a.ndim and b.ndim and len(a) and len(b)) or a.shape[1:] != b.shape[1:]:
+    a = np.asarray(check_array("a", a, "[N, …]", finite=False), float)
+    b = np.asarray(check_array("b", b, "[M, …]", finite=False), float)
+    if a.shape[1:] != b.shape[1:]:
         raise ValueError(
-            "a and b must be non-empty groups of numbers of one shape, got "
+            "a and b must be groups of numbers of one shape, got "
             f"{list(a.shape)} and {list(b.shape)}"
         )
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -8,11 +8,11 @@ nearer to x than x_adv is? For robust networks it is, for standard networks not.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from robjax import attacks
+from robjax.attacks.problem import check_problem
 from robjax.balls import Ball
 from robjax.checks import Bounds
 from robjax.model import LogitsFn
@@ -67,6 +67,7 @@ def recoverability(
 
     The logits are the pixels. The way back undoes the way there:
 
+    >>> import jax.numpy as jnp
     >>> from robjax.balls import Linf
     >>> x = jnp.array([[0.5, 0.5]])
     >>> recoverability(lambda x: x, x, jnp.array([0]), ball=Linf(0.25), steps=2)
@@ -84,6 +85,9 @@ def recoverability(
     Raises:
       ValueError: as in `robjax.attacks.pgd`.
     """
+    if step_size is None:
+        problem = check_problem(logits_fn, x, ball, bounds)
+        step_size = problem.ball.eps / 8
 
     def attack(start: jax.Array, targeted: bool) -> attacks.AttackResult:
         return attacks.pgd(
@@ -93,7 +97,7 @@ def recoverability(
             ball=ball,
             bounds=bounds,
             steps=steps,
-            step_size=jnp.asarray(ball.eps) / 8 if step_size is None else step_size,
+            step_size=step_size,
             random_start=False,
             keep_best=False,
             targeted=targeted,

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from robjax.checks import check_count
+from robjax.checks import check_count, check_flags
 from robjax.metrics.interactions.design import (
     Blocks,
     Layout,
@@ -41,9 +41,10 @@ from robjax.metrics.interactions.design import (
     draw_ranks,
 )
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
-from robjax.metrics.interactions.exact import play, without_rounding
+from robjax.metrics.interactions.exact import check_value_fn, play, without_rounding
 from robjax.metrics.interactions.games import ImageGame, ValueFn
 from robjax.runs import files, preemption, provenance
+from robjax.runs.files import as_path
 from robjax.runs.processes import Group, joined
 from robjax.samples import fold_keys, is_concrete, sample_keys
 
@@ -197,12 +198,16 @@ def sampled(
       RuntimeError: another process has failed.
       Preempted: SIGTERM came; every part that was done is in `run_dir`.
     """
+    check_flags(resume=resume, progress=progress)
+    check_value_fn(value_fn)
     n = check_count("n", n, minimum=2)
     blocks = check_count("blocks", blocks)
     contexts = check_count("contexts", contexts)
     orders = _check_orders(orders, n)
     edges = design_pairs(pairs, n, grid)
     block_players = check_count("block_players", block_players, minimum=2)
+    if run_dir is not None:
+        as_path(run_dir, "run_dir")
     keys = sample_keys(key, blocks)
     # contexts draw from the keys folded with orders, which are below n
     drawn = Blocks.draw(fold_keys(keys, n), edges, n, min(block_players, n))

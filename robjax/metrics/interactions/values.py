@@ -10,8 +10,24 @@ Ren et al., "A Unified Game-Theoretic Interpretation of Adversarial Robustness",
 take `log_odds`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from robjax.arrays import check_array
+
+
+def _check(logits: Any, y: Any) -> jax.Array:
+    """Logits [M, K]; values are not looked at. Checks that y is one of the classes."""
+    logits = check_array("logits", logits, "[M, K]", finite=False)
+    classes = logits.shape[1]
+    dtype = getattr(y, "dtype", np.asarray(0).dtype if type(y) is int else None)
+    whole = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+    if not whole or np.ndim(y) or (type(y) is int and not 0 <= y < classes):
+        raise ValueError(f"y must be a class from 0 to {classes - 1}, got {y!r}")
+    return jnp.asarray(logits)
 
 
 def log_softmax(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -26,8 +42,11 @@ def log_softmax(logits: jax.Array, y: jax.Array) -> jax.Array:
 
     Returns:
       [M], in nats.
+
+    Raises:
+      ValueError: `logits` are not [M, K], or y is none of the K classes.
     """
-    return logit(jax.nn.log_softmax(logits), y)
+    return logit(jax.nn.log_softmax(_check(logits, y)), y)
 
 
 def log_odds(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -51,7 +70,7 @@ def logit(logits: jax.Array, y: jax.Array) -> jax.Array:
     Args:
       logits, y: as in `log_softmax`.
     """
-    return logits[:, y]
+    return _check(logits, y)[:, y]
 
 
 def other_categories(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -63,5 +82,6 @@ def other_categories(logits: jax.Array, y: jax.Array) -> jax.Array:
     Args:
       logits, y: as in `log_softmax`.
     """
+    logits = _check(logits, y)
     other = jnp.arange(logits.shape[1]) != y
     return jax.nn.logsumexp(jnp.where(other[None], logits, -jnp.inf), axis=1)

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from robjax.checks import check_count
+from robjax.checks import check_count, check_flags
 from robjax.metrics.interactions.design import draw_ranks
 from robjax.metrics.interactions.estimates import BlockMean, block_mean
-from robjax.metrics.interactions.exact import play
+from robjax.metrics.interactions.exact import check_value_fn, play
 from robjax.metrics.interactions.games import ValueFn
 from robjax.samples import is_concrete, sample_keys
 
@@ -102,6 +102,8 @@ def visibility(
     Raises:
       ValueError: a count is too small, or `key` is neither one key nor so many.
     """
+    check_flags(progress=progress)
+    check_value_fn(value_fn)
     n = check_count("n", n, minimum=2)
     permutations = check_count("permutations", permutations)
     keys = sample_keys(key, permutations)

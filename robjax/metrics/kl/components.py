@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax import lowering
+from robjax.arrays import check_array
 from robjax.checks import check_labels
 from robjax.metrics.finite import (
     check_measured,
@@ -21,7 +22,6 @@ from robjax.metrics.fisher import logits_and_jacobian
 from robjax.metrics.kl.split import KLComponents, split_kl
 from robjax.model import LogitsFn, as_logits_fn, count_classes
 from robjax.numerics import finite_or_zero, map_batched
-from robjax.samples import is_concrete
 from robjax.traced import TracedCallable
 
 # Pairs per pass on a CPU, where activations that stay in the cache halve the time.
@@ -153,11 +153,7 @@ def kl_path(
       UserWarning: as in `kl_components`.
     """
     x, x_prime = _check_pair(x, x_prime)
-    times = jnp.asarray(times, x.dtype)
-    if times.ndim != 1:
-        raise ValueError(f"times must be a vector, got shape {times.shape}")
-    if is_concrete(times) and not np.isfinite(times).all():
-        raise ValueError(f"times must be finite, got {times}")
+    times = jnp.asarray(check_array("times", times, "[T]"), x.dtype)
     measure = functools.partial(_kl_path, checked_model(logits_fn, x), times=times)
     found = _measured(measure, x, x_prime)
     _warn(found, "pairs")

@@ -49,6 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from robjax.arrays import check_array, check_axis
 from robjax.metrics.finite import summary
 from robjax.numerics import SMALL_KL, centre, exp_remainder, kl_from_logits
 from robjax.samples import is_concrete
@@ -182,7 +183,16 @@ def split_kl(
 
     Returns:
       KLComponents without the class axis, in float32 or better.
+
+    Raises:
+      ValueError: an argument is no array of numbers, or has no such axis.
     """
+    given = {"logits": logits, "change": change, "logits_prime": logits_prime}
+    logits, change, logits_prime = (
+        check_array(name, value, "[…, K]", finite=False)
+        for name, value in given.items()
+    )
+    axis = check_axis("axis", axis, max(np.ndim(value) for value in given.values()))
     dtype = jnp.promote_types(jnp.result_type(logits, logits_prime), jnp.float32)
     z, v, z_prime = (jnp.asarray(a, dtype) for a in (logits, change, logits_prime))
     log_p = jax.nn.log_softmax(z, axis)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from robjax.arrays import REAL, check_array
 from robjax.checks import check_count, check_labels, check_range
 from robjax.samples import is_concrete
 
@@ -210,9 +211,8 @@ def reweighted_accuracy(
 
 def _check_correct(name: str, correct: ArrayLike) -> jax.Array:
     """Verdicts as floats [N]."""
-    verdicts = jnp.asarray(correct)
-    if verdicts.ndim != 1 or not verdicts.size:
-        raise ValueError(f"{name} must be non-empty [N], got {list(verdicts.shape)}")
+    verdicts = check_array(name, correct, "[N]", kinds=(jnp.bool_, *REAL), finite=False)
+    verdicts = jnp.asarray(verdicts)
     verdicts = verdicts.astype(jnp.promote_types(verdicts.dtype, jnp.float32))
     check_range(name, verdicts, 0, 1)
     return verdicts

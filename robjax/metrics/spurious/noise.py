@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robjax import losses, lowering
-from robjax.checks import Bounds, check_bounds, check_count, check_labels, check_range
+from robjax.arrays import check_array
+from robjax.checks import (
+    Bounds,
+    check_bounds,
+    check_count,
+    check_flags,
+    check_labels,
+    check_range,
+)
 from robjax.metrics.finite import check_measured, finite_samples, warn_not_finite
 from robjax.metrics.spurious.groups import Estimate, mean
 from robjax.metrics.spurious.swap import check_masks
@@ -236,6 +244,7 @@ def noise_sensitivity(
     Warns:
       UserWarning: some images have logits that are not finite.
     """
+    check_flags(class_balanced=class_balanced)
     bounds = check_bounds(bounds)
     x = check_measured(x)
     masks = check_masks(masks, x)
@@ -265,10 +274,9 @@ def noise_sensitivity(
 
 
 def _check_levels(name: str, levels: ArrayLike) -> jax.Array:
-    values = jnp.asarray(levels, jnp.float32)
-    if values.ndim != 1:
-        raise ValueError(f"{name} must have shape [·], got {list(values.shape)}")
-    return check_range(name, values, 0) if values.size else values
+    if isinstance(levels, list | tuple) and not levels:
+        return jnp.zeros(0)
+    return jnp.asarray(check_array(name, levels, "[n]", low=0), jnp.float32)
 
 
 _Rows = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robjax.arrays import check_array
 from robjax.checks import check_count, check_range
 
 
@@ -37,13 +38,10 @@ def dilate(
       ValueError: masks are not [B, H, W] in [0, 1], kernel is even, or either number is
         not a whole one.
     """
-    values = jnp.asarray(masks)
+    kinds = (jnp.bool_, jnp.floating)
+    values = check_array("masks", masks, "[B, H, W]", kinds=kinds, finite=False)
+    values = jnp.asarray(values)
     soft = jnp.issubdtype(values.dtype, jnp.floating)
-    if values.ndim != 3 or not (soft or values.dtype == bool):
-        raise ValueError(
-            "masks must be [B, H, W], bool or floating in [0, 1], got "
-            f"{values.dtype} {list(values.shape)}"
-        )
     if soft:
         check_range("masks", values, 0, 1)
     if check_count("kernel", kernel) % 2 == 0:

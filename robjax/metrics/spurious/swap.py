@@ -14,7 +14,15 @@ from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 
 from robjax import losses, lowering
-from robjax.checks import check_images, check_labels, check_logits, check_range
+from robjax.arrays import check_array
+from robjax.checks import (
+    check_count,
+    check_flags,
+    check_images,
+    check_labels,
+    check_logits,
+    check_range,
+)
 from robjax.metrics.finite import check_measured
 from robjax.metrics.spurious.groups import Estimate, _check_correct, mean
 from robjax.model import LogitsFn, as_logits_fn, count_classes
@@ -47,8 +55,12 @@ def background_gap(
     Raises:
       ValueError: a verdict is not in [0, 1], or pairs are not of one length.
     """
-    first = _check_correct("same", jnp.atleast_1d(jnp.asarray(same)))
-    second = _check_correct("rand", jnp.atleast_1d(jnp.asarray(rand)))
+    check_flags(paired=paired)
+    both = [
+        _check_correct(name, [value] if isinstance(value, float | int) else value)
+        for name, value in (("same", same), ("rand", rand))
+    ]
+    first, second = both
     if paired:
         if first.shape != second.shape:
             raise ValueError(
@@ -105,12 +117,12 @@ def check_masks(masks: object, x: jax.Array) -> jax.Array:
     if not isinstance(masks, jax.Array | np.ndarray) or masks.shape != x.shape[:3]:
         found = getattr(masks, "shape", type(masks).__name__)
         raise ValueError(f"masks must be an array {x.shape[:3]}, got {found}")
-    values = jnp.asarray(masks)
-    if values.dtype != bool and not jnp.issubdtype(values.dtype, jnp.floating):
+    if masks.dtype != bool and not jnp.issubdtype(masks.dtype, jnp.floating):
         raise ValueError(
-            f"masks must be bool or floating in [0, 1], got {values.dtype}: give "
+            f"masks must be bool or floating in [0, 1], got {masks.dtype}: give "
             "masks > 0 or masks / 255"
         )
+    values = jnp.asarray(masks)
     check_range("masks", values.astype(x.dtype), 0, 1)
     return values.astype(x.dtype)
 
@@ -178,7 +190,7 @@ def background_swap(
     swapped = swap_backgrounds(x, masks, scenery)
     model = as_logits_fn(logits_fn)
     y = check_labels(y, len(x), num_classes=count_classes(model, x))
-    return _swap(model, x, swapped, y, batch_size)
+    return _swap(model, x, swapped, y, check_count("batch_size", batch_size))
 
 
 @jax.jit(static_argnums=4)
@@ -225,9 +237,7 @@ def map_classes(logits_fn: LogitsFn, table: Sequence[int] | np.ndarray) -> Parti
     Raises:
       ValueError: the table has another form.
     """
-    classes = np.asarray(table)
-    if classes.ndim != 1 or not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(f"table must be integers [M], got {classes!r}")
+    classes = np.asarray(check_array("table", table, "[M]", kinds=(jnp.integer,)))
     if classes.min() < -1 or classes.max() < 0:
         raise ValueError(f"table must hold classes or -1, got {classes.tolist()}")
     count = int(classes.max()) + 1

@@ -30,7 +30,14 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from robjax import lowering
-from robjax.checks import Bounds, check_bounds, check_count, check_number, check_range
+from robjax.checks import (
+    Bounds,
+    check_bounds,
+    check_count,
+    check_images,
+    check_number,
+    check_range,
+)
 from robjax.metrics.finite import check_measured, finite_samples
 from robjax.metrics.spurious.groups import Estimate, mean
 from robjax.metrics.strong_robustness.oracles import (
@@ -166,9 +173,14 @@ def pair_agreement(
     check_number("ignored", ignored, minimum=0)
     check_count("pairs", pairs)
     check_count("batch_size", batch_size)
-    judge = None if oracle_logits_fn is None else as_logits_fn(oracle_logits_fn)
-    if judge is not None:
-        count_classes(judge, x)
+    judge = None
+    if oracle_logits_fn is not None:
+        judge = _check_judge(oracle_logits_fn, x)
+    if not (sampler is None or callable(sampler)):
+        raise ValueError(f"sampler must be a function, got {sampler!r}")
+    if bounds is not None:
+        bounds = check_bounds(bounds)
+        check_images(x, bounds=bounds)
     if sampler is None:
         _check_law(oracle, ignored)
     return _pair_agreement(
@@ -180,10 +192,20 @@ def pair_agreement(
         sample_keys(key, len(x)),
         jnp.asarray(delta, x.dtype),
         jnp.asarray(ignored, x.dtype),
-        None if bounds is None else check_bounds(bounds),
+        bounds,
         pairs,
         batch_size,
     )
+
+
+def _check_judge(oracle_logits_fn: LogitsFn, x: jax.Array) -> TracedCallable:
+    """The model f₂, whose mistakes are told apart from those of f₁."""
+    try:
+        judge = as_logits_fn(oracle_logits_fn)
+        count_classes(judge, x)
+    except ValueError as error:
+        raise ValueError(f"oracle_logits_fn is a model, whose {error}") from None
+    return judge
 
 
 def _check_law(oracle: Oracle, ignored: ArrayLike) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from robjax import attacks
+from robjax.arrays import REAL, check_array
 from robjax.balls import Ball
 from robjax.checks import (
     Bounds,
@@ -37,7 +38,7 @@ from robjax.checks import (
 )
 from robjax.metrics.spurious.groups import Estimate, mean
 from robjax.model import LogitsFn, as_logits_fn, count_classes
-from robjax.samples import is_concrete
+from robjax.samples import check_key, is_concrete
 
 
 def minimal_distances(
@@ -80,6 +81,9 @@ def minimal_distances(
     x = check_attacked(x, bounds)
     model = as_logits_fn(logits_fn)
     count_classes(model, x)
+    check_key(key, len(x))
+    if not callable(attack):
+        raise ValueError(f"attack must be callable, got {attack!r}")
     y = jnp.argmax(model(x), axis=1)
     found = attack(model, x, y, key=key, ball=ball, bounds=bounds)
     return jnp.where(found.success, found.distance, jnp.inf)
@@ -129,7 +133,9 @@ def arca(distances: ArrayLike, correct: ArrayLike, delta: ArrayLike) -> Estimate
       ValueError: as in `arc`, or correct is not [N] numbers from 0 to 1.
     """
     shares = _shares(distances, delta)
-    right = jnp.asarray(correct).astype(shares.dtype)
+    kinds = (jnp.bool_, *REAL)
+    right = check_array("correct", correct, "[N]", kinds=kinds, finite=False)
+    right = jnp.asarray(right).astype(shares.dtype)
     check_range("correct", right, 0, 1)
     if right.shape != shares.shape:
         raise ValueError(
@@ -146,9 +152,7 @@ def _shares(distances: ArrayLike, delta: ArrayLike) -> jax.Array:
     check_number("delta", delta)
     if not isinstance(delta, jax.core.Tracer) and not np.asarray(delta) > 0:
         raise ValueError(f"delta must be positive, got {delta}")
-    found = jnp.asarray(distances)
-    if found.ndim != 1 or not found.size:
-        raise ValueError(f"distances must be non-empty [N], got shape {found.shape}")
+    found = jnp.asarray(check_array("distances", distances, "[N]", finite=False))
     if is_concrete(found):
         values = np.asarray(found)
         if not (values >= 0).all():

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from robjax.arrays import check_array
 from robjax.balls import L1, L2, Ball, Linf
 from robjax.checks import check_count, check_images, check_range
 from robjax.metrics.finite import widened
@@ -152,12 +153,7 @@ def linear(
       ValueError: the matrix is not [M, n] of finite real numbers or is 0, the tolerance
         is not in [0, 1), or the norm is another one.
     """
-    given = np.asarray(matrix)
-    if given.ndim != 2 or not given.size or given.dtype.kind not in "fiu":
-        raise ValueError(
-            f"matrix must be [M, n] real numbers, got {given.dtype} {given.shape}"
-        )
-    check_range("matrix", given)
+    given = np.asarray(check_array("matrix", matrix, "[M, n]"))
     unit = np.finfo(given.dtype if given.dtype.kind == "f" else float).eps
     usual = min(max(given.shape) * unit, 0.5)
     share = check_range(
@@ -223,7 +219,7 @@ def features(fn: Callable[..., jax.Array], *, norm: float = 2) -> Features:
       ValueError: `fn` is not callable, or the norm is another one.
     """
     if not callable(fn):
-        raise ValueError(f"oracle must be a function of images, got {fn!r}")
+        raise ValueError(f"fn must be a function of images, got {fn!r}")
     return Features(traced(fn, name="oracle"), _check_norm(norm))
 
 
@@ -278,7 +274,17 @@ def oracle_distance(oracle: Oracle, x: ArrayLike, x_prime: ArrayLike) -> jax.Arr
     Args:
       oracle: made by one of the functions above.
       x, x_prime: [B, *S] images.
+
+    Raises:
+      ValueError: an argument is malformed; the message names it.
     """
+    x = check_images(x)
+    x_prime = check_images(x_prime, name="x_prime")
+    if x.shape != x_prime.shape:
+        raise ValueError(
+            f"x_prime must have the shape of x, {x.shape}, got {x_prime.shape}"
+        )
+    oracle = check_oracle(oracle, x)
     traced_ = isinstance(x, jax.core.Tracer) or isinstance(x_prime, jax.core.Tracer)
     if not (traced_ or isinstance(oracle, Features)):
         change = np.asarray(x_prime, float) - np.asarray(x, float)

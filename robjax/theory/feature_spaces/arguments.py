@@ -1,30 +1,10 @@
 """The arguments, checked."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from robjax.checks import check_range
-
-
-def check_array(name: str, value: Any, shape: str) -> np.ndarray:
-    """Finite real numbers in a non-empty array of this many axes.
-
-    >>> check_array("a1", [[1, 2]], "[n1, d]").shape
-    (1, 2)
-    """
-    array = np.asarray(value)
-    if array.ndim != shape.count(",") + 1 or not array.size:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if not (
-        jnp.issubdtype(array.dtype, jnp.floating)
-        or jnp.issubdtype(array.dtype, jnp.integer)
-    ):
-        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    check_range(name, array)
-    return array
+from robjax.arrays import as_array, check_array
 
 
 def rounding(a: np.ndarray) -> float:
@@ -56,7 +36,7 @@ def check_points(x: ArrayLike, d: int) -> np.ndarray:
     >>> check_points([[1, 2]], 2).dtype.name
     'float64'
     """
-    points = check_array("x", x, "[B, d]").astype(float)
+    points = np.asarray(check_array("x", x, "[B, d]"), float)
     if points.shape[1] != d:
         raise ValueError(f"x must have shape [B, {d}], got {points.shape}")
     return points
@@ -67,9 +47,10 @@ def check_positive_or_inf(name: str, value: ArrayLike, *, zero: bool = False) ->
 
     >>> check_positive_or_inf("delta", [1.0, np.inf])
     """
-    numbers = np.asarray(value)
+    numbers = as_array(value)
     if not (
-        numbers.dtype.kind in "fiu"
+        numbers is not None
+        and numbers.dtype.kind in "fiu"
         and numbers.size
         and (numbers >= 0 if zero else numbers > 0).all()
     ):

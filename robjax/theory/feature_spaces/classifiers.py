@@ -4,10 +4,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import linalg, special
 
+from robjax.arrays import check_array
 from robjax.checks import check_number, check_range
 from robjax.theory.feature_spaces import maps
 from robjax.theory.feature_spaces.arguments import (
-    check_array,
     check_points,
     check_positive_or_inf,
     normalised,
@@ -54,9 +54,10 @@ def minimal_flip_distance(
       ValueError: a shape does not fit, a value is not a finite real number, or the
         tolerance is out of range.
     """
-    weights = check_array("a", a, "[d]")
+    weights = np.asarray(check_array("a", a, "[d]"))
     points = check_points(x, len(weights))
     check_number("b", b)
+    a2 = check_array("a2", a2, "[n2, d]")
     if np.shape(a2)[1:] != weights.shape:
         raise ValueError(
             f"a2 must have shape [n2, {len(weights)}], as a has, got {np.shape(a2)}"
@@ -94,7 +95,7 @@ def pair_agreement(
       ValueError: a shape does not fit, a value is not a finite real number, or a
         covariance is not symmetric or has a negative eigenvalue.
     """
-    weights, _ = normalised(check_array("a", a, "[d]"))
+    weights, _ = normalised(np.asarray(check_array("a", a, "[d]")))
     kept = _spread(weights, "covariance", covariance)
     added = _spread(weights, "noise_covariance", noise_covariance)
     return float(1 - np.arctan2(added, kept) / np.pi)  # arccos ρ, accurate near ρ = 1
@@ -168,7 +169,7 @@ def _positive_part(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 def _spread(a: np.ndarray, name: str, covariance: ArrayLike) -> float:
     """√(aᵀCa) for a as `normalised`, C checked."""
-    given = check_array(name, covariance, "[d, d]")
+    given = np.asarray(check_array(name, covariance, "[d, d]"))
     matrix, exponent = normalised(given)
     if matrix.shape != (len(a), len(a)):
         wanted = (len(a), len(a))

@@ -6,8 +6,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import linalg
 
+from robjax.arrays import check_array
 from robjax.checks import check_number
-from robjax.theory.feature_spaces.arguments import check_array, normalised, rounding
+from robjax.theory.feature_spaces.arguments import normalised, rounding
 
 _CASES = {
     (False, False): "I",
@@ -137,7 +138,10 @@ def solve(a1: Any, a2: Any, tolerance: float | None) -> Solved:
     >>> solve([[4.0]], [[2.0]], None).slope, solve([[4.0]], [[2.0]], None).exponents
     (1.0, (3, 2))
     """
-    maps = [check_array("a1", a1, "[n1, d]"), check_array("a2", a2, "[n2, d]")]
+    maps = [
+        np.asarray(check_array(name, value, shape))
+        for name, value, shape in (("a1", a1, "[n1, d]"), ("a2", a2, "[n2, d]"))
+    ]
     n1, d = maps[0].shape
     if maps[1].shape[1] != d:
         raise ValueError(

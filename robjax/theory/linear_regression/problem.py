@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from robjax.arrays import as_array
 from robjax.checks import check_number, check_range
 
 DUAL = {1: jnp.inf, 2: 2, jnp.inf: 1}
@@ -38,9 +39,9 @@ def check_vector(name: str, value: Any, d: int | None = None) -> Any:
     """Checks finite numbers [d]; d is any if None.
 
     >>> check_vector("w", [1.0, 2.0], 2)
-    [1.0, 2.0]
+    array([1., 2.])
     """
-    check_range(name, value)
+    value = check_range(name, value)
     shape = np.shape(value)
     if len(shape) != 1 or d not in (None, shape[0]):
         wanted = "[d]" if d is None else f"({d},), as w_star has"
@@ -57,7 +58,7 @@ def check_covariance(value: Any, d: int) -> Any:
     >>> check_covariance(np.eye(2), 2).shape
     (2, 2)
     """
-    check_range("covariance", value)
+    value = check_range("covariance", value)
     if np.shape(value) != (d, d):
         raise ValueError(
             f"covariance must have shape ({d}, {d}), for w_star of shape ({d},), got "
@@ -107,7 +108,8 @@ def check_core(core: Any, d: int) -> np.ndarray:
     >>> check_core([True, False], 2).tolist()
     [True, False]
     """
-    mask = np.asarray(core)
+    mask = as_array(core)
+    mask = np.zeros(0) if mask is None else np.asarray(mask)
     if mask.dtype != bool or mask.shape != (d,) or mask.all() or not mask.any():
         raise ValueError(
             f"core must be {d} booleans, some True (core) and some False (spurious), "

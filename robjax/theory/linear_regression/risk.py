@@ -167,11 +167,11 @@ class _Terms(NamedTuple):
 def _terms(
     w: Any, covariance: Any, w_star: Any, noise: Any, eps: Any, norm: Any, mean: Any
 ) -> _Terms:
-    check_vector("w_star", w_star)
+    w_star = check_vector("w_star", w_star)
     d = jnp.shape(w_star)[0]
-    check_covariance(covariance, d)
+    covariance = check_covariance(covariance, d)
     check_norm(norm)
-    check_range("w", w)
+    w = check_range("w", w)
     if jnp.shape(w)[-1:] != (d,):
         raise ValueError(f"w must have shape [..., {d}], got {jnp.shape(w)}")
     if mean is not None:

@@ -7,16 +7,24 @@ Defaults are the constants of Shi et al., arXiv 1906.02494 (code): CIFAR-10, ℓ
 ε = 8/255, 10 steps of 2/255.
 """
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from robjax import attacks, losses
+from robjax.attacks.problem import check_loss
 from robjax.balls import Ball, Linf
+from robjax.checks import check_number
 from robjax.numerics import finite_or_zero
-from robjax.training.objectives.network import AttackMode, Network, Outcome, correct
+from robjax.training.objectives.network import (
+    AttackMode,
+    Network,
+    Outcome,
+    check_call,
+    correct,
+    scaled,
+)
 
 AUTHORS_BALL = Linf(8 / 255)
 _TINY = 1e-20
@@ -43,6 +51,8 @@ def standard(
       network, images, labels, keys, strength: as in every objective.
       loss: of logits [B, K] and labels [B], in place of the cross-entropy CE.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_loss(loss)
     del keys, strength
     logits, network = network.train(images)
     metrics = {"accuracy": correct(logits, labels)}
@@ -84,6 +94,9 @@ def adversarial(
       loss: of logits [B, K] and labels [B] in training, in place of the cross-entropy
         CE; the attack stays as it is.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("step_size", step_size, minimum=0)
+    check_loss(loss)
     attacked = _climb(
         network,
         images,
@@ -137,11 +150,15 @@ def trades(
       reference: x_ref: "natural" for x, "start" for the perturbed start
         (`attacks.kl_pgd`).
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("beta", beta, minimum=0)
+    check_number("step_size", step_size, minimum=0)
+    check_loss(loss)
     attacked = attacks.kl_pgd(
         network.logits_fn(attack_mode),
         images,
         key=keys,
-        ball=_scaled(ball, strength),
+        ball=scaled(ball, strength, len(images)),
         steps=steps,
         step_size=step_size * strength,
         reference=reference,
@@ -190,6 +207,9 @@ def mart(
       strength, ball, steps, step_size, attack_mode: as in `adversarial`.
       beta: β, weight of the divergence.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("beta", beta, minimum=0)
+    check_number("step_size", step_size, minimum=0)
     attacked = _climb(
         network,
         images,
@@ -258,9 +278,13 @@ def n_fgsm(
     Raises:
       ValueError: ball is not Linf.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("noise", noise, minimum=0)
+    check_number("step", step, minimum=0)
+    check_loss(loss)
     if not isinstance(ball, Linf):
         raise ValueError(f"ball must be Linf, got {ball!r}")
-    eps = _scaled(ball, strength).eps
+    eps = scaled(ball, strength, len(images)).eps
 
     def uniform(key: jax.Array) -> jax.Array:
         return jax.random.uniform(key, images.shape[1:], images.dtype, -1, 1)
@@ -312,6 +336,10 @@ def awp(
       gamma: γ, length of v_l relative to that of θ_l.
       ball, steps, step_size, attack_mode, loss: as in `adversarial`.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("gamma", gamma, minimum=0)
+    check_number("step_size", step_size, minimum=0)
+    check_loss(loss)
     attacked = _climb(
         network,
         images,
@@ -367,13 +395,8 @@ def _climb(
         images,
         labels,
         key=keys,
-        ball=_scaled(ball, strength),
+        ball=scaled(ball, strength, len(images)),
         steps=steps,
         step_size=step_size * strength,
         keep_best=False,
     ).x_adv
-
-
-def _scaled(ball: Any, strength: jax.Array | float) -> Any:
-    """The ball with its radius multiplied by the strength."""
-    return dataclasses.replace(ball, eps=ball.eps * strength)

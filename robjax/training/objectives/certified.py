@@ -21,9 +21,16 @@ from robjax import losses
 from robjax.balls import Ball
 from robjax.certification.certificates import lower_differences
 from robjax.certification.methods import Method
+from robjax.checks import check_range
 from robjax.model import as_logits_fn
 from robjax.training.objectives.adversarial import AUTHORS_BALL
-from robjax.training.objectives.network import Network, Outcome, correct
+from robjax.training.objectives.network import (
+    Network,
+    Outcome,
+    check_call,
+    correct,
+    scaled,
+)
 
 
 def ibp(
@@ -55,6 +62,8 @@ def ibp(
       ball: the threat model at full strength.
       kappa: κ_end, weight of the clean images at full strength.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_range("kappa", kappa, 0, 1)
     del keys
     return _certified(network, images, labels, strength, ball, kappa, 0.0, "ibp")
 
@@ -87,6 +96,9 @@ def crown_ibp(
       strength: scales ε, and moves κ and β from 1 to `kappa` and `beta`.
       beta: β_end, weight of CROWN-IBP at full strength.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_range("kappa", kappa, 0, 1)
+    check_range("beta", beta, 0, 1)
     del keys
     return _certified(network, images, labels, strength, ball, kappa, beta, "crown_ibp")
 
@@ -101,11 +113,10 @@ def _certified(
     beta: float,
     method: Method,
 ) -> Outcome:
+    radius = scaled(ball, strength, len(images)).eps
     natural, network = network.train(images)
     model = as_logits_fn(network.inference())
-    radius = jnp.broadcast_to(
-        jnp.asarray(ball.eps * strength, images.dtype), len(images)
-    )
+    radius = jnp.broadcast_to(jnp.asarray(radius, images.dtype), len(images))
 
     def bound(method: Method) -> jax.Array:
         return lower_differences(

@@ -13,12 +13,19 @@ distance relative to ‖g₁(x)‖₂.
 import jax
 
 from robjax import attacks, losses
-from robjax.balls import Ball, with_radius
-from robjax.checks import check_number
+from robjax.balls import Ball
+from robjax.checks import check_number, check_text
 from robjax.numerics import safe_norm
 from robjax.samples import flatten_samples
 from robjax.training.objectives.adversarial import AUTHORS_BALL
-from robjax.training.objectives.network import AttackMode, Network, Outcome, correct
+from robjax.training.objectives.network import (
+    AttackMode,
+    Network,
+    Outcome,
+    check_call,
+    correct,
+    scaled,
+)
 
 
 def siamese(
@@ -60,9 +67,12 @@ def siamese(
     Raises:
       ValueError: the model has no such layer, σ or the weight is negative.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
     check_number("weight", weight, minimum=0)
+    check_text("layer", layer)
+    first = network.train_tapped(images, layer)
     moved = noisy(images, keys, strength, sigma)
-    return _held_together(network, images, moved, labels, weight, layer)
+    return _held_together(first, moved, labels, weight, layer)
 
 
 def feature_matching(
@@ -109,18 +119,22 @@ def feature_matching(
     Raises:
       ValueError: the model has no such layer, or the weight is negative.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("step_size", step_size, minimum=0)
     check_number("weight", weight, minimum=0)
+    check_text("layer", layer)
+    first = network.train_tapped(images, layer)
     moved = attacks.pgd(
         network.logits_fn(attack_mode),
         images,
         labels,
         key=keys,
-        ball=with_radius(ball, ball.eps * strength),
+        ball=scaled(ball, strength, len(images)),
         steps=steps,
         step_size=step_size * strength,
         keep_best=False,
     ).x_adv
-    return _held_together(network, images, moved, labels, weight, layer)
+    return _held_together(first, moved, labels, weight, layer)
 
 
 def noisy(
@@ -151,15 +165,14 @@ def noisy(
 
 
 def _held_together(
-    network: Network,
-    images: jax.Array,
+    first: tuple[jax.Array, jax.Array, Network],
     moved: jax.Array,
     labels: jax.Array,
     weight: float,
     layer: str,
 ) -> Outcome:
     """CE(x, y) + weight · ‖g₁(x) − g₁(x')‖₂; each pass gives logits and features."""
-    logits, here, network = network.train_tapped(images, layer)
+    logits, here, network = first
     _, there, network = network.train_tapped(moved, layer)
     distance = safe_norm(flatten_samples(here - there), 1)
     metrics = {"accuracy": correct(logits, labels), "distance": distance}

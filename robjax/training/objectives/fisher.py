@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from robjax import losses
+from robjax.checks import check_count, check_number
 from robjax.metrics import fisher
 from robjax.numerics import centre, safe_norm
-from robjax.training.objectives.network import Network, Outcome, correct
+from robjax.training.objectives.network import Network, Outcome, check_call, correct
 
 
 def fisher_trace(
@@ -45,6 +46,8 @@ def fisher_trace(
       strength: scales the penalty.
       weight: of the penalty, in squared units of the image.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("weight", weight, minimum=0)
     del keys
     rows = fisher.gram_rows(network.inference(), images)
     logits, network = network.train(images)
@@ -88,6 +91,11 @@ def fisher_spectral(
         takes that many steps u ← A(Aᵀu) / ‖·‖ from a random start, each of one backward
         and one forward-mode pass; λ_max is then approached from below.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("eps", eps, minimum=0)
+    check_number("weight", weight, minimum=0)
+    if power_steps is not None:
+        check_count("power_steps", power_steps)
     logits_fn = network.inference()
     if power_steps is None:
         spectral = _by_eigenvectors(logits_fn, images)

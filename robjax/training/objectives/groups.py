@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from robjax import losses
-from robjax.training.objectives.network import Network, Outcome, correct
+from robjax.checks import check_labels, check_number
+from robjax.training.objectives.network import Network, Outcome, check_call, correct
 
 
 def group_dro(
@@ -53,8 +54,11 @@ def group_dro(
       groups: [B] in 0..G − 1.
       rate: η, per nat; how fast q moves.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
+    check_number("rate", rate, minimum=0)
     del keys, strength
     q = network.variables["groups"]["weights"]
+    check_labels(groups, len(images), num_classes=len(q), name="groups")
     logits, network = network.train(images)
     cross_entropy = losses.cross_entropy(logits, labels)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from robjax.checks import check_images, check_labels, check_number
+from robjax.samples import is_concrete
 from robjax.training.trainable import Trainable, trainable
 
 AttackMode = Literal["eval", "train"]
@@ -150,6 +152,61 @@ def count_weights(variables: object) -> int:
     """
     params = variables.get("params") if isinstance(variables, Mapping) else None
     return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+
+
+def check_call(
+    network: Network,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    keys: jax.Array,
+    strength: jax.Array | float,
+) -> None:
+    """Checks what every objective takes.
+
+    >>> network, images, labels, keys = tiny_problem()
+    >>> check_call(network, images, labels, keys=keys, strength=0.5)
+
+    Args:
+      network: a `Network`.
+      images: [B, *S].
+      labels: [B], below the outputs of the model; that is looked up where they are
+        concrete.
+      keys: [B].
+      strength: 0 or more.
+
+    Raises:
+      ValueError: one of them is something else; the message names it.
+    """
+    if not isinstance(network, Network):
+        raise ValueError(f"network must be a Network, got {network!r}")
+    images = check_images(images, name="images")
+    count = len(images)
+    classes = None
+    if is_concrete(labels):
+        classes = jax.eval_shape(network.inference(), images).shape[1]
+    check_labels(labels, count, num_classes=classes, name="labels")
+    if not (isinstance(keys, jax.Array) and keys.shape[:1] == (count,)):
+        found = getattr(keys, "shape", keys)
+        raise ValueError(
+            f"keys must be [B], one for each of {count} images, got {found}"
+        )
+    check_number("strength", strength, minimum=0)
+
+
+def scaled(ball: Any, strength: jax.Array | float, batch_size: int) -> Any:
+    """The ball with its radius multiplied by the strength.
+
+    >>> from robjax.balls import Linf
+    >>> scaled(Linf(0.5), 0.5, batch_size=1)
+    Linf(eps=0.25)
+
+    Raises:
+      ValueError: the ball has no radius of at least 0, a number or [B].
+    """
+    eps: Any = getattr(ball, "eps", None)
+    check_number("ball.eps", eps, minimum=0, batch_size=batch_size)
+    return dataclasses.replace(ball, eps=eps * strength)
 
 
 def tiny_problem() -> tuple[Network, jax.Array, jax.Array, jax.Array]:

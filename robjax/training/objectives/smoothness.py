@@ -16,7 +16,13 @@ from robjax.metrics import fisher
 from robjax.numerics import centre, safe_norm
 from robjax.samples import flatten_samples, mask_samples
 from robjax.training.objectives.features import noisy
-from robjax.training.objectives.network import AttackMode, Network, Outcome, correct
+from robjax.training.objectives.network import (
+    AttackMode,
+    Network,
+    Outcome,
+    check_call,
+    correct,
+)
 
 _TINY = 1e-30
 
@@ -49,6 +55,7 @@ def noise_augmentation(
     Raises:
       ValueError: σ is negative.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
     logits, network = network.train(noisy(images, keys, strength, sigma))
     metrics = {"noisy_accuracy": correct(logits, labels)}
     return losses.cross_entropy(logits, labels), metrics, network
@@ -86,6 +93,7 @@ def stability(
     Raises:
       ValueError: σ or α is negative.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
     check_number("alpha", alpha, minimum=0)
     moved = noisy(images, keys, strength, sigma)
     natural, network = network.train(images)
@@ -141,6 +149,7 @@ def vat(
     Raises:
       ValueError: ε or α is negative, or power_steps is not a whole number from 1.
     """
+    check_call(network, images, labels, keys=keys, strength=strength)
     check_number("eps", eps, minimum=0)
     check_number("alpha", alpha, minimum=0)
     check_count("power_steps", power_steps)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robjax import losses
+from robjax.arrays import check_array
 from robjax.checks import check_range
 from robjax.training.objectives.network import Network, Objective, Outcome
 
@@ -47,8 +48,9 @@ def weighted(objective: Objective, class_weights: Sequence[float]) -> Objective:
       ValueError: the weights are not numbers from 0, or all 0; when it runs: the model
         has another number of outputs.
     """
-    weights = np.asarray(check_range("class_weights", list(class_weights), 0))
-    if weights.ndim != 1 or not weights.any():
+    _check_objective(objective)
+    weights = np.asarray(check_array("class_weights", class_weights, "[K]", low=0))
+    if not weights.any():
         raise ValueError(
             "class_weights must be one number for each class, not all 0, got "
             f"{class_weights!r}"
@@ -79,6 +81,7 @@ def smoothed(objective: Objective, amount: float) -> Objective:
       ValueError: `amount` is out of range, or the objective has no keyword `loss`.
     """
     check_range("amount", amount, 0, 1)
+    _check_objective(objective)
     if "loss" not in inspect.signature(objective).parameters:
         raise ValueError(
             "objective must have a keyword loss, as objectives.standard, adversarial, "
@@ -110,11 +113,17 @@ def augmented(objective: Objective, augment: Augment) -> Objective:
     Raises:
       ValueError: `augment` is not callable; when it runs: it changes the shape.
     """
+    _check_objective(objective)
     if not callable(augment):
         raise ValueError(
             f"augment must be a function of an image and a key, got {augment!r}"
         )
     return _around(objective, _augmented, augment=augment)
+
+
+def _check_objective(objective: object) -> None:
+    if not callable(objective):
+        raise ValueError(f"objective must be a function, got {objective!r}")
 
 
 def _around(objective: Objective, run: Callable[..., Outcome], **bound: Any):
