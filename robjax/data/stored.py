@@ -171,7 +171,7 @@ class StoredImages:
         for rows in self._chunks():
             part = self[rows]
             low, high = min(low, int(part.min())), max(high, int(part.max()))
-            seen.update(part)
+            seen.update(part.tobytes())
         return low, high, seen.hexdigest()
 
     @property
