@@ -23,7 +23,7 @@ class Extremes(NamedTuple):
     high: Any
 
 
-def extremes(x: jax.Array) -> Extremes:
+def extremes(x: jax.Array | np.ndarray) -> Extremes:
     """Lowest and highest value of a concrete array, and whether all are finite.
 
     On a CPU NumPy looks at them; elsewhere it is one small reduction and one fetch.
@@ -31,7 +31,7 @@ def extremes(x: jax.Array) -> Extremes:
     >>> [float(value) for value in extremes(jnp.array([0.5, 2.0]))]
     [1.0, 0.5, 2.0]
     """
-    if is_on_cpu(x):
+    if isinstance(x, np.ndarray) or is_on_cpu(x):
         values = np.asarray(x)
         return Extremes(np.isfinite(values).all(), values.min(), values.max())
     return Extremes(*jax.device_get(_extremes_on_device(x)))

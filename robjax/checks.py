@@ -98,8 +98,7 @@ def check_images(
             f"{name} must be floating point, got {x.dtype}; scale integer images to "
             "the bounds first (for 8-bit images: x / 255)"
         )
-    if _concrete(x):
-        x = jnp.asarray(x)
+    if _concrete(x):  # NumPy stays so: inside a trace its jax.Array would be a tracer
         finite, low, high = extremes(x)
         if not finite:
             raise ValueError(f"{name} must be finite, got NaN or infinite values")
@@ -113,7 +112,7 @@ def check_images(
     return jnp.asarray(x)
 
 
-def _check_inside(x: jax.Array, bounds: Bounds, name: str) -> None:
+def _check_inside(x: jax.Array | np.ndarray, bounds: Bounds, name: str) -> None:
     """Checks that each pixel is in its box [B, *S], as long as that is known."""
     outside = (x < bounds[0]) | (x > bounds[1])
     if _concrete(outside) and (count := int(outside.sum())):

@@ -39,7 +39,7 @@ def of_equinox():
     layers = [
         eqx.nn.Lambda(lambda x: jnp.moveaxis(x, -1, 0)),
         eqx.nn.Conv2d(3, 2, 3, key=KEY),
-        eqx.nn.PReLU(0.1),
+        eqx.nn.Lambda(jax.nn.leaky_relu),
         eqx.nn.MaxPool2d(2),
         eqx.nn.Dropout(0.5),
         eqx.nn.Lambda(jnp.ravel),
@@ -61,7 +61,7 @@ def test_margins_hold_at_corners_of_the_ball(make):
     model = make()
     eps = 0.01
     signs = np.random.default_rng(0).choice([-1, 1], size=(64, *X.shape))
-    corners = np.clip(X + eps * signs, 0, 1).reshape(-1, *X.shape[1:])
+    corners = np.clip(np.asarray(X)[None] + eps * signs, 0, 1).reshape(-1, *X.shape[1:])
     logits = np.asarray(model(corners)).reshape(64, len(X), 3)
     y = np.asarray(model(X)).argmax(axis=1)
     own = np.take_along_axis(logits, y[None, :, None], 2)

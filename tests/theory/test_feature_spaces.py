@@ -408,8 +408,8 @@ def test_values_do_not_depend_on_the_precision_of_jax():
         (lambda: fs.case([1.0], [[1.0]]), r"a1 must have shape \[n1, d\], got \(1,\)"),
         (lambda: fs.case([[1.0]], [[1.0, 2]]), "a2 must have as many columns as a1, 1"),
         (lambda: fs.case([[np.nan]], [[1.0]]), "a1 must be finite"),
-        (lambda: fs.case([[1.0]], [[1j]]), "a2 must hold real numbers, got dtype comp"),
-        (lambda: fs.case(np.ones((0, 2)), np.eye(2)), "a1 must have shape"),
+        (lambda: fs.case([[1.0]], [[1j]]), r"a2 must hold real numbers \[n2, d\], got"),
+        (lambda: fs.case(np.ones((0, 2)), np.eye(2)), "a1 must not be empty"),
         *(
             (
                 lambda t=t: fs.modulus([[1.0]], [[1.0]], tolerance=t),

@@ -16,6 +16,7 @@ MODEL = models.MLP(2, widths=(5,))
 PARAMS = jax.jit(MODEL.init)(jax.random.key(2), X)
 NETWORK = Network(MODEL, PARAMS)
 EPS = 0.1
+KEYS = jax.random.split(jax.random.key(0), 4)
 
 
 def layers():
@@ -49,7 +50,7 @@ def clean():
 
 @jax.jit
 def losses_and_gradient(strength, kappa, beta):
-    options = {"keys": jax.random.split(jax.random.key(0), 4), "strength": strength}
+    options = {"keys": KEYS, "strength": strength}
     options |= {"ball": Linf(EPS), "kappa": kappa}
 
     def of(params, objective, **more):
@@ -90,7 +91,7 @@ def test_the_gradient_is_that_of_the_bound():
     def loss(params):
         network = NETWORK._replace(variables=params)
         options = {"strength": 1.0, "ball": Linf(EPS), "kappa": 0.0}
-        return objectives.ibp(network, X, Y, keys=jax.random.key(0), **options)[0]
+        return objectives.ibp(network, X, Y, keys=KEYS, **options)[0]
 
     after = jax.jit(loss)(moved)
     change = float(values.sum() - after.sum())

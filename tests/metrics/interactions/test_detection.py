@@ -69,9 +69,9 @@ def test_a_score_that_is_nan_stays_visible():
             lambda: leave_one_out(lambda masks: 0, 3),
             "value_fn must return real numbers",
         ),
-        (lambda: dispersion(np.zeros((2, 0))), "attributions must be"),
-        (lambda: auroc([], [1.0]), "positive must be a non-empty row"),
-        (lambda: auroc([1.0], [[1.0]]), "negative must be a non-empty row"),
+        (lambda: dispersion(np.zeros((2, 0))), "attributions must not be empty"),
+        (lambda: auroc([], [1.0]), "positive must not be empty"),
+        (lambda: auroc([1.0], [[1.0]]), r"negative must have shape \[M\]"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -105,8 +105,8 @@ def test_traced_and_single_precision():
     [
         (lambda: arc([-1.0], 1.0), r"distances must be 0 or more.*got \[-1.\]"),
         (lambda: arc([np.nan], 1.0), "distances must be 0 or more"),
-        (lambda: arc([], 1.0), r"distances must be non-empty \[N\], got shape"),
-        (lambda: arc([[1.0]], 1.0), "distances must be non-empty"),
+        (lambda: arc([], 1.0), "distances must not be empty"),
+        (lambda: arc([[1.0]], 1.0), r"distances must have shape \[N\], got"),
         (lambda: arc([1.0], 0.0), "delta must be positive, got 0.0"),
         (lambda: arc([1.0], np.inf), "delta must be finite"),
         (lambda: arc([1.0], [1.0]), "delta must be a real number"),

@@ -85,12 +85,12 @@ def test_projection_is_that_of_a_quadratic_program():
     [
         (lambda: sr.identity(norm=np.array([1, 2])), "norm must be 1, 2 or inf"),
         (lambda: sr.identity(norm=3), "norm must be 1, 2 or inf, got 3"),
-        (lambda: sr.linear([1.0]), r"matrix must be \[M, n\] real numbers"),
+        (lambda: sr.linear([1.0]), r"matrix must have shape \[M, n\]"),
         (lambda: sr.linear([[np.nan]]), "matrix must be finite"),
         (lambda: sr.linear([[0.0]]), "matrix must not be 0"),
         (lambda: sr.linear([[1.0]], tolerance=1.0), "tolerance must be"),
         (lambda: sr.pca(X, 6), "components must be at most 5"),
-        (lambda: sr.features(3), "oracle must be a function"),
+        (lambda: sr.features(3), "fn must be a function of images, got 3"),
         (
             lambda: check_oracle(lambda x: x[:, 0] > 0, X),
             "oracle must return one float",
