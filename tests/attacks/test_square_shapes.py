@@ -211,7 +211,7 @@ def test_a_row_compiles_once_for_all_radii_and_weights():
     assert len(traces) == before
 
 
-@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize("norm", ["L2", pytest.param("L1", marks=pytest.mark.slow)])
 def test_autoattack_on_vectors(norm):
     rng = np.random.default_rng(3)
     x = rng.uniform(size=(12, 10)).astype(np.float32)

@@ -69,6 +69,7 @@ def test_few_samples_say_much_where_nothing_falls():
     assert low == 0 and unseen < 0.05 and high / 5000 < endless
 
 
+@pytest.mark.slow
 def test_nineteen_of_twenty_intervals_hold_and_none_is_wide():
     """200 keys on the verdicts of a cheap suite that misses 8 of 1000 images."""
     cheap = np.arange(1000) % 2 == 0

@@ -116,6 +116,7 @@ def files_of(folder):
     return ["run.json"] * (folder / "run.json").exists() + batches
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same(whole, begun, tmp_path):
     """Each time in the middle of a file: the first, the last, one of each attack."""
     files, folder, done = files_of(begun), tmp_path / "run", 0

@@ -173,7 +173,7 @@ def test_what_is_kept_helps_and_what_is_flipped_hurts(norm, full, restricted, er
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("noise", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_phase_diagrams_agree_with_the_solver(norm, noise):
     rho, kappa, eps = np.meshgrid(
         [-0.7, 0, 0.4, 1.0], [0.3, 1, 4], [0, 0.2, 0.9, 9], indexing="ij"

@@ -154,7 +154,7 @@ def test_pgd_1000_reaches_the_worst_case_in_the_box(name):
     ("eps", "bounds", "l2", "std", "robust", "l1", "pixels"),
     [
         pytest.param(0.2, None, 0, 0.911, 0.709, 4.54, 9, marks=pytest.mark.slow),
-        (0.3, None, 0, 0.535, None, 0.17, 1),
+        pytest.param(0.3, None, 0, 0.535, None, 0.17, 1, marks=pytest.mark.slow),
         (0.0, None, 1e-3, 0.993, 0.004, 81.5, None),
     ],
 )
