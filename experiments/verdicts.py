@@ -56,6 +56,7 @@ SYSTEMS = {
         "recoverability",
         "detection",
     ),
+    "Attacks and proofs": ("bracket",),
 }
 """Heading -> studies, in the order of the table."""
 
