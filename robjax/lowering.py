@@ -245,12 +245,24 @@ def _nhwc_convolution(
     convolve = functools.partial(
         lax.conv_general_dilated, dimension_numbers=_NHWC, **params
     )
-    if dense and not (forward or dilated or strided) and images.shape[1] >= _ROWS:
-        # XLA runs an evenly padded convolution that stands alone on one thread; with
-        # one row more below it takes its other kernel, which uses all cores
-        (low, high), columns = padding
-        return convolve(images, kernel, (1, 1), [(low, high + 1), columns])[:, :-1]
+    if dense and not (forward or dilated or strided):
+        return _alone(images, kernel, padding, **params)
     return convolve(images, kernel, window_strides, padding, lhs_dilation, rhs_dilation)
+
+
+def _alone(
+    images: jax.Array, kernel: jax.Array, padding: _Pairs, **params: Any
+) -> jax.Array:
+    """A dense convolution that is not fused with what follows, on all cores.
+
+    XLA runs an evenly padded one on one thread; with one row more below it takes its
+    other kernel.
+    """
+    (low, high), columns = padding
+    more = int(images.shape[1] >= _ROWS)
+    padding, params = ((low, high + more), columns), {"dimension_numbers": _NHWC, **params}
+    out = lax.conv_general_dilated(images, kernel, (1, 1), padding, **params)
+    return out[:, : out.shape[1] - more]
 
 
 def stored(array: jax.Array) -> jax.Array:
@@ -381,9 +393,7 @@ def _run_pair(
     stacked = jnp.stack(kernels, axis=3).reshape(n, m, channels_in, -1)
     if n * m == 1:
         return _matmul(images, stacked[0, 0], precision).reshape(shape)
-    out = lax.conv_general_dilated(
-        images, stacked, (1, 1), "VALID", dimension_numbers=_NHWC, precision=precision
-    )
+    out = _alone(images, stacked, ((0, 0), (0, 0)), precision=precision)
     return out.reshape(shape)
 
 

@@ -23,7 +23,7 @@ Everything here is of one image and one row; `jax.vmap` does the rest.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from robjax.certification.graph import Graph, Node
 from robjax.certification.intervals import Interval, magnitude, roundoff
-from robjax.certification.regions import Region, total
+from robjax.certification.regions import Region, least_inner, total
 from robjax.certification.relaxations import Relaxation
 from robjax.certification.rules import in_first, in_one
 from robjax.numerics import map_batched
@@ -185,25 +185,32 @@ def walk_back(
         row = rows[index]
         node = graph.nodes[index]
         error = bounds.rounding[index]
-        if node.affine:
-            pieces = [(node.of_inputs, row)]
-        elif index in lines:
-            below, above = lines[index]
-            pieces = [(below, jnp.maximum(row, 0)), (above, jnp.minimum(row, 0))]
-        else:
-            pieces = []
-            error = None  # the interval holds it already
+        pieces = _pieces(node, lines.get(index), row)
+        if not pieces:  # the interval holds the rounding already
             bias += total(_at_ends(row, bounds.intervals[index]))
-        if error is not None:
-            bias -= jnp.sum(jnp.abs(row) * error)
         zeros = [jnp.zeros(t.shape, t.dtype) for t in _types(graph, node)]
+        constants = []
         for function, part in pieces:
             constant, transpose = jax.vjp(function, *zeros)
-            if not node.affine or _has_constant(node):
-                bias += total(part * constant)
+            constants.append(constant if _has_constant(node) else jnp.zeros_like(row))
             for operand, share in zip(node.inputs, transpose(part), strict=True):
                 rows[operand] = rows[operand] + share if operand in rows else share
+        if pieces and (error is not None or _has_constant(node)):
+            error = 0.0 if error is None else error
+            bias += least_inner(row, constants[0], constants[-1], error)
     return bias, rows
+
+
+def _pieces(
+    node: Node, lines: Relaxation | None, row: jax.Array
+) -> list[tuple[Callable[..., jax.Array], jax.Array]]:
+    """Affine functions that stand for a node, each with its part of the row."""
+    if node.affine:
+        return [(node.of_inputs, row)]
+    if lines is None:
+        return []
+    below, above = lines
+    return [(below, jnp.maximum(row, 0)), (above, jnp.minimum(row, 0))]
 
 
 def _cut(interval: Interval, cut: Interval | None) -> Interval:
@@ -235,12 +242,12 @@ def _types(graph: Graph, node: Node) -> list[jax.ShapeDtypeStruct]:
 
 
 def _has_constant(node: Node) -> bool:
-    """Whether an affine equation may be other than 0 where its inputs are 0.
+    """Whether an equation's lines may be other than 0 where its inputs are 0.
 
     `at_places` is no product: places outside are filled with a constant.
     """
     products = node.rule.affine in (in_one, in_first)
-    return not products and len(node.inputs) < len(node.operands)
+    return not (node.affine and (products or len(node.inputs) == len(node.operands)))
 
 
 def _at_ends(row: jax.Array, interval: Interval) -> jax.Array:

@@ -42,6 +42,34 @@ def total(terms: jax.Array) -> jax.Array:
     return jnp.sum(terms) - rounded
 
 
+def least_inner(
+    row: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+    error: jax.Array | float = 0.0,
+) -> jax.Array:
+    """A lower bound of ⟨row, v⟩ for v in [lower, upper], and of what rounding makes it.
+
+    The ends go outwards by m with m ≥ error + ρ (|end| + m), ρ that of a sum. The sums
+    themselves are products of matrices once there are many rows.
+
+    >>> row, ends = jnp.array([2.0, -1.0]), jnp.array([[0.0, 1.0], [0.5, 3.0]])
+    >>> least = float(least_inner(row, *ends))
+    >>> -3.001 < least < -3.0
+    True
+
+    Args:
+      row: [*S].
+      lower, upper: [*S] finite.
+      error: [*S] or a number ≥ 0, by which v may leave the interval.
+    """
+    share = roundoff(row.dtype, row.size)
+    low, high = ((error + share * jnp.abs(end)) / (1 - share) for end in (lower, upper))
+    inner = functools.partial(jnp.vdot, precision=lax.Precision.HIGHEST)
+    positive, negative = jnp.maximum(row, 0), jnp.minimum(row, 0)
+    return inner(positive, lower - low) + inner(negative, upper + high)
+
+
 class Region(NamedTuple):
     """Where one image may be; made by `region`.
 
@@ -70,7 +98,7 @@ class Region(NamedTuple):
         """
         lower, upper = self.box
         if self.is_box:
-            return total(jnp.where(row > 0, row * lower, row * upper))
+            return least_inner(row, lower, upper)
         size = jnp.abs(row).reshape(1, -1)
         room = jnp.where(row > 0, self.image - lower, upper - self.image)
         room = room.reshape(1, -1)

@@ -1,9 +1,10 @@
 """All lenses on one or several models; a run can be killed and resumed."""
 
+import functools
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -146,17 +147,25 @@ def diagnose(
                 sample.masks,
                 None if path is None else path / f"{place:02d}",
             )
-            lenses: dict[str, Lens] = {}
-            for lens, (title, _, cost) in LENSES.items():
-                bar.set_description(f"{name}: {title}" if len(models) > 1 else title)
-                lenses[lens] = _looked(lens, subject, sizes, lenses, group, notice)
-                bar.update(cost)
-            reports[name] = ModelReport(judge(lenses, ball), lenses)
+            look = functools.partial(_looked, subject, sizes, group, notice)
+            reports[name] = _examined(look, ball, bar, name if len(models) > 1 else "")
     command = {"command": shlex.join(sys.orig_argv)}
     report = Report(reports, settings, provenance.versions() | command)
     if path is not None and group.index == 0:
         report.save(path)
     return report
+
+
+def _examined(
+    look: Callable[[str, Found], Lens], ball: Ball, bar: tqdm, name: str
+) -> ModelReport:
+    """One model through all lenses; `name` is for the bar, if there are several."""
+    lenses: dict[str, Lens] = {}
+    for lens, (title, _, cost) in LENSES.items():
+        bar.set_description(f"{name}: {title}" if name else title)
+        lenses[lens] = look(lens, lenses)
+        bar.update(cost)
+    return ModelReport(judge(lenses, ball), lenses)
 
 
 class _Sample(NamedTuple):
@@ -221,12 +230,12 @@ def _task(
 
 
 def _looked(
-    lens: str,
     subject: Subject,
     sizes: Budget,
-    found: Found,
     group: Group,
     notice: preemption.Notice,
+    lens: str,
+    found: Found,
 ) -> Lens:
     """Looks through a lens, unless its file tells what it found."""
     _, look, _ = LENSES[lens]

@@ -19,7 +19,7 @@ from robjax.checks import check_flags
 from robjax.data import Dataset, to_float
 from robjax.runs import preemption
 from robjax.runs.files import PathLike
-from robjax.runs.processes import joined
+from robjax.runs.processes import Group, joined
 from robjax.training import arguments, objectives, parallel
 from robjax.training.callbacks import Callback
 from robjax.training.config import FULL, FitConfig
@@ -147,19 +147,6 @@ def fit(
         return {**chosen, "resume": resume}
 
     with joined("training", same, devices=devices) as group:
-        journal = Journal(
-            run_dir,
-            description,
-            resume=resume,
-            about=about,
-            writes=group.index == 0,
-        )
-        found = group.exchange(journal.checkpoint)  # all have looked before one writes
-        if len(set(found)) > 1:
-            raise ValueError(
-                f"run_dir={str(run_dir)!r} must be a folder that all processes share, "
-                f"but they find different checkpoints in it: {found}"
-            )
         loop = Loop(
             step=step,
             rate=rate,
@@ -167,22 +154,55 @@ def fit(
             data=data,
             config=config,
             devices=devices,
-            journal=journal,
+            journal=_journal(group, run_dir, description, about, resume),
             measure=on_epoch or (lambda epoch, variables: {}),
             callbacks=tuple(callbacks),
             grouped=takes_groups(objective),
             progress=progress,
             group=group,
         )
-        with preemption.watch(run_dir) as notice, contextlib.closing(journal):
-            state, stored = journal.open(_start(loop, optimizer, variables, origin))
-            if not stored:
-                known = {} if origin is None else {"extends": origin.folder}
-                state = loop.record(int(state.step) // steps_per_epoch, state, known)
+        with preemption.watch(run_dir) as notice, contextlib.closing(loop.journal):
+            state, stored = _begin(loop, optimizer, variables, origin)
             # rebound, so that nothing keeps the first copies in memory
             variables = origin = None
             state = loop.placed(state)
             return loop.run(state, Meter(**stored), notice)
+
+
+def _journal(
+    group: Group,
+    run_dir: PathLike | None,
+    description: dict[str, Any],
+    about: dict[str, Any],
+    resume: bool,
+) -> Journal:
+    """The files of the run, which the first process writes and all read."""
+    writes = group.index == 0
+    journal = Journal(run_dir, description, resume=resume, about=about, writes=writes)
+    found = group.exchange(journal.checkpoint)  # all have looked before one writes
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} must be a folder that all processes share, "
+            f"but they find different checkpoints in it: {found}"
+        )
+    return journal
+
+
+def _begin(
+    loop: Loop,
+    optimizer: optax.GradientTransformation | None,
+    variables: Variables | None,
+    origin: Origin | None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from, and the arguments of the `Meter` of its epoch.
+
+    A new run first records what it starts from.
+    """
+    state, stored = loop.journal.open(_start(loop, optimizer, variables, origin))
+    if not stored:
+        known = {} if origin is None else {"extends": origin.folder}
+        state = loop.record(int(state.step) // loop.steps_per_epoch, state, known)
+    return state, stored
 
 
 def _start(
