@@ -5,6 +5,7 @@
     python -m benchmarks.autoattack ladder mnist-madry --points 1000
     JAX_NUM_CPU_DEVICES=2 python -m benchmarks.autoattack variants digits-madry
     python -m benchmarks.autoattack race --points 1000
+    python -m benchmarks.autoattack masked --points 128
 
 `parity` attacks the same test images with robjax and with pyautoattack, which runs the
 network natively in PyTorch, and compares robust accuracies and verdicts. `speed` times
@@ -15,7 +16,9 @@ under stronger and stronger attacks. `variants` lists the images whose verdict d
 on the batch size, the devices or the precision of the attacks. `race` compares the
 suites "fast" and "standard" and the audited answer on the networks of RACE, or those of
 them that are named, and keeps what it found in results/race/; with torch and
-pyautoattack, theirs too. `parity` and `speed` need torch and pyautoattack.
+pyautoattack, theirs too. `masked` audits the defences of `benchmarks.masked`, or those
+that are named, and compares with "standard" on all images. `parity` and `speed` need
+torch and pyautoattack.
 """
 
 import argparse
@@ -29,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing, trained
+from benchmarks import masked, timing, trained
 from benchmarks.attack_throughput import fast_input_gradient
 from robjax import attacks, data, evaluation, lowering
 from robjax.balls import L1, L2, Ball, Linf
@@ -166,9 +169,9 @@ def speed(name: str, size: int) -> None:
     print(
         f"forward {1e3 * forward_s:.3f} ms, input gradient {1e3 * gradient_s:.3f} ms "
         f"an image; floor {floor:.3f} s for a robust image\n\n"
-        "| set | images | robust | pyautoattack's | robjax s | compiling s | "
-        "pyautoattack s | ratio | robjax CPU s | pyautoattack CPU s | floor s |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| set | images | robust | pyautoattack's | fast's | robjax s | compiling s | "
+        "pyautoattack s | ratio | fast s | ratio | robjax CPU s | pyautoattack CPU s | "
+        "floor s |\n|" + 14 * "---|",
         flush=True,
     )
     sets = choose(logits_fn, x, y, eps, size)
@@ -176,13 +179,15 @@ def speed(name: str, size: int) -> None:
         images, labels = x[rows], y[rows]
         compiling = warm_up(logits_fn, images, labels)
         ours = robjax_side(logits_fn, images, labels, ball)
+        fast, fast_s, _ = evaluated(logits_fn, images, labels, ball, "fast")
         theirs = reference_side(logits_fn, images, labels, ball)
         robust = np.count_nonzero(ours.robust)
         print(
             f"| {which} | {len(rows)} | {robust} | "
-            f"{np.count_nonzero(theirs.robust)} | {ours.seconds:.0f} | "
-            f"{compiling:.0f} | {theirs.seconds:.0f} | "
-            f"{theirs.seconds / ours.seconds:.2f} | {ours.cpu:.0f} | "
+            f"{np.count_nonzero(theirs.robust)} | {np.count_nonzero(fast.robust)} | "
+            f"{ours.seconds:.0f} | {compiling:.0f} | {theirs.seconds:.0f} | "
+            f"{theirs.seconds / ours.seconds:.2f} | {fast_s:.1f} | "
+            f"{theirs.seconds / fast_s:.1f} | {ours.cpu:.0f} | "
             f"{theirs.cpu:.0f} | {floor * robust:.0f} |",
             flush=True,
         )
@@ -191,6 +196,7 @@ def speed(name: str, size: int) -> None:
 def warm_up(logits_fn: Any, x: jax.Array, y: jax.Array) -> float:
     """Compiles every attack for all images and for half; at ε = 1 all fall at once."""
     start = time.perf_counter()
+    evaluated(logits_fn, x, y, Linf(1.0), "fast", cascade=False)
     for size in (len(x), len(x) // 2):
         attacks.autoattack(
             logits_fn, x[:size], y[:size], key=KEY, ball=Linf(1.0), version="individual"
@@ -242,6 +248,19 @@ def variants(name: str, norm: str, points: int) -> None:
         )
 
 
+def evaluated(logits_fn, x, y, ball, version, cascade=True):
+    """A suite by `evaluate`: the evaluation, seconds, and seconds of CPU time."""
+    start, cpu = time.perf_counter(), time.process_time()
+    table = evaluation.evaluate(
+        logits_fn,
+        (np.asarray(x), np.asarray(y)),
+        attacks.suite(version, ball),
+        key=KEY,
+        cascade=cascade,
+    )
+    return table, time.perf_counter() - start, time.process_time() - cpu
+
+
 def run_suite(name: str, points: int, ball: Ball, version: str) -> dict[str, Any]:
     """Verdicts [N] of a suite, forward-equivalents [N] and seconds; kept on the disk.
 
@@ -255,11 +274,7 @@ def run_suite(name: str, points: int, ball: Ball, version: str) -> dict[str, Any
     if version == "pyautoattack":
         found = reference_side(logits_fn, x, y, ball)._asdict()
     else:
-        data_set, suite = (np.asarray(x), np.asarray(y)), attacks.suite(version, ball)
-        options = {"key": KEY, "cascade": True}
-        start, cpu = time.perf_counter(), time.process_time()
-        table = evaluation.evaluate(logits_fn, data_set, suite, **options)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        table, seconds, cpu = evaluated(logits_fn, x, y, ball, version)
         calls = np.zeros(len(y))
         for attack, rows in table.attacks.items():
             weight = {"apgd": 3, "fab-": 2}.get(attack[:4], 1)
@@ -336,11 +351,40 @@ def race(chosen: list[str], points: int, repetitions: int) -> None:
         )
 
 
+def audit_masked(kinds: list[str], points: int) -> None:
+    """One row for each defence of `benchmarks.masked`: does the interval hold?"""
+    print(
+        "| digits-madry behind | images | clean % | fast % | audited, % | audited "
+        "images | said not to be trusted | standard % | outside, points |\n"
+        "|" + 9 * "---|",
+        flush=True,
+    )
+    network, x, y, eps = images_of("digits-madry", points)
+    ball = Linf(eps)
+    rows = np.asarray(x), np.asarray(y)
+    for kind in kinds or [None, *masked.KINDS]:
+        model = masked.mask(network, kind)
+        fast, full = (attacks.suite(version, ball) for version in ("fast", "standard"))
+        found = evaluation.audited(model, rows, fast, full, key=KEY)
+        exact = evaluation.evaluate(model, rows, full, key=KEY, cascade=True)
+        share = np.mean(exact.robust)
+        outside = max(found.low - share, share - found.high, 0)
+        print(
+            f"| {kind or 'nothing'} | {len(x)} | {100 * exact.correct.mean():.2f} "
+            f"| {100 * found.cheap.robust.mean():.2f} | "
+            f"{100 * found.low:.2f} to {100 * found.high:.2f} | "
+            f"{np.count_nonzero(found.audited)} of {found.cheap.robust.sum()} | "
+            f"{'' if found.trusted else 'yes'} | {100 * share:.2f} | "
+            f"{100 * outside:.2f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "what", choices=["parity", "speed", "ladder", "variants", "race"]
+        "what", choices=["parity", "speed", "ladder", "variants", "race", "masked"]
     )
     parser.add_argument("networks", nargs="*", help="as mnist-madry (`trained`)")
     parser.add_argument("--norm", nargs="+", choices=["Linf", "L2"], default=["Linf"])
@@ -349,6 +393,9 @@ def main() -> None:
     print(f"Measured on {timing.environment()}\n", flush=True)
     if args.what == "race":
         race(args.networks, args.points, repetitions=200)
+        return
+    if args.what == "masked":
+        audit_masked(args.networks, args.points)
         return
     if args.what == "parity":
         print(

@@ -1,6 +1,6 @@
 """What CROWN-IBP training on MNIST reaches, and how long it takes.
 
-    python -m benchmarks.certified_training [--epochs 24] [--warmup 1.5]
+    python -m benchmarks.certified_training [--epochs 22] [--warmup 1]
 
 A strided CNN (`models.StridedCNN`) on the 60,000 training images at ε = 0.1 in L∞. Then
 on the whole test set: clean accuracy, and what intervals and CROWN-IBP prove; on its
@@ -26,11 +26,11 @@ from robjax.training import FitConfig, objectives
 BALL = Linf(0.1)
 ATTACKED = 1000
 CONFIG = FitConfig(
-    epochs=24,
+    epochs=22,
     optimizer="adam",
     learning_rate=2e-3,
     schedule="cosine",
-    warmup_epochs=1.5,
+    warmup_epochs=1.0,
     weight_decay=0.0,
 )
 

@@ -260,7 +260,10 @@ def _alone(
     """
     (low, high), columns = padding
     more = int(images.shape[1] >= _ROWS)
-    padding, params = ((low, high + more), columns), {"dimension_numbers": _NHWC, **params}
+    padding, params = (
+        ((low, high + more), columns),
+        {"dimension_numbers": _NHWC, **params},
+    )
     out = lax.conv_general_dilated(images, kernel, (1, 1), padding, **params)
     return out[:, : out.shape[1] - more]
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from robjax import lowering
 from robjax.checks import (
@@ -173,7 +173,7 @@ def certify(
         lowest = lower_confidence(hits, n, alpha)
         if lowest > 0.5:
             prediction[i] = guess
-            radius[i] = sigma * stats.norm.ppf(lowest)
+            radius[i] = sigma * special.ndtri(lowest)
     return Smoothed(prediction, radius)
 
 
@@ -255,7 +255,7 @@ def lower_confidence(hits: ArrayLike, n: int, alpha: float) -> np.ndarray:
       alpha: α.
     """
     hits = np.asarray(hits)
-    bound = stats.beta.ppf(alpha, np.maximum(hits, 1), n - hits + 1)
+    bound = special.betaincinv(np.maximum(hits, 1), n - hits + 1, alpha)
     return np.where(hits > 0, bound, 0.0)
 
 

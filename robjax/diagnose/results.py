@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
@@ -137,8 +137,7 @@ def interval(successes: int, count: int) -> tuple[float, float]:
     (0.0, 0.308...)
     """
     tail = (1 - CONFIDENCE) / 2
-    low = stats.beta.ppf(tail, successes, count - successes + 1) if successes else 0.0
-    high = 1.0
-    if successes < count:
-        high = stats.beta.ppf(1 - tail, successes + 1, count - successes)
+    missed = count - successes
+    low = special.betaincinv(successes, missed + 1, tail) if successes else 0.0
+    high = special.betaincinv(successes + 1, missed, 1 - tail) if missed else 1.0
     return float(low), float(high)

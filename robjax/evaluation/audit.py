@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from robjax.boxes import boxes_of
 from robjax.checks import Bounds, check_count, check_flags, check_labels, check_number
@@ -79,10 +79,22 @@ def broken_among(
         )
     _check_share("confidence", confidence)
     totals = np.arange(broken, survivors - sampled + broken + 1)
-    likelihood = stats.hypergeom.logpmf(broken, survivors, totals, sampled)
-    average = stats.betabinom.logpmf(broken, sampled, *_PRIOR)
+    kept = sampled - broken
+    likelihood = (  # hypergeometric
+        _log_choose(totals, broken)
+        + _log_choose(survivors - totals, kept)
+        - _log_choose(survivors, sampled)
+    )
+    a, b = _PRIOR
+    average = _log_choose(sampled, broken)  # beta-binomial
+    average += special.betaln(broken + a, kept + b) - special.betaln(a, b)
     inside = totals[likelihood > np.log1p(-confidence) + average]
     return int(inside[0]), int(inside[-1])
+
+
+def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
+    """log of n choose k."""
+    return -special.betaln(n - k + 1, k + 1) - np.log(n + 1)
 
 
 class Audit(NamedTuple):

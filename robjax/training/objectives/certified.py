@@ -133,10 +133,12 @@ def _certified(
     if method == "crown_ibp":
         share = jnp.asarray(1 - (1 - beta) * strength)
 
+        @jax.checkpoint
         def mixed() -> jax.Array:
             return share * bound("crown_ibp") + (1 - share) * least
 
-        # after the warm-up, with β_end = 0, nothing walks back
+        # After the warm-up, with β_end = 0, nothing walks back. What a branch keeps for
+        # its gradient the other would have to fill with zeros; `mixed` keeps nothing.
         least = jax.lax.cond(share > 0, mixed, lambda: least)
     weight = 1 - (1 - kappa) * strength
     clean = losses.cross_entropy(natural, labels)
