@@ -91,8 +91,11 @@ def check_array(
     """
     array = as_array(value)
     if array is None or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-        words = {jnp.floating: "real", jnp.integer: "whole", jnp.bool_: "truth values"}
-        found = [words[kind] for kind in kinds if kinds != REAL or kind == jnp.floating]
+        words = {jnp.floating: "floating-point", jnp.integer: "whole"}
+        words[jnp.bool_] = "truth values"
+        real = set(REAL) <= set(kinds)
+        found = [words[kind] for kind in kinds if not (real and kind in REAL)]
+        found += ["real"] if real else []
         what = " or ".join(found) + " numbers"
         raise ValueError(f"{name} must hold {what} {shape}, got {_shown(value)}")
     axes = shape.strip("[]").split(", ") if shape != "[]" else []
