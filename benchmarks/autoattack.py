@@ -282,6 +282,7 @@ def run_suite(name: str, points: int, ball: Ball, version: str) -> dict[str, Any
         warned = np.asarray(table.warnings, dtype=str)
         found = {"robust": table.robust, "seconds": seconds, "cpu": cpu}
         found |= {"clean": table.correct, "calls": calls, "warned": warned}
+    path.parent.mkdir(parents=True, exist_ok=True)
     files.save_npz(path, {key: np.asarray(value) for key, value in found.items()})
     return dict(np.load(path))
 

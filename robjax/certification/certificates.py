@@ -57,7 +57,8 @@ from robjax.traced import TracedCallable
 
 Rows = TypeVar("Rows")
 
-_ENTRIES = 2**24  # of all rows that walk back together
+_ENTRIES = 2**24  # of all rows that walk back together, which bounds the memory
+_CACHED = 2**20  # on a CPU, where they should stay in its caches
 
 
 class Certificate(NamedTuple):
@@ -371,6 +372,7 @@ def lower_differences(
 
 
 def rows_at_once(graph: Graph, batch_size: int) -> int:
-    """How many rows walk back together, so that they fit into memory."""
+    """How many rows walk back together."""
     largest = max(math.prod(node.type.shape) for node in graph.nodes)
-    return max(1, _ENTRIES // (largest * batch_size))
+    entries = _CACHED if jax.default_backend() == "cpu" else _ENTRIES
+    return max(1, entries // (largest * batch_size))

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from robjax.certification.intervals import Equation, converted, exact
+from robjax.certification.intervals import Equation, converted, exact, summation
 from robjax.certification.rules import FUNCTIONS, RULES, Rule
 from robjax.checks import is_half
 
@@ -36,6 +36,11 @@ _CALLS = {
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _IDENTITIES = {"copy", "copy_p", "optimization_barrier", "stop_gradient"}
 _WRAPPING = {"abs", "neg"}  # exact, but not of the least integer
+_APART = {
+    *("add", "convert_element_type", "div", "mul", "neg", "reshape", "squeeze", "sub"),
+    *("broadcast_in_dim", "transpose"),
+}
+"""Of one operand and as many values, these keep each value apart from the others."""
 _EXACT = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 
 
@@ -96,6 +101,22 @@ class Graph(NamedTuple):
         found = [True]
         for node in self.nodes[1:]:
             found.append(node.affine and all(found[i] for i in node.inputs))
+        return found
+
+    def attained(self) -> list[bool]:
+        """For each node whether its interval is exact where the image fills its box.
+
+        So it is as long as each value is a pixel, scaled or shifted, and after the
+        first sum of such pixels.
+        """
+        apart, found = [True], [True]  # apart: values that share no pixel
+        for node in self.nodes[1:]:
+            (first, *more), size = node.inputs, node.type.size
+            known = node.affine and not more and found[first]
+            mixes = node.rule.rounding is summation
+            found.append(known and (apart[first] or not mixes))
+            same = self.nodes[first].type.size == size and node.equation.name in _APART
+            apart.append(known and apart[first] and same)
         return found
 
 

@@ -74,11 +74,13 @@ def propagate(
       region: where the image is.
       rows: how many rows walk back together, which bounds the memory.
       tighten: bound what goes into a relaxed equation by linear bounds. Otherwise only
-        what is affine in the image, and only in a region that is no box.
+        what is affine in the image, and only in a region that is no box. Intervals that
+        are exact stay as they are.
       cuts: of a domain; where it is empty, some interval has its ends crossed.
     """
     bounds = Bounds([_cut(region.box, cuts.get(0))], [None])
     affine = graph.affine_in_image()
+    exact = graph.attained() if region.is_box else [False] * len(graph.nodes)
     wanted = graph.relaxed_inputs()
     lines: dict[int, Relaxation] = {}
     for index, node in enumerate(graph.nodes[1:], start=1):
@@ -91,7 +93,7 @@ def propagate(
             found = Interval(found.lower - error.lower, found.upper + error.upper)
         bounds.intervals.append(_cut(found, cuts.get(index)))
         bounds.rounding.append(None if error is None else jnp.maximum(*error))
-        loose = tighten or (affine[index] and not region.is_box)
+        loose = not exact[index] and (tighten or (affine[index] and not region.is_box))
         if index in wanted and node.affine and loose:
             narrowed = _narrowed(graph, bounds, lines, region, index, rows)
             bounds.intervals[index] = narrowed

@@ -65,8 +65,8 @@ def least_inner(
     """
     share = roundoff(row.dtype, row.size)
     low, high = ((error + share * jnp.abs(end)) / (1 - share) for end in (lower, upper))
-    inner = functools.partial(jnp.vdot, precision=lax.Precision.HIGHEST)
     positive, negative = jnp.maximum(row, 0), jnp.minimum(row, 0)
+    inner = functools.partial(jnp.vdot, precision=lax.Precision.HIGHEST)
     return inner(positive, lower - low) + inner(negative, upper + high)
 
 

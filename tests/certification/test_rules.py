@@ -13,7 +13,7 @@ from robjax.balls import Linf
 from robjax.certification.graph import record
 from robjax.certification.intervals import Equation, Interval, roundoff
 from robjax.certification.linear import lower_bound, propagate, relax
-from robjax.certification.regions import Region, total
+from robjax.certification.regions import Region, least_inner, total
 from robjax.certification.relaxations import leaky
 from robjax.certification.rules import FUNCTIONS, RULES, Rule
 
@@ -381,3 +381,53 @@ def test_sums_err_by_less_than_is_stated(terms, values):
         < roundoff(np.float32, terms) * np.abs(a).sum()
     )
     assert total(jnp.asarray(a)) < a.sum(dtype=np.float64)
+
+
+@pytest.mark.parametrize("size", [1, 30, 3000])
+def test_inner_products_are_bounded_closely(size):
+    rng = np.random.default_rng(size)
+    row = rng.normal(size=size).astype(np.float32)
+    low = rng.normal(size=size).astype(np.float32)
+    high = low + rng.uniform(size=size).astype(np.float32)
+    error = rng.uniform(0, 0.01, size=size).astype(np.float32)
+    wide, l, u, e = (np.float64(a) for a in (row, low, high, error))
+    exact = np.where(wide > 0, wide * (l - e), wide * (u + e)).sum()
+    found = float(least_inner(*map(jnp.asarray, (row, low, high, error))))
+    size_of_terms = (np.abs(wide) * (np.maximum(np.abs(l), np.abs(u)) + e)).sum()
+    stated = 3 * roundoff(np.float32, size) * size_of_terms
+    assert exact - stated < found < exact
+
+
+ATTAINED = {
+    "a pixel, scaled": (lambda x: 3 * x[None] / 2 - 1, True),
+    "one sum of pixels": (lambda x: (x.reshape(1, 4) @ SIDE + 1) * 2, True),
+    "a convolution": (
+        lambda x: lax.conv(x[None, None], jnp.ones((2, 1, 2, 2)), (1, 1), "SAME"),
+        True,
+    ),
+    "two sums": (lambda x: x.reshape(1, 4) @ SIDE @ SIDE, False),
+    "a sum of copies": (
+        lambda x: jnp.tile(x.reshape(1, 4), (1, 2)) @ jnp.tile(-SIDE, (2, 1)),
+        False,
+    ),
+    "a pixel twice": (lambda x: x - 2 * x[::-1], False),
+    "after a ReLU": (lambda x: jax.nn.relu(x - 0.5).reshape(1, 4) @ SIDE, False),
+}
+SIDE = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
+
+
+@pytest.mark.parametrize("name", ATTAINED)
+def test_intervals_that_are_called_exact_are(name):
+    function, attained = ATTAINED[name]
+    image = jnp.full((2, 2), 0.5)
+    graph = record(function, image)
+    assert graph.attained()[graph.output] == attained
+    if attained:
+        box = Interval(image - 0.5, image + 0.5)
+        region = Region(image, jnp.asarray(0.5), Linf, box)
+        bounds = propagate(graph, region, rows=1, tighten=False)
+        corners = np.stack(np.meshgrid(*[[0.0, 1.0]] * 4), -1).reshape(-1, 2, 2)
+        values = np.stack([function(jnp.asarray(c, jnp.float32)) for c in corners])
+        found = bounds.intervals[graph.output]
+        np.testing.assert_allclose(found.lower, values.min(axis=0), atol=1e-5)
+        np.testing.assert_allclose(found.upper, values.max(axis=0), atol=1e-5)
