@@ -76,9 +76,6 @@ def fast(f: Callable[..., Any], *, forward: bool = False) -> Callable[..., Any]:
         gets new gradient operations that nothing rewrites.
       forward: for functions without derivatives. Their convolutions stay together with
         the activation and pooling after them, which XLA runs as one.
-
-    Returns:
-      A function that takes and returns what `f` does.
     """
     rules = _FORWARD_RULES if forward else _RULES
 
@@ -136,8 +133,7 @@ def _outputs(
     equation: core.JaxprEqn, inputs: Sequence[Any], rules: Rules
 ) -> Sequence[Any]:
     """Runs one equation, by a rule if one applies."""
-    primitive = equation.primitive
-    params = equation.params
+    primitive, params = equation.primitive, equation.params
     if primitive.name in _JIT:
         inner = params["jaxpr"]
         return _evaluate(inner.jaxpr, inner.consts, inputs, rules)
@@ -227,8 +223,7 @@ def _nhwc_convolution(
         and (wanted is None or wanted == images.dtype)
     )
     size = kernel.shape[:2]
-    strided = tuple(window_strides) != (1, 1)
-    dilated = tuple(lhs_dilation) != (1, 1)
+    strided, dilated = (tuple(s) != (1, 1) for s in (window_strides, lhs_dilation))
     precision = params["precision"]
     if dense and size == (1, 1):
         s_h, s_w = window_strides
@@ -242,29 +237,25 @@ def _nhwc_convolution(
     small = min(images.shape[1:3]) < max(size) or kernel.shape[3] <= _FEW_CHANNELS
     if dense and not dilated and not strided and small:
         return _taps(images, kernel, padding, precision)
-    convolve = functools.partial(
-        lax.conv_general_dilated, dimension_numbers=_NHWC, **params
-    )
     if dense and not (forward or dilated or strided):
         return _alone(images, kernel, padding, **params)
-    return convolve(images, kernel, window_strides, padding, lhs_dilation, rhs_dilation)
+    geometry = window_strides, padding, lhs_dilation, rhs_dilation
+    return lax.conv_general_dilated(images, kernel, *geometry, _NHWC, **params)
 
 
 def _alone(
     images: jax.Array, kernel: jax.Array, padding: _Pairs, **params: Any
 ) -> jax.Array:
-    """A dense convolution that is not fused with what follows, on all cores.
+    """A dense convolution that nothing is fused with.
 
-    XLA runs an evenly padded one on one thread; with one row more below it takes its
-    other kernel.
+    XLA runs an evenly padded one on one thread, one with a row more on all cores.
     """
     (low, high), columns = padding
     more = int(images.shape[1] >= _ROWS)
-    padding, params = (
-        ((low, high + more), columns),
-        {"dimension_numbers": _NHWC, **params},
+    padding = (low, high + more), columns
+    out = lax.conv_general_dilated(
+        images, kernel, (1, 1), padding, dimension_numbers=_NHWC, **params
     )
-    out = lax.conv_general_dilated(images, kernel, (1, 1), padding, **params)
     return out[:, : out.shape[1] - more]
 
 
@@ -376,8 +367,7 @@ def _phases(
     ]
     out = jnp.concatenate([jnp.concatenate(part, axis=4) for part in parts], axis=3)
     batch, q_h, q_w, s_h, s_w, channels = out.shape
-    out = out.transpose(0, 1, 3, 2, 4, 5)
-    out = out.reshape(batch, q_h * s_h, q_w * s_w, channels)
+    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(batch, q_h * s_h, q_w * s_w, channels)
     return out[:, :height, :width]
 
 
@@ -482,10 +472,7 @@ def _pooling_tangent(
 def _interleave(
     shares: list[jax.Array], window: Sequence[int], shape: Sequence[int]
 ) -> jax.Array:
-    """The inverse of `_members`: puts shares[offset] back at each window's offset.
-
-    Pixels that no window reaches get zero.
-    """
+    """The inverse of `_members`: shares[offset] at that of each window, 0 elsewhere."""
     for axis, size in reversed(list(enumerate(window))):
         starts = range(0, len(shares), size)
         shares = [_weave(shares[i : i + size], axis) for i in starts]
