@@ -51,7 +51,6 @@ RACE: tuple[tuple[str, Ball], ...] = (
     ("mnist-madry-small", Linf(0.3)),
     ("cifar10-standard-small", Linf(1 / 255)),
     ("cifar10-trades-small", Linf(8 / 255)),
-    ("cifar10-madry-small", Linf(8 / 255)),
     ("digits-trades-mixer", L2(0.5)),
     ("mnist-standard-small", L2(1.0)),
     ("digits-madry-resnet", L1(1.5)),
