@@ -16,7 +16,7 @@ The explanations, each one number of a network: the spectral norm of the Fisher 
 the alignment of the input gradient with the image; the average distance to a changed
 prediction (ARC/δ₂, δ₂ = 2ε); the relative sensitivity to noise on the digit against
 noise around it; how much an attack changes interactions, the mean of |ΔI| over the
-orders. 15 minutes of CPU time on digits; MNIST was not run. Numbers:
+orders. 15 minutes of CPU time on digits, over an hour on MNIST. Numbers:
 docs/verdicts.md.
 """
 
