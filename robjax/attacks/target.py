@@ -15,8 +15,9 @@ t and the class that is likeliest beside it.
 **The nearest image of class t** may lie where t meets several classes, and a walk that
 sees one boundary at a time ends too far: on a linear model of four classes FAB by 14 %,
 FMN by 0.4 %. So the attacks that look for the nearest image take their last steps in L2
-and L∞ under all boundaries at once (`minimal_norm/corners.py`). That makes distances on
-linear models exact. They do not with `early_exit`, `reference_quirks` or `confidence`.
+and L∞ under all boundaries at once (`minimal_norm/corners.py`), but not with
+`early_exit`, `reference_quirks` or `confidence`. On 768 images of linear models of four
+classes 5 distances in L∞ end more than 0.1 % too far, the worst 0.5 %.
 
 FAB-T and `apgd_targeted` on their own are something else: their targets shape the
 search, but any wrong class is a success.

@@ -34,8 +34,9 @@ from robjax.numerics import finite_or_zero
 from robjax.samples import flatten_samples, mask_samples, per_sample
 
 _CLASSES = 9  # whose boundaries are looked at
-_ROUNDS = 6
+_ROUNDS = 10
 _HALVINGS = 24
+_SEARCHES = 2  # by bisection, each of _HALVINGS
 _NEWTON = 40  # steps, at most
 _SHARES = 4 * 0.5 ** np.arange(20)  # of a step that are tried
 _RIDGE = 1e-10
@@ -164,9 +165,13 @@ def shortest(
             ),
         )
 
-    most = jnp.max(jnp.abs(shift.d), axis=1)
-    start = (jnp.zeros_like(most), most, shift)
-    return lax.fori_loop(0, _HALVINGS, halve, start)[-1].d
+    def search(_: int, known: _Answer) -> _Answer:
+        most = jnp.max(jnp.abs(known.d), axis=1)
+        start = (jnp.zeros_like(most), most, known)
+        return lax.fori_loop(0, _HALVINGS, halve, start)[-1]
+
+    # rounding may stop Newton's method early, which looks as if a box held no answer
+    return lax.fori_loop(0, _SEARCHES, search, shift).d
 
 
 def _least_squares(
