@@ -29,11 +29,12 @@ import jax
 import numpy as np
 
 from benchmarks import networks, timing
-from robjax import attacks, losses, lowering
+from robjax import attacks, evaluation, losses, lowering
 from robjax.balls import L0, L1, L2, Linf
 from robjax.model import rounded_to
 
 EPS, STEP = 0.1, 0.01
+BATCHES = 8  # of an evaluation, all of whose images are classified as labelled
 
 
 def input_gradient(logits_fn, x, y):
@@ -54,17 +55,19 @@ def measure(name: str, size: int, steps: int, rounds: int, peers: bool) -> list[
     plain, fast = jax.jit(input_gradient), jax.jit(fast_input_gradient)
     forward = jax.jit(lambda fn, v: fn(v))
 
-    def pgd():
-        ball = Linf(EPS)
-        return attacks.pgd(
-            logits, x, y, key=key, ball=ball, steps=steps, step_size=STEP
-        )
+    images, labels = (np.concatenate([v] * BATCHES) for v in (x, y))
+    attack = partial(attacks.pgd, ball=Linf(EPS), steps=steps, step_size=STEP)
+
+    def evaluated():
+        data, suite = (images, labels), {"pgd": attack}
+        return evaluation.evaluate(logits, data, suite, key=key, batch_size=size)
 
     candidates = {
         "forward": lambda: forward(logits, x),
         "gradient, plain": lambda: plain(logits, x, y),
         "gradient, fast": lambda: fast(logits, x, y),
-        f"robjax PGD-{steps}": pgd,
+        f"robjax PGD-{steps}": lambda: attack(logits, x, y, key=key),
+        f"by `evaluate`, {BATCHES} batches": evaluated,
     }
     if peers:
         from benchmarks.peers import pgd as peer_pgd
@@ -78,11 +81,12 @@ def measure(name: str, size: int, steps: int, rounds: int, peers: bool) -> list[
     rows = []
     for candidate, t in times.items():
         alone = "gradient" in candidate or candidate == "forward"
-        calls = 1 if alone else steps
+        batches = BATCHES if "evaluate" in candidate else 1
+        calls = 1 if alone else steps * batches
         rows.append(
             f"| {name} | {size} | {candidate} | {t.first:.1f} | "
             f"{1e3 * t.best / calls:.1f} | {1e3 * t.median / calls:.1f} | "
-            f"{size / t.best:.0f} | {t.best / calls / single:.2f} | "
+            f"{batches * size / t.best:.0f} | {t.best / calls / single:.2f} | "
             f"{t.best / calls / fastest:.2f} |"
         )
     return rows

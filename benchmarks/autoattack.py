@@ -54,6 +54,8 @@ RACE: tuple[tuple[str, Ball], ...] = (
     ("digits-trades-mixer", L2(0.5)),
     ("mnist-standard-small", L2(1.0)),
     ("digits-madry-resnet", L1(1.5)),
+    ("mnist-madry", Linf(0.3)),
+    ("cifar10-madry", Linf(8 / 255)),
 )
 
 

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from benchmarks.autoattack import audits_of
 from robjax import attacks, evaluation
-from robjax.balls import Linf
+from robjax.balls import L1, L2, Linf
 from robjax.evaluation import audited, broken_among
 
 EPS, N = 0.1, 300
@@ -149,8 +149,10 @@ def test_each_image_keeps_its_box():
     np.testing.assert_array_equal(found.robust, np.abs(X[:, 0] - X[:, 1]) > EPS)
 
 
-def test_the_fast_suite_is_exact_on_a_linear_model():
-    fast = attacks.suite("fast", Linf(EPS))
+@pytest.mark.parametrize("ball", [Linf(EPS), L2(2**0.5 * EPS), L1(2 * EPS)])
+def test_the_fast_suite_is_exact_on_a_linear_model(ball):
+    """Pixels 0 and 1 meet in each of these balls if they are less than 2 ε apart."""
+    fast = attacks.suite("fast", ball)
     found = evaluation.evaluate(Partial(linear, W), (X, Y), fast, key=KEY, cascade=True)
     np.testing.assert_array_equal(found.robust, _true())
 

@@ -28,8 +28,9 @@ from robjax.runs import provenance
 from robjax.runs.processes import Group, joined
 from robjax.traced import TracedCallable
 
-# Logits of pairs held at a time: a few arrays of this size stay in a CPU's cache.
-_BLOCK = 2**17
+# Logits of pairs held at a time. On a CPU a few arrays of them stay in its caches; an
+# accelerator is to have more work than it takes to start it.
+_BLOCK, _LARGE_BLOCK = 2**17, 2**22
 
 
 class PairSums(NamedTuple):
@@ -111,7 +112,8 @@ def _share_of_sums(
     logits = _logits(logits_fn, x, batch_size)
     known = np.asarray(finite_samples(logits))
     y = np.where(known, y, -1)
-    width = min(size, max(1, _BLOCK // (batch_size * logits.shape[1])))
+    block = _BLOCK if jax.default_backend() == "cpu" else _LARGE_BLOCK
+    width = min(size, max(1, block // (batch_size * logits.shape[1])))
     shape = (8, size) if classes is None else (8, size, classes)
     sums = PairSums(np.zeros(shape), np.zeros(shape), known, np.ones(size, bool))
     partner_chunks = list(chunks(size, width))
