@@ -55,7 +55,6 @@ RACE: tuple[tuple[str, Ball], ...] = (
     ("mnist-standard-small", L2(1.0)),
     ("digits-madry-resnet", L1(1.5)),
     ("mnist-madry", Linf(0.3)),
-    ("cifar10-madry", Linf(8 / 255)),
 )
 
 
