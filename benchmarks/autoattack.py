@@ -196,10 +196,11 @@ def speed(name: str, size: int) -> None:
 def warm_up(logits_fn: Any, x: jax.Array, y: jax.Array) -> float:
     """Compiles every attack for all images and for half; at ε = 1 all fall at once."""
     start = time.perf_counter()
-    evaluated(logits_fn, x, y, Linf(1.0), "fast", cascade=False)
     for size in (len(x), len(x) // 2):
+        images, labels = x[:size], y[:size]
+        evaluated(logits_fn, images, labels, Linf(1.0), "fast", cascade=False)
         attacks.autoattack(
-            logits_fn, x[:size], y[:size], key=KEY, ball=Linf(1.0), version="individual"
+            logits_fn, images, labels, key=KEY, ball=Linf(1.0), version="individual"
         )
     return time.perf_counter() - start
 

@@ -96,11 +96,10 @@ def suite(
     * plus: apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t.
     * rand: apgd-ce, apgd-dlr, with `eot` draws for each evaluation.
     * fast: not of AutoAttack, but at 1/12 of standard's cost for an image that stays
-      robust. Auto-PGD alone. In L∞ 10 steps towards each of nine classes, 100 towards
-      the one that came nearest, then 100 on the cross-entropy. In L2 and L1 starts
-      count for more than steps: 25 from each of two towards each of four classes, then
-      25 from each of four on the cross-entropy. Where gradients mislead it finds less,
-      so it is for `evaluation.audited`, which says how much less.
+      robust. Auto-PGD alone: 10 steps towards each of nine classes, 100 towards the one
+      that came nearest, then 100 on the cross-entropy, which in L2 and L1 are 25 from
+      each of four starts. Where gradients mislead it finds less, so it is for
+      `evaluation.audited`, which says how much less.
 
     >>> from robjax.balls import Linf
     >>> list(suite("standard", Linf(8 / 255)))
@@ -147,13 +146,14 @@ def suite(
             "square": random_search,
         }
     if version == "fast":
-        if isinstance(ball, Linf):
-            near = bind(apgd_targeted, steps=10, longer=(1, 100))
-            return {"apgd-t 9×10+1×100": near, "apgd-ce": bind(apgd)}
-        few = functools.partial(bind, steps=25, large_reps=sparse)
+        starts = 1 if isinstance(ball, Linf) else 4
         return {
-            "apgd-t 4×2×25": few(apgd_targeted, targets=4, restarts=2),
-            "apgd-ce 4×25": few(apgd, restarts=4),
+            "apgd-t 9×10+1×100": bind(
+                apgd_targeted, steps=10, longer=(1, 100), large_reps=sparse
+            ),
+            f"apgd-ce {starts}×{100 // starts}": bind(
+                apgd, steps=100 // starts, restarts=starts, large_reps=sparse
+            ),
         }
     if version == "plus":
         return {
